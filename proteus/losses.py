@@ -1,0 +1,347 @@
+"""The three distances of the paper, as functions, and `ProteusLoss`, their weighted sum.
+
+| word    | compares                         | heads used                     |
+| ------- | -------------------------------- | ------------------------------ |
+| token   | class tokens                     | `token_head`                   |
+| feature | all tokens, both models see them | `token_head`, `feature_head`   |
+| patch   | patches hidden from the student  | `patch_head`                   |
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .features import Features, ShapeError
+from .heads import Design, ProjectionHead
+
+Distance = Literal["mse", "smooth_l1", "cosine"]
+
+
+class Losses(NamedTuple):
+    """The result of `ProteusLoss`: scalars, float32 (float64 for float64 input).
+
+    Attributes:
+        total: Weighted sum; the one to call `.backward()` on.
+        token: Class-token term, unweighted. Zero when its weight is zero.
+        feature: All-tokens term, unweighted. Zero when its weight is zero.
+        patch: Hidden-patches term, unweighted. Zero when its weight is zero or nothing is hidden.
+    """
+
+    total: Tensor
+    token: Tensor
+    feature: Tensor
+    patch: Tensor
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision to float32: a mean of squares loses too much in 8 or 11 bits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _mse(student: Tensor, teacher: Tensor) -> Tensor:
+    return (student - teacher).square().mean(-1)
+
+
+def _smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.smooth_l1_loss(student, teacher, reduction="none").mean(-1)
+
+
+def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(student, teacher, dim=-1)
+
+
+_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": _mse,
+    "smooth_l1": _smooth_l1,
+    "cosine": _cosine,
+}
+
+
+def token_distance(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
+    """Distance of each student token to the teacher's: [..., D], [..., D] -> [...].
+
+    Args:
+        student: Projected student tokens, [..., D].
+        teacher: Teacher tokens, [..., D].
+        distance: `mse` (mean over D), `smooth_l1` (mean over D) or `cosine` (1 - similarity).
+
+    Returns:
+        Tensor [...], float32 or wider.
+
+    Raises:
+        ShapeError: If the shapes differ.
+        ValueError: If the distance is unknown.
+    """
+    if student.shape != teacher.shape:
+        raise ShapeError(
+            f"loss: student and teacher tokens differ in shape. Got {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}; expected equal shapes. Project the student to the teacher's "
+            f"width with ProjectionHead and use equal patch grids."
+        )
+    if distance not in _DISTANCES:
+        raise ValueError(
+            f"loss: unknown distance. Got {distance!r}; "
+            f"expected one of {', '.join(get_args(Distance))}."
+        )
+    return _DISTANCES[distance](_wide(student), _wide(teacher))
+
+
+def token_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
+    """Mean distance between class tokens (Eq. 4-5).
+
+    Args:
+        student: Projected student class tokens, [B, Dt].
+        teacher: Teacher class tokens, [B, Dt]. Receives no gradient from the library's teachers.
+        distance: See `token_distance`.
+
+    Returns:
+        Scalar, mean over B and Dt.
+
+    Example:
+        >>> token_loss(torch.zeros(2, 3), torch.full((2, 3), 2.0)).item()
+        4.0
+
+    Source:
+        Proteus (ICLR 2025), Eq. 5; `pretrain/models_proteus_dinov2.py:152`.
+        *Same:* mean over all elements (the paper writes a squared norm, a factor Dt more).
+    """
+    return token_distance(student, teacher, distance).mean()
+
+
+def feature_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
+    """Mean distance over all tokens, class token included (Eq. 6).
+
+    Args:
+        student: Projected student tokens, class token first, [B, 1 + N, Dt].
+        teacher: Teacher tokens in the same order, [B, 1 + N, Dt].
+        distance: See `token_distance`.
+
+    Returns:
+        Scalar, mean over B, 1 + N and Dt.
+
+    Example:
+        >>> feature_loss(torch.zeros(2, 5, 3), torch.ones(2, 5, 3)).item()
+        1.0
+
+    Source:
+        Proteus (ICLR 2025), Eq. 6; `pretrain/models_proteus_dinov2.py:155-157`.
+        *Same:* the class token is one of the rows, so it is supervised a second time.
+    """
+    return token_distance(student, teacher, distance).mean()
+
+
+def patch_loss(
+    student: Tensor, teacher: Tensor, hidden: Tensor | None = None, distance: Distance = "mse"
+) -> Tensor:
+    """Mean distance over the patches hidden from the student (Eq. 7).
+
+    Args:
+        student: Projected student patches of the masked view, [b, N, Dt], or already only the
+            hidden ones, [..., Dt], with `hidden` left out.
+        teacher: Teacher patches at the same positions; the teacher saw the whole image.
+        hidden: bool [b, N], True where the student did not see the patch.
+        distance: See `token_distance`.
+
+    Returns:
+        Scalar, mean over hidden patches and Dt. Zero if nothing is hidden.
+
+    Raises:
+        ShapeError: If shapes differ, `hidden` among them.
+
+    Example:
+        >>> student, hidden = torch.zeros(1, 4, 3), torch.tensor([[True, False, False, True]])
+        >>> patch_loss(student, student + 2.0, hidden).item()
+        4.0
+
+    Source:
+        Proteus (ICLR 2025), Eq. 7; `pretrain/models_proteus_dinov2.py:136-149,160`.
+        *Same:* one mean over all hidden patches of the batch.
+        *Different:* with nothing hidden the result is 0, where a mean over nothing is NaN.
+    """
+    distances = token_distance(student, teacher, distance)
+    if hidden is None:
+        hidden = torch.ones_like(distances, dtype=torch.bool)
+    if hidden.shape != distances.shape or hidden.dtype != torch.bool:
+        raise ShapeError(
+            f"patch_loss: `hidden` does not fit the patches. Got {hidden.dtype} "
+            f"{tuple(hidden.shape)}; expected torch.bool {tuple(distances.shape)}."
+        )
+    # A weighted mean and not `distances[hidden]`: boolean indexing asks the device how many are
+    # True, and the step must not wait for the device.
+    weight = hidden.to(distances.dtype)
+    return (distances * weight).sum() / weight.sum().clamp(min=1)
+
+
+class ProteusLoss(nn.Module):
+    """The weighted sum of the three terms, with the heads that belong to them.
+
+    Heads exist only where they are used: a term of weight 0 is not computed and costs nothing.
+    `token_head` projects the class token for the token *and* the feature term, as in the authors'
+    code, so it exists if either weight is not 0.
+
+    Args:
+        student_dim: Student width Ds.
+        teacher_dim: Teacher width Dt.
+        token: Weight of the class-token term, >= 0.
+        feature: Weight of the all-tokens term, >= 0.
+        patch: Weight of the hidden-patches term, >= 0.
+        head: Design of the heads, see `ProjectionHead`.
+        distance: `mse` (the paper's), `smooth_l1` or `cosine`.
+
+    Raises:
+        ValueError: If a weight is negative or all are 0; if a name is unknown.
+
+    Example:
+        >>> from proteus import Features
+        >>> student = Features(torch.zeros(2, 4), torch.zeros(2, 9, 4), (3, 3))
+        >>> teacher = Features(torch.zeros(2, 6), torch.zeros(2, 9, 6), (3, 3))
+        >>> losses = ProteusLoss(4, 6, patch=0)(student, teacher)
+        >>> losses.total.shape, losses.patch.item()
+        (torch.Size([]), 0.0)
+
+    Source:
+        Proteus (ICLR 2025), Eq. 8; `pretrain/models_proteus_dinov2.py:132-170`, `main.py:220-222`.
+        *Same:* weights 1, 1, 1; the class row of the feature term is the token head's output.
+        *Different:* terms of weight 0 have no head and are not computed.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        *,
+        token: float = 1.0,
+        feature: float = 1.0,
+        patch: float = 1.0,
+        head: Design = "ln_linear",
+        distance: Distance = "mse",
+    ) -> None:
+        super().__init__()
+        weights = {"token": token, "feature": feature, "patch": patch}
+        if min(weights.values()) < 0 or not sum(weights.values()) > 0:
+            raise ValueError(
+                f"ProteusLoss: weights must be >= 0 and not all 0. Got {weights}; "
+                f"expected for example token=1, feature=1, patch=1."
+            )
+        if distance not in _DISTANCES:
+            raise ValueError(
+                f"ProteusLoss: unknown distance. Got {distance!r}; "
+                f"expected one of {', '.join(get_args(Distance))}."
+            )
+        self.student_dim, self.teacher_dim = student_dim, teacher_dim
+        self.token, self.feature, self.patch = token, feature, patch
+        self.distance: Distance = distance
+        self.token_head = self.feature_head = self.patch_head = None
+        if token or feature:
+            self.token_head = ProjectionHead(student_dim, teacher_dim, head)
+        if feature:
+            self.feature_head = ProjectionHead(student_dim, teacher_dim, head)
+        if patch:
+            self.patch_head = ProjectionHead(student_dim, teacher_dim, head)
+
+    def forward(
+        self,
+        student: Features,
+        teacher: Features,
+        masked: Features | None = None,
+        hidden: Tensor | None = None,
+        *,
+        images: Tensor | slice | None = None,
+    ) -> Losses:
+        """Compare student and teacher.
+
+        Args:
+            student: Student features of the whole images, width Ds.
+            teacher: Teacher features of the same images, width Dt.
+            masked: Student features of the masked view: of all B images, or of b of them.
+            hidden: bool, [B, N]: True = hidden from the student in the masked view.
+            images: Which of the B images `masked` holds (a slice or an index tensor [b]);
+                None = all.
+
+        Returns:
+            `Losses`; the three terms are not yet multiplied by their weights.
+
+        Raises:
+            ShapeError: If widths, grids or masks do not fit.
+            ValueError: If the patch term is on without a masked view, or the reverse.
+        """
+        self._check(student, teacher, masked, hidden)
+        token = feature = patch = teacher.cls.new_zeros((), dtype=_wide(teacher.cls[:0]).dtype)
+        if self.token_head is not None:
+            class_term = token_loss(self.token_head(student.cls), teacher.cls, self.distance)
+            token = class_term if self.token else token
+            if self.feature_head is not None:
+                # = feature_loss(cat(cls, patches)): the class row is the token term, computed once.
+                projected = self.feature_head(student.patches)
+                count = student.patches.shape[1]
+                rest = token_distance(projected, teacher.patches, self.distance).mean()
+                feature = (class_term + count * rest) / (1 + count)
+        if self.patch_head is not None:
+            assert masked is not None  # _check saw to it
+            assert hidden is not None
+            chosen = slice(None) if images is None else images
+            patch = patch_loss(
+                self.patch_head(masked.patches),
+                teacher.patches[chosen],
+                hidden[chosen],
+                self.distance,
+            )
+        total = self.token * token + self.feature * feature + self.patch * patch
+        return Losses(total, token, feature, patch)
+
+    def project(self, student: Features) -> Features:
+        """Student features in the teacher's space, as the feature term compares them.
+
+        Raises:
+            ValueError: If the feature term is off and there is no head to project patches with.
+        """
+        if self.token_head is None or self.feature_head is None:
+            raise ValueError("ProteusLoss: nothing to project with. Got feature=0; expected > 0.")
+        return Features(
+            self.token_head(student.cls), self.feature_head(student.patches), student.grid
+        )
+
+    def _check(
+        self,
+        student: Features,
+        teacher: Features,
+        masked: Features | None,
+        hidden: Tensor | None,
+    ) -> None:
+        if (masked is None) != (hidden is None):
+            raise ValueError(
+                "ProteusLoss: `masked` and `hidden` belong together. Got only one; pass both."
+            )
+        if bool(self.patch) != (masked is not None):
+            raise ValueError(
+                f"ProteusLoss: patch weight and masked view do not fit. Got patch={self.patch} "
+                f"and masked={'features' if masked is not None else None}; pass `masked` and "
+                f"`hidden`, or build ProteusLoss(..., patch=0)."
+            )
+        widths = (student.cls.shape[-1], teacher.cls.shape[-1])
+        if widths != (self.student_dim, self.teacher_dim):
+            raise ShapeError(
+                f"ProteusLoss: widths differ from the ones it was built for. Got student, teacher "
+                f"{widths}; expected {(self.student_dim, self.teacher_dim)}. "
+                f"Build ProteusLoss{widths}."
+            )
+        if (self.feature or self.patch) and student.grid != teacher.grid:
+            raise ShapeError(grids_differ("ProteusLoss", student.grid, teacher.grid))
+        if hidden is not None and hidden.shape != teacher.patches.shape[:2]:
+            raise ShapeError(
+                f"ProteusLoss: `hidden` has the wrong shape. Got {tuple(hidden.shape)}; expected "
+                f"[images, patches] = {tuple(teacher.patches.shape[:2])}."
+            )
+
+
+def grids_differ(subject: str, student: tuple[int, int], teacher: tuple[int, int]) -> str:
+    """The message for unequal patch grids, said in the same words wherever it is noticed."""
+    return (
+        f"{subject}: student and teacher patch grids differ. Got student {student[0]}x{student[1]} "
+        f"and teacher {teacher[0]}x{teacher[1]}; expected equal grids. Choose image_size so that "
+        f"image_size / patch_size is the same for both, or compare class tokens only with "
+        f"ProteusLoss(..., feature=0, patch=0)."
+    )
