@@ -1,0 +1,160 @@
+"""Student: a trainable model, plus the mask token that timm's models do not have."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import ImageInput, Statistics, load_backbone, probe, reader_for
+from .features import Features, ShapeError
+
+
+@runtime_checkable
+class _EmbedsPatches(Protocol):
+    """A model that turns the image into patch embeddings first, and adds positions afterwards."""
+
+    patch_embed: nn.Module
+
+
+class _HideHook:
+    """Replaces hidden patch embeddings on their way out of `patch_embed`.
+
+    One place works for every family: the patch embedding's output is what comes before the class
+    token and the positions are added: ViT, EVA / DINOv3 (RoPE), register models, DINOv2's own.
+    The hook lives on the module from the start, because registering it inside forward would break
+    the graph of `torch.compile`; it does nothing unless `hidden` is set. It holds no module, so a
+    copy of the backbone alone drags nothing along.
+    """
+
+    def __init__(self) -> None:
+        self.hidden: Tensor | None = None
+        self.token: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self.hidden is None or self.token is None:
+            return output
+        hidden = self.hidden.view(*output.shape[:-1], 1)  # output is [B, N, D] or [B, h, w, D]
+        return torch.where(hidden, self.token.to(output.dtype), output)
+
+
+class Student(nn.Module):
+    """A trainable model that returns `Features`, of the whole image or with patches hidden.
+
+    Args:
+        model: `vit_tiny_patch14`, `vit_small_patch14`, `vit_base_patch14` or `vit_large_patch14`
+            (the paper's students: LayerScale 1.0, random init), any timm name,
+            `hf-hub:owner/repo`, `local-dir:folder`, or an `nn.Module` (used as it is).
+        pretrained: Start from published weights instead of random ones (timm names).
+        image_size: Pixels, a number or (height, width).
+        normalize: True = the model's own statistics (ImageNet's for a module that does not say);
+            (mean, std) in [0, 1] units = these; False = images arrive normalised.
+
+    Attributes:
+        backbone: The plain model; it is what `save_pretrained` writes.
+        mask_token: Parameter [1, D], starts at zero; None if the model has no patch embedding
+            and so cannot have patches hidden (then distil with `ProteusLoss(..., patch=0)`).
+        embed_dim: Width D.
+        grid: (h, w) of the patch grid at `image_size`.
+        image_size: (height, width).
+
+    Raises:
+        ValueError: If the name is unknown, or the image size is not a multiple of the patch size.
+
+    Example:
+        >>> student = Student("vit_tiny_patch16_224", image_size=64)
+        >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+        >>> hidden = torch.zeros(2, 16, dtype=torch.bool)
+        >>> student(images, hidden).patches.shape
+        torch.Size([2, 16, 192])
+
+    Source:
+        Proteus (ICLR 2025), section 2.3; `pretrain/models_dinov2.py:643,684-692,812-866`.
+        *Same:* the token replaces patch embeddings before class token and positions; starts at 0.
+        *Different:* the token belongs to this wrapper and not to the exported backbone; it is not
+        decayed (the authors' code decays it).
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        *,
+        pretrained: bool = False,
+        image_size: int | tuple[int, int] = 224,
+        normalize: bool | Statistics = True,
+    ) -> None:
+        super().__init__()
+        loaded = load_backbone(
+            model, subject="Student", pretrained=pretrained, image_size=image_size
+        )
+        self.name, self.image_size = loaded.name, loaded.image_size
+        self.architecture, self.arguments = loaded.architecture, loaded.arguments
+        self.backbone = loaded.model
+        self.statistics = loaded.statistics
+        statistics = loaded.statistics if normalize is True else normalize or None
+        if statistics is not None:
+            self.statistics = statistics
+        self.inputs = ImageInput(statistics, "Student").like(self.backbone)
+        self._read = reader_for(self.backbone, "Student")
+        sample = probe(self._read, self.backbone, self.inputs, self.image_size)
+        self.embed_dim: int = sample.cls.shape[-1]
+        self.grid = sample.grid
+        self._hide = _HideHook()
+        self.mask_token: nn.Parameter | None = None
+        if isinstance(self.backbone, _EmbedsPatches) and self._embeds_one_token_a_patch():
+            self.mask_token = nn.Parameter(sample.cls.new_zeros(1, self.embed_dim))
+            self.backbone.patch_embed.register_forward_hook(self._hide)
+
+    def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
+        """RGB images [B, 3, H, W], uint8 or float in [0, 1], to `Features`.
+
+        Args:
+            images: The images.
+            hidden: bool [B, N], True = the student does not see this patch.
+
+        Raises:
+            ShapeError: If `hidden` is not [B, N].
+            ValueError: If the model cannot have patches hidden.
+        """
+        if hidden is None:
+            return self._read(self.inputs(images))
+        if self.mask_token is None:
+            raise ValueError(self.cannot_hide())
+        patches = self.grid[0] * self.grid[1]
+        if hidden.shape != (images.shape[0], patches) or hidden.dtype != torch.bool:
+            raise ShapeError(
+                f"Student: `hidden` has the wrong shape. Got {hidden.dtype} {tuple(hidden.shape)}; "
+                f"expected torch.bool [images, patches] = {(images.shape[0], patches)}."
+            )
+        self._hide.hidden, self._hide.token = hidden, self.mask_token
+        try:
+            return self._read(self.inputs(images))
+        finally:
+            self._hide.hidden = self._hide.token = None
+
+    def cannot_hide(self) -> str:
+        """The message for a model that has no patch embedding to replace."""
+        return (
+            f"Student: patches cannot be hidden from this model. Got {self.name!r}, which has no "
+            f"patch embedding with one token for each patch; expected a ViT. Distil without the "
+            f"patch term: ProteusLoss({self.embed_dim}, TEACHER_DIM, patch=0)."
+        )
+
+    def _embeds_one_token_a_patch(self) -> bool:
+        """Whether `patch_embed` gives exactly the tokens that come out (Swin merges them)."""
+        assert isinstance(self.backbone, _EmbedsPatches)
+        shapes: list[tuple[int, ...]] = []
+        hook = self.backbone.patch_embed.register_forward_hook(
+            lambda module, args, output: shapes.append(
+                tuple(output.shape) if isinstance(output, Tensor) else ()
+            )
+        )
+        try:
+            probe(self._read, self.backbone, self.inputs, self.image_size)
+        finally:
+            hook.remove()
+        flat, map_ = (1, self.grid[0] * self.grid[1]), (1, *self.grid)
+        return shapes in ([(*flat, self.embed_dim)], [(*map_, self.embed_dim)])
+
+    def extra_repr(self) -> str:
+        """What `print(student)` says first."""
+        return f"{self.name!r}, embed_dim={self.embed_dim}, grid={self.grid}"

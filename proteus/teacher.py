@@ -1,0 +1,95 @@
+"""Teacher: a model that is frozen, stays in eval, and never builds a graph."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import ImageInput, Statistics, load_backbone, probe, reader_for
+from .features import Features
+
+
+class Teacher(nn.Module):
+    """A frozen model that returns `Features`.
+
+    It cannot be unfrozen by accident: `.train()` on it or on anything around it leaves it in eval,
+    its parameters require no gradient, and its forward builds no graph.
+
+    Args:
+        model: A published name (`dinov2_vits14|b14|l14|g14`, each also `_reg`;
+            `dinov3_vits16|b16|l16`; `clip_vitb16|l14`; `openclip_…`, `siglip_…`;
+            `synclr_vitb16|l14`), any timm name, `hf-hub:owner/repo`, `local-dir:folder`, or any `nn.Module` that returns `Features`, a
+            feature map [B, D, h, w] or a vector [B, D]. A module is used as it is, and frozen.
+        pretrained: Load the published weights. False gives random ones, for tests.
+        checkpoint: Local `.safetensors` or `.pth` file with the weights, instead of a download.
+        image_size: Pixels, a number or (height, width); None = the model's own size. Positions are
+            resampled once, here, by the rule of the model's family.
+        normalize: True = the model's own statistics (ImageNet's for a module that does not say);
+            (mean, std) in [0, 1] units = these; False = images arrive normalised.
+
+    Attributes:
+        backbone: The plain model.
+        embed_dim: Width D.
+        grid: (h, w) of the patch grid at `image_size`.
+        image_size: (height, width).
+
+    Raises:
+        ValueError: If the name is unknown, weights are missing or do not fit exactly, or the image
+            size is not a multiple of the patch size.
+
+    Example:
+        >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=64)
+        >>> features = teacher(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+        >>> features.cls.shape, features.patches.shape, features.grid
+        (torch.Size([2, 192]), torch.Size([2, 16, 192]), (4, 4))
+        >>> teacher.train().training
+        False
+
+    Source:
+        Proteus (ICLR 2025), section 2; `pretrain/models_proteus_dinov2.py:46-53,113-130`.
+        *Same:* features after the final norm, whole images, no gradient.
+        *Different:* stays in eval under `.train()`; positions are resampled once and not in each
+        step; each model normalises with its own statistics (the authors feed CLIP ImageNet's).
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        *,
+        pretrained: bool = True,
+        checkpoint: str | Path | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        normalize: bool | Statistics = True,
+    ) -> None:
+        super().__init__()
+        loaded = load_backbone(
+            model,
+            subject="Teacher",
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            image_size=image_size,
+        )
+        self.name, self.image_size = loaded.name, loaded.image_size
+        self.backbone = loaded.model.requires_grad_(False)
+        statistics = loaded.statistics if normalize is True else normalize or None
+        self.inputs = ImageInput(statistics, "Teacher").like(self.backbone)
+        self._read = reader_for(self.backbone, "Teacher")
+        self.train(False)
+        sample = probe(self._read, self.backbone, self.inputs, self.image_size)
+        self.embed_dim: int = sample.cls.shape[-1]
+        self.grid = sample.grid
+
+    # `no_grad`, never `inference_mode`: the loss saves its target for backward, which inference
+    # tensors refuse.
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        """RGB images [B, 3, H, W], uint8 or float in [0, 1], to `Features`, without a graph."""
+        return self._read(self.inputs(images))
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval whatever is asked, dropout and batch norm included."""
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        """What `print(teacher)` says first."""
+        return f"{self.name!r}, embed_dim={self.embed_dim}, grid={self.grid}"
