@@ -1,0 +1,176 @@
+"""Distiller: images -> Losses. The whole step, in one forward."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .features import Features, ShapeError
+from .losses import Losses, ProteusLoss, grids_differ
+from .masking import MaskGenerator
+from .student import Student
+from .teacher import Teacher
+
+if TYPE_CHECKING:
+    from .training import History
+
+
+class Distiller(nn.Module):
+    """Teacher, student, loss and masks as one module whose forward is the whole step.
+
+    All trainable forwards happen inside this one `forward`, so DDP and FSDP see them. Only the
+    masked images go through the masked view, in one student call together with the whole images:
+    1.5 student passes instead of 2 with the default masks, for the same losses and gradients.
+
+    The teacher is not a submodule: it is in no `state_dict`, no optimizer and no DDP bucket, and
+    `distiller.train()` does not reach it. It does follow `.to(...)`.
+
+    Args:
+        teacher: A `Teacher`.
+        student: A `Student`.
+        loss: A `ProteusLoss`; None = the paper's, with weights 1, 1, 1.
+        masks: A `MaskGenerator`; None = the authors' setting (half of the patches of the first
+            half of the batch), on the student's grid. Only with a patch term.
+
+    Raises:
+        ShapeError: If image sizes or patch grids differ and a term needs them to be equal, or if
+            the loss or the masks were built for other widths or grids.
+        ValueError: If the student cannot have patches hidden and the patch term is on, or if
+            masks are given that no term would use.
+
+    Example:
+        >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
+        >>> student = Student("vit_tiny_patch16_224", image_size=32)
+        >>> distiller = Distiller(teacher, student)
+        >>> losses = distiller(torch.rand(4, 3, 32, 32))
+        >>> losses.total.backward()
+
+    Source:
+        Proteus (ICLR 2025), section 2.3; `pretrain/models_proteus_dinov2.py:84-170`.
+        *Same:* losses and gradients, up to rounding.
+        *Different:* the masked view holds only the masked images (the authors send all of them and
+        ignore the rest). With drop path or batch norm in the student the two are not identical.
+    """
+
+    teacher: Teacher
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: Student,
+        loss: ProteusLoss | None = None,
+        masks: MaskGenerator | None = None,
+    ) -> None:
+        super().__init__()
+        # Not `self.teacher = ...`: nn.Module would register it as a submodule.
+        self.__dict__["teacher"] = teacher
+        self.student = student
+        self.loss = loss or ProteusLoss(student.embed_dim, teacher.embed_dim)
+        self._check(masks)
+        self.masks = masks
+        if self.loss.patch:
+            self.masks = masks or MaskGenerator(student.grid)
+        elif student.mask_token is not None:
+            # A parameter that never gets a gradient stops DDP.
+            student.mask_token.requires_grad_(False)
+
+    def forward(self, images: Tensor, hidden: Tensor | None = None) -> Losses:
+        """One distillation step, up to `.backward()`.
+
+        Args:
+            images: RGB [B, 3, H, W], uint8 or float in [0, 1].
+            hidden: bool [B, N] to fix the masks; None = drawn by `masks`. Give it on the CPU: which
+                images have a mask must be known to the host, and asking a GPU stalls it.
+
+        Returns:
+            `Losses`; call `.total.backward()`.
+        """
+        target = self.teacher(images)
+        if self.masks is None:
+            if hidden is not None:
+                raise ValueError(
+                    "Distiller: `hidden` would be ignored. Got masks with a patch weight of 0; "
+                    "leave it out, or build the loss with patch > 0."
+                )
+            return self._call_loss(self.student(images), target)
+        chosen: slice | Tensor
+        if hidden is None:
+            hidden, chosen = self.masks.draw(images.shape[0], device=images.device)
+        else:
+            self._check_hidden(hidden, images)
+            chosen = hidden.any(dim=1).nonzero().squeeze(1).to(images.device)
+            hidden = hidden.to(images.device)
+        # One call for both views: the whole images first, then the masked ones once more.
+        views = torch.cat([images, images[chosen]])
+        seen = torch.zeros_like(hidden)
+        both = self.student(views, torch.cat([seen, hidden[chosen]]))
+        count = images.shape[0]
+        student = Features(both.cls[:count], both.patches[:count], both.grid)
+        masked = Features(both.cls[count:], both.patches[count:], both.grid)
+        return self._call_loss(student, target, masked, hidden, chosen)
+
+    def _call_loss(
+        self,
+        student: Features,
+        target: Features,
+        masked: Features | None = None,
+        hidden: Tensor | None = None,
+        images: slice | Tensor | None = None,
+    ) -> Losses:
+        losses: Losses = self.loss(student, target, masked, hidden, images=images)
+        return losses
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Everything an optimizer should have: student, mask token, heads; never the teacher."""
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def fit(self, data: Iterable[Any], **options: Any) -> "History":
+        """Train with the library's minimal loop: see `proteus.training.fit` for the options."""
+        from .training import fit
+
+        return fit(self, data, **options)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
+        # `.to()`, `.cuda()`, `.double()` go through here; the teacher must come along.
+        self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _check(self, masks: MaskGenerator | None) -> None:
+        teacher, student, loss = self.teacher, self.student, self.loss
+        widths = (student.embed_dim, teacher.embed_dim)
+        if (loss.student_dim, loss.teacher_dim) != widths:
+            raise ShapeError(
+                f"Distiller: the loss was built for other widths. Got ProteusLoss"
+                f"{(loss.student_dim, loss.teacher_dim)}; expected ProteusLoss{widths}."
+            )
+        if student.image_size != teacher.image_size:
+            raise ShapeError(
+                f"Distiller: student and teacher take images of different sizes. Got student "
+                f"{student.image_size} and teacher {teacher.image_size}; expected equal sizes. "
+                f"Build the teacher with image_size={student.image_size}, or the student with "
+                f"image_size={teacher.image_size}."
+            )
+        if (loss.feature or loss.patch) and student.grid != teacher.grid:
+            raise ShapeError(grids_differ("Distiller", student.grid, teacher.grid))
+        if loss.patch and student.mask_token is None:
+            raise ValueError(student.cannot_hide())
+        if masks is not None and not loss.patch:
+            raise ValueError(
+                "Distiller: the masks would be ignored. Got a MaskGenerator with a patch weight "
+                "of 0; leave it out, or build the loss with patch > 0."
+            )
+        if masks is not None and masks.grid != student.grid:
+            raise ShapeError(
+                f"Distiller: the masks do not fit the student's grid. Got {masks.grid}; "
+                f"expected MaskGenerator({student.grid})."
+            )
+
+    def _check_hidden(self, hidden: Tensor, images: Tensor) -> None:
+        expected = (images.shape[0], self.student.grid[0] * self.student.grid[1])
+        if hidden.shape != expected or hidden.dtype != torch.bool:
+            raise ShapeError(
+                f"Distiller: `hidden` has the wrong shape. Got {hidden.dtype} "
+                f"{tuple(hidden.shape)}; expected torch.bool [images, patches] = {expected}."
+            )
