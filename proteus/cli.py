@@ -1,0 +1,247 @@
+"""The command line. Nothing heavy is imported before a command needs it: `--help` is instant."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .version import __version__
+
+_EPILOG = """\
+example:
+  proteus demo --out runs/demo
+  proteus distill --teacher demo-teacher --student demo-student --image-size 64 \\
+      --data IMAGES --epochs 5 --batch-size 64 --out runs/first
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Words of the command line; None = those of the process.
+
+    Returns:
+        0 on success, 2 for what a user can mend, 130 when interrupted.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("\nproteus: interrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError) as error:
+        if arguments.debug:
+            raise
+        print(f"proteus {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="proteus",
+        description="Distil a vision foundation model into a smaller one, on unlabelled images.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_distill(commands)
+    _add_info(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses abbreviated options: `--student-size` must not be taken for `--student`."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})  # type: ignore[arg-type]
+
+
+_Commands = argparse._SubParsersAction  # the only name argparse has for it
+
+
+def _command(
+    commands: "_Commands[_Parser]", name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return command
+
+
+def _add_demo(commands: "_Commands[_Parser]") -> None:
+    demo = _command(
+        commands,
+        "demo",
+        "Distil the embedded teacher, about two minutes on two cores, nothing downloaded.",
+        "proteus demo --out runs/demo",
+    )
+    demo.add_argument("--out", type=Path, default=Path("proteus-demo"), help="folder for the run")
+    demo.add_argument("--steps", type=int, default=300, help="optimizer steps (default 300)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
+    demo.add_argument("--overwrite", action="store_true", help="replace a run in --out")
+    demo.set_defaults(run=_run_demo)
+
+
+def _run_demo(arguments: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(
+        arguments.out,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _add_distill(commands: "_Commands[_Parser]") -> None:
+    distill = _command(
+        commands,
+        "distill",
+        "Distil a teacher into a student on a folder of images or tar shards.",
+        "proteus distill --teacher dinov2_vitb14 --student vit_small_patch14 \\\n"
+        "      --data IMAGES --epochs 100 --batch-size 256 --out runs/first",
+    )
+    add = distill.add_argument
+    add("--teacher", required=True, help="a published name, a timm name, hf-hub:…, local-dir:…")
+    add("--teacher-checkpoint", type=Path, help="local .safetensors or .pth with its weights")
+    add("--student", required=True, help="vit_tiny|small|base|large_patch14, a timm name, …")
+    add("--pretrained-student", action="store_true", help="start from its published weights")
+    add("--data", required=True, nargs="+", help="folder of images, .tar shards, or a pattern")
+    length = distill.add_mutually_exclusive_group(required=True)
+    length.add_argument("--epochs", type=float, help="passes over the images")
+    length.add_argument("--steps", type=int, help="optimizer steps")
+    add("--batch-size", type=int, default=64, help="images a step (default 64)")
+    add("--lr", type=float, default=1e-3, help="peak learning rate (default 1e-3)")
+    add("--weight-decay", type=float, default=0.05, help="(default 0.05)")
+    add("--warmup", type=float, default=0.05, help="share of the steps (default 0.05)")
+    add("--image-size", type=int, default=224, help="pixels (default 224)")
+    add("--token", type=float, default=1.0, help="weight of the class-token term (default 1)")
+    add("--feature", type=float, default=1.0, help="weight of the all-tokens term (default 1)")
+    add("--patch", type=float, default=1.0, help="weight of the hidden-patches term (default 1)")
+    add("--mask", choices=["random", "block"], default="random", help="(default random)")
+    add("--out", type=Path, required=True, help="folder for log, checkpoint, export, pictures")
+    add("--seed", type=int, default=0)
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
+    add("--workers", type=int, help="processes that decode images (default: cores - 1)")
+    add("--save-every", type=int, default=500, help="steps between checkpoints (default 500)")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    distill.set_defaults(run=_run_distill)
+
+
+def _run_distill(arguments: argparse.Namespace) -> None:
+    from .checkpoint import claim_folder
+
+    # First of all: a wrong folder must not cost a download.
+    if arguments.resume or arguments.out.exists():
+        claim_folder(arguments.out, resume=arguments.resume, overwrite=arguments.overwrite)
+
+    import torch
+
+    from .data import ImageLoader, open_source
+    from .distiller import Distiller
+    from .losses import ProteusLoss
+    from .masking import MaskGenerator
+    from .student import Student
+    from .teacher import Teacher
+
+    data = ImageLoader(
+        open_source(arguments.data),
+        batch_size=arguments.batch_size,
+        image_size=arguments.image_size,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    torch.manual_seed(arguments.seed)
+    size = arguments.image_size
+    teacher = Teacher(arguments.teacher, checkpoint=arguments.teacher_checkpoint, image_size=size)
+    student = Student(arguments.student, pretrained=arguments.pretrained_student, image_size=size)
+    weights = {name: getattr(arguments, name) for name in ("token", "feature", "patch")}
+    loss = ProteusLoss(student.embed_dim, teacher.embed_dim, **weights)
+    masks = MaskGenerator(student.grid, strategy=arguments.mask) if loss.patch else None
+    distiller = Distiller(teacher, student, loss, masks)
+    rows = distiller.fit(
+        data,
+        steps=arguments.steps,
+        epochs=arguments.epochs,
+        lr=arguments.lr,
+        weight_decay=arguments.weight_decay,
+        warmup=arguments.warmup,
+        seed=arguments.seed,
+        device=arguments.device,
+        out=arguments.out,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        save_every=arguments.save_every,
+        details={
+            "data": ", ".join(arguments.data),
+            "batch_size": arguments.batch_size,
+            "image_size": size,
+            "weights": weights,
+            "mask": arguments.mask if masks else None,
+        },
+    )
+    _summarize(rows, data.skipped, arguments.out)
+
+
+def _summarize(rows: list[dict[str, float]], skipped: dict[str, str], out: Path) -> None:
+    from .report import Table, text_table
+
+    terms = ("total", "token", "feature", "patch")
+    table = Table(
+        ["loss", *terms],
+        [
+            [label, *(f"{row[term]:.4f}" for term in terms)]
+            for label, row in (("first step", rows[0]), ("last step", rows[-1]))
+        ],
+    )
+    print(f"\n{text_table(table)}\n")
+    if skipped:
+        lines = "".join(f"{name}\t{reason}\n" for name, reason in skipped.items())
+        (out / "skipped.tsv").write_text(lines)
+        print(f"Skipped {len(skipped)} corrupt images: {out / 'skipped.tsv'}")
+    print(f"Student: {out / 'export'}    Pictures: {out / 'pca.png'}, {out / 'curves.png'}")
+
+
+def _add_info(commands: "_Commands[_Parser]") -> None:
+    info = _command(
+        commands,
+        "info",
+        "List the published names, or say how many images a path holds.",
+        "proteus info --data IMAGES",
+    )
+    info.add_argument("--data", nargs="+", help="folder of images, .tar shards, or a pattern")
+    info.set_defaults(run=_run_info)
+
+
+def _run_info(arguments: argparse.Namespace) -> None:
+    if arguments.data:
+        from .data import open_source
+
+        source = open_source(arguments.data)
+        print(f"{len(source)} images in {source.description}, from {source.name(0)} on")
+        return
+    from .catalog import STUDENTS, TEACHERS
+
+    print("teachers:")
+    for name, entry in TEACHERS.items():
+        print(f"  {name:20} {entry.architecture}")
+    print("students:")
+    for name, entry in STUDENTS.items():
+        print(f"  {name:20} {entry.architecture} {dict(entry.arguments)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Distil the embedded teacher into a student a quarter of its size, and show what came of it.
+
+Nothing is downloaded. The teacher (`teacher/`, see its card) and the images (`images/`, hand signs
+for the ten digits) are inside the package; `tools/` in the repository made them.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data import ImageLoader, open_source
+from ..distiller import Distiller
+from ..evaluation import agreement, extract_cls, knn
+from ..features import Features
+from ..report import Picture, Table, text_table, write_report
+from ..student import Student
+from ..teacher import Teacher
+from ..training import compare
+
+IMAGES = Path(__file__).parent / "images"
+SIZE = 64
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    steps: int = 300,
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> dict[str, float]:
+    """Run the demo and write `report.html` and the run's own files.
+
+    The labels are used for nothing but the k-NN scores: training sees images only.
+
+    Args:
+        out: Folder for the run.
+        steps: Optimizer steps of 64 images.
+        seed: Of the student's weights, the data order and the masks.
+        device: `auto` = the accelerator if there is one, else the CPU.
+        overwrite: Replace a run in `out`.
+
+    Returns:
+        `teacher`, `before` and `after`: k-NN top-1 in percent; `recovered`: the share of the gap
+        between the untrained student and the teacher that training closed; `seconds`.
+    """
+    out, started = Path(out), time.perf_counter()
+    torch.manual_seed(seed)
+    teacher, student = Teacher("demo-teacher"), Student("demo-student", image_size=SIZE)
+    distiller = Distiller(teacher, student)
+    bank, bank_labels = _labelled(IMAGES / "train.tar")
+    test, test_labels = _labelled(IMAGES / "test.tar")
+
+    def score(model: Teacher | Student) -> float:
+        place = next(model.parameters()).device
+        bank_features, features = (
+            extract_cls(model, [chunk.to(place) for chunk in torch.split(images, 250)])
+            for images in (bank, test)
+        )
+        hits = knn(bank_features, bank_labels, features) == test_labels
+        return float(hits.float().mean()) * 100
+
+    student.eval()
+    scores = {"teacher": score(teacher), "before": score(student)}
+    close_before = _agreement(distiller, test)
+    data = ImageLoader(
+        open_source(IMAGES / "train.tar"),
+        batch_size=64,
+        image_size=SIZE,
+        seed=seed,
+        scale=(0.4, 1.0),
+    )
+    preview = test[torch.arange(0, len(test), len(test) // 8)[:8]]
+    rows = distiller.fit(
+        data,
+        steps=steps,
+        lr=2e-3,
+        seed=seed,
+        device=device,
+        out=out,
+        overwrite=overwrite,
+        preview=preview,
+    )
+    student.eval()
+    scores["after"] = score(student)
+    close_after = _agreement(distiller, test)
+    scores["recovered"] = (scores["after"] - scores["before"]) / (
+        scores["teacher"] - scores["before"]
+    )
+    sizes = {model: _millions(model) for model in (teacher, student)}
+    table = Table(
+        ["", "parameters", "cosine to teacher", "k-NN top-1"],
+        [
+            ["teacher", sizes[teacher], "1.000", f"{scores['teacher']:.1f} %"],
+            ["student before", sizes[student], f"{close_before:.3f}", f"{scores['before']:.1f} %"],
+            ["student after", sizes[student], f"{close_after:.3f}", f"{scores['after']:.1f} %"],
+        ],
+    )
+    scores["seconds"] = time.perf_counter() - started
+    summary = (
+        f"The student recovered {scores['recovered']:.0%} of the k-NN gap in "
+        f"{scores['seconds']:.0f} s, from {len(bank)} images without labels."
+    )
+    terms = ("total", "token", "feature", "patch")
+    losses = Table(
+        ["loss", *terms],
+        [
+            ["first step", *(f"{rows[0][term]:.3f}" for term in terms)],
+            ["last step", *(f"{rows[-1][term]:.3f}" for term in terms)],
+        ],
+    )
+    print(f"\n{text_table(table)}\n\n{text_table(losses)}\n\n{summary}\n")
+    _write_page(out, table, losses, summary, len(test))
+    print(f"Report: {out / 'report.html'}")
+    return scores
+
+
+def _labelled(shard: Path) -> tuple[Tensor, Tensor]:
+    """All images of a shard, uint8 [n, 3, 64, 64], and labels [n] from the members' folders."""
+    source = open_source(shard)
+    loader = ImageLoader(source, batch_size=1, image_size=SIZE, augment=False, workers=0)
+    names = [source.name(index).partition(":")[2] for index in range(len(source))]
+    return torch.cat(list(loader)), torch.tensor([int(name.split("/")[0]) for name in names])
+
+
+def _agreement(distiller: Distiller, images: Tensor) -> float:
+    """Mean cosine between the student's projected class token and the teacher's."""
+    features = compare(distiller, images)
+    student: Features = features["student"]
+    return agreement(student, features["teacher"])["cls_cosine"]
+
+
+def _millions(model: Teacher | Student) -> str:
+    return f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M"
+
+
+def _write_page(out: Path, table: Table, losses: Table, summary: str, tested: int) -> None:
+    write_report(
+        out / "report.html",
+        "proteus demo",
+        [
+            summary,
+            table,
+            f"k-NN (k = 20) on {tested} photographs of hand signs by people who are not in the "
+            f"training images; cosine between class tokens on the same photographs.",
+            losses,
+            Picture(out / "curves.png", "Loss terms over the run: token, feature, patch."),
+            Picture(
+                out / "pca.png",
+                "Patch features on test photographs as colours (first three principal components "
+                "of the teacher's features): the student's should look like the teacher's.",
+            ),
+        ],
+    )
