@@ -16,6 +16,13 @@ class _EmbedsPatches(Protocol):
     patch_embed: nn.Module
 
 
+@runtime_checkable
+class _HasMaskToken(Protocol):
+    """DINOv2's own models, and what `proteus.weights` makes of their files."""
+
+    mask_token: Tensor | None
+
+
 class _HideHook:
     """Replaces hidden patch embeddings on their way out of `patch_embed`.
 
@@ -51,8 +58,8 @@ class Student(nn.Module):
 
     Attributes:
         backbone: The plain model; it is what `save_pretrained` writes.
-        mask_token: Parameter [1, D], starts at zero; None if the model has no patch embedding
-            and so cannot have patches hidden (then distil with `ProteusLoss(..., patch=0)`).
+        mask_token: Parameter [1, D], starts at zero (or at the backbone's own, if its file had
+            one); None if the model has no patch embedding and so cannot have patches hidden (then distil with `ProteusLoss(..., patch=0)`).
         embed_dim: Width D.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
@@ -101,7 +108,7 @@ class Student(nn.Module):
         self._hide = _HideHook()
         self.mask_token: nn.Parameter | None = None
         if isinstance(self.backbone, _EmbedsPatches) and self._embeds_one_token_a_patch():
-            self.mask_token = nn.Parameter(sample.cls.new_zeros(1, self.embed_dim))
+            self.mask_token = nn.Parameter(self._first_mask_token(sample.cls))
             self.backbone.patch_embed.register_forward_hook(self._hide)
 
     def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
@@ -154,6 +161,13 @@ class Student(nn.Module):
             hook.remove()
         flat, map_ = (1, self.grid[0] * self.grid[1]), (1, *self.grid)
         return shapes in ([(*flat, self.embed_dim)], [(*map_, self.embed_dim)])
+
+    def _first_mask_token(self, like: Tensor) -> Tensor:
+        """Zero, or the trained one that came with the backbone: [1, D]."""
+        token = self.backbone.mask_token if isinstance(self.backbone, _HasMaskToken) else None
+        if isinstance(token, Tensor) and token.numel() == self.embed_dim:
+            return token.detach().to(like).reshape(1, -1).clone()
+        return like.new_zeros(1, self.embed_dim)
 
     def extra_repr(self) -> str:
         """What `print(student)` says first."""

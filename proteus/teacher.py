@@ -18,8 +18,9 @@ class Teacher(nn.Module):
     Args:
         model: A published name (`dinov2_vits14|b14|l14|g14`, each also `_reg`;
             `dinov3_vits16|b16|l16`; `clip_vitb16|l14`; `openclip_…`, `siglip_…`;
-            `synclr_vitb16|l14`), any timm name, `hf-hub:owner/repo`, `local-dir:folder`, or any `nn.Module` that returns `Features`, a
-            feature map [B, D, h, w] or a vector [B, D]. A module is used as it is, and frozen.
+            `synclr_vitb16|l14`), any timm name, `hf-hub:owner/repo`, `local-dir:folder`,
+            or any `nn.Module` that returns `Features`, a feature map [B, D, h, w] or a vector
+            [B, D]. A module is used as it is, and frozen.
         pretrained: Load the published weights. False gives random ones, for tests.
         checkpoint: Local `.safetensors` or `.pth` file with the weights, instead of a download.
         image_size: Pixels, a number or (height, width); None = the model's own size. Positions are
