@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .catalog import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
 from .features import Features, ShapeError
-from .positions import Resizable, fit_positions
+from .positions import Resizable, check_image_size, fit_positions
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -85,6 +85,9 @@ def load_backbone(
         backbone = _describe(model, type(model).__name__, size)
     else:
         backbone = _create(model, subject, pretrained, checkpoint, size)
+    if isinstance(backbone.model, Resizable):
+        patch = backbone.model.patch_embed.patch_size
+        check_image_size(size or backbone.image_size, patch, subject)
     if size is None or size == backbone.image_size:
         return backbone
     if isinstance(backbone.model, Resizable):
@@ -273,17 +276,18 @@ class _FeatureModel(Protocol):
     def forward_features(self, x: Tensor) -> Any: ...
 
 
-Reader = Callable[[Tensor], Features]
+# A plain function of the model, never a closure over it: a copied Teacher or Student must read its
+# own model, not the one it was copied from.
+Reader = Callable[[Any, Tensor], Features]
 
 
-def reader_for(model: nn.Module, subject: str) -> Reader:
+def reader_for(model: nn.Module) -> Reader:
     """How to get `Features` out of this model, decided once from what the model is."""
     if isinstance(model, _TokenModel):
-        return lambda images: _read_tokens(model, images)
+        return _read_tokens
     if isinstance(model, _MapModel):
-        return lambda images: _read_map(model, images, subject)
-    call = model.forward_features if isinstance(model, _FeatureModel) else model
-    return lambda images: _read_output(call(images), images, subject)
+        return _read_map
+    return _read_dictionary if isinstance(model, _FeatureModel) else _read_call
 
 
 def _read_tokens(model: _TokenModel, images: Tensor) -> Features:
@@ -299,20 +303,26 @@ def _read_tokens(model: _TokenModel, images: Tensor) -> Features:
     return Features(tokens[:, 0], patches, grid)
 
 
-def _read_map(model: _MapModel, images: Tensor, subject: str) -> Features:
+def _read_map(model: _MapModel, images: Tensor) -> Features:
     output = model.forward_features(images)
     if output.ndim != 4:
-        return _read_output(output, images, subject)
+        return _read_output(output, images)
     channels_last = output.shape[1] != model.num_features  # as in Swin
-    features = _read_output(
-        output.permute(0, 3, 1, 2) if channels_last else output, images, subject
-    )
+    features = _read_output(output.permute(0, 3, 1, 2) if channels_last else output, images)
     pooled = model.forward_head(output, pre_logits=True)
     # Some heads (MobileNetV3) widen the vector after pooling; then the mean of the map stands in.
     return features._replace(cls=pooled) if pooled.shape == features.cls.shape else features
 
 
-def _read_output(output: Any, images: Tensor, subject: str) -> Features:
+def _read_dictionary(model: _FeatureModel, images: Tensor) -> Features:
+    return _read_output(model.forward_features(images), images)
+
+
+def _read_call(model: nn.Module, images: Tensor) -> Features:
+    return _read_output(model(images), images)
+
+
+def _read_output(output: Any, images: Tensor) -> Features:
     """`Features` from what a module returned, where that is unambiguous."""
     if isinstance(output, Features):
         return output
@@ -329,7 +339,7 @@ def _read_output(output: Any, images: Tensor, subject: str) -> Features:
         return Features(output, output.new_zeros(output.shape[0], 0, output.shape[1]), (0, 0))
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise ValueError(
-        f"{subject}: the model's output cannot be read. Got {shape}; expected Features, a feature "
+        f"model: the output cannot be read. Got {shape}; expected Features, a feature "
         f"map [B, D, h, w] or a vector [B, D]. Wrap the model in a module whose forward returns "
         f"proteus.Features(cls, patches, grid)."
     )
@@ -353,7 +363,7 @@ def probe(read: Reader, model: nn.Module, inputs: ImageInput, size: tuple[int, i
     try:
         with torch.no_grad():
             blank = inputs.mean.expand(1, 3, *size).contiguous()
-            return read((blank - inputs.mean) / inputs.std)
+            return read(model, (blank - inputs.mean) / inputs.std)
     finally:
         for module, training in modes.items():
             module.training = training

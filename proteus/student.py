@@ -59,7 +59,8 @@ class Student(nn.Module):
     Attributes:
         backbone: The plain model; it is what `save_pretrained` writes.
         mask_token: Parameter [1, D], starts at zero (or at the backbone's own, if its file had
-            one); None if the model has no patch embedding and so cannot have patches hidden (then distil with `ProteusLoss(..., patch=0)`).
+            one); None if the model has no patch embedding and so cannot have patches hidden (then
+            distil with `ProteusLoss(..., patch=0)`).
         embed_dim: Width D.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
@@ -101,7 +102,7 @@ class Student(nn.Module):
         if statistics is not None:
             self.statistics = statistics
         self.inputs = ImageInput(statistics, "Student").like(self.backbone)
-        self._read = reader_for(self.backbone, "Student")
+        self._read = reader_for(self.backbone)
         sample = probe(self._read, self.backbone, self.inputs, self.image_size)
         self.embed_dim: int = sample.cls.shape[-1]
         self.grid = sample.grid
@@ -123,7 +124,7 @@ class Student(nn.Module):
             ValueError: If the model cannot have patches hidden.
         """
         if hidden is None:
-            return self._read(self.inputs(images))
+            return self._read(self.backbone, self.inputs(images))
         if self.mask_token is None:
             raise ValueError(self.cannot_hide())
         patches = self.grid[0] * self.grid[1]
@@ -134,7 +135,7 @@ class Student(nn.Module):
             )
         self._hide.hidden, self._hide.token = hidden, self.mask_token
         try:
-            return self._read(self.inputs(images))
+            return self._read(self.backbone, self.inputs(images))
         finally:
             self._hide.hidden = self._hide.token = None
 

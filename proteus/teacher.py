@@ -74,7 +74,7 @@ class Teacher(nn.Module):
         self.backbone = loaded.model.requires_grad_(False)
         statistics = loaded.statistics if normalize is True else normalize or None
         self.inputs = ImageInput(statistics, "Teacher").like(self.backbone)
-        self._read = reader_for(self.backbone, "Teacher")
+        self._read = reader_for(self.backbone)
         self.train(False)
         sample = probe(self._read, self.backbone, self.inputs, self.image_size)
         self.embed_dim: int = sample.cls.shape[-1]
@@ -85,7 +85,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """RGB images [B, 3, H, W], uint8 or float in [0, 1], to `Features`, without a graph."""
-        return self._read(self.inputs(images))
+        return self._read(self.backbone, self.inputs(images))
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval whatever is asked, dropout and batch norm included."""

@@ -1,0 +1,118 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import proteus
+from conftest import vit
+from proteus.features import ShapeError
+
+FAMILIES = {
+    "plain": lambda: vit(24),
+    "registers": lambda: vit(24, reg_tokens=2, no_embed_class=True),
+    "class-token-free": lambda: vit(24, class_token=False, global_pool="avg"),
+    "dynamic size": lambda: vit(24, dynamic_img_size=True),
+    "RoPE": lambda: __import__("timm").create_model(
+        "vit_small_patch16_dinov3", img_size=64, depth=2, embed_dim=48, num_heads=2, num_classes=0
+    ),
+}
+REAL = json.loads((Path(__file__).parent / "golden/01_loss/real_sizes.json").read_text())
+
+
+@pytest.fixture(params=FAMILIES)
+def hiding(request):
+    """A student of each family with a visible mask token, and images for it."""
+    size = 64 if request.param == "RoPE" else 32
+    student = proteus.Student(FAMILIES[request.param](), image_size=size).eval()
+    with torch.no_grad():
+        student.mask_token.normal_()
+    return student, torch.rand(2, 3, size, size)
+
+
+def test_hidden_pixels_do_not_matter_and_visible_ones_do(hiding):
+    student, images = hiding
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    hidden[:, 5] = True  # row 1, column 1
+    patch = images.shape[-1] // 4
+    other = images.clone()
+    other[:, :, patch : 2 * patch, patch : 2 * patch] = 0
+    with torch.no_grad():
+        assert torch.equal(student(images, hidden).patches, student(other, hidden).patches)
+        assert not torch.equal(student(images).patches, student(other).patches)
+        other[:, :, :patch, :patch] = 0
+        assert not torch.equal(student(images, hidden).patches, student(other, hidden).patches)
+
+
+def test_nothing_hidden_is_the_whole_image(hiding):
+    student, images = hiding
+    with torch.no_grad():
+        nothing = student(images, torch.zeros(2, 16, dtype=torch.bool))
+        assert torch.equal(nothing.patches, student(images).patches)
+
+
+def test_everything_hidden_leaves_nothing_of_the_image(hiding):
+    student, images = hiding
+    everything = torch.ones(2, 16, dtype=torch.bool)
+    with torch.no_grad():
+        first, second = student(images, everything), student(images * 0, everything)
+    assert torch.equal(first.patches, second.patches)
+
+
+def test_the_mask_token_gets_a_gradient(hiding):
+    student, images = hiding
+    student(images, torch.rand(2, 16) < 0.5).patches.square().sum().backward()
+    assert student.mask_token.grad.abs().sum() > 0
+
+
+def test_the_backbone_stays_a_plain_model(hiding):
+    student, images = hiding
+    keys = set(student.backbone.state_dict())
+    assert not any("mask_token" in key for key in keys)
+    backbone = copy.deepcopy(student.backbone)
+    with torch.no_grad():
+        plain = backbone.forward_features(student.inputs(images))
+        student(images, torch.ones(2, 16, dtype=torch.bool))
+        assert torch.equal(backbone.forward_features(student.inputs(images)), plain)
+
+
+def test_a_hidden_pass_that_fails_leaves_no_mask_behind(student, images):
+    before = student(images).patches
+    with pytest.raises(ShapeError):
+        student(torch.rand(2, 4, 32, 32), torch.ones(2, 16, dtype=torch.bool))
+    assert torch.equal(student(images).patches, before)
+
+
+def test_hidden_of_the_wrong_shape_is_refused(student, images):
+    with pytest.raises(ShapeError, match=r"\(4, 9\).*\(4, 16\)"):
+        student(images, torch.zeros(4, 9, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_the_paper_s_students_have_the_authors_sizes_and_start(size):
+    student = proteus.Student(f"vit_{size}_patch14")
+    facts = REAL[f"vit_{size}"]
+    assert (
+        sum(p.numel() for p in student.backbone.parameters()) + student.embed_dim
+        == (facts["params"])
+    )
+    assert list(student.backbone.pos_embed.shape) == facts["pos_embed"]
+    assert len(student.backbone.state_dict()) + 1 == facts["keys"]  # and the mask token
+    block = student.backbone.blocks[0]
+    assert block.ls1.gamma.eq(1).all()
+    assert block.attn.qkv.bias is not None
+    assert student.mask_token.eq(0).all()
+    assert student.image_size == (224, 224)
+    assert student.grid == (16, 16)
+
+
+def test_swin_has_a_patch_embedding_but_cannot_have_patches_hidden():
+    student = proteus.Student("swin_tiny_patch4_window7_224", image_size=224)
+    assert student.mask_token is None
+
+
+def test_a_trained_mask_token_is_kept():
+    model = vit(24)
+    model.mask_token = torch.full((1, 24), 3.0)
+    assert proteus.Student(model, image_size=32).mask_token.eq(3).all()

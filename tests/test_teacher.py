@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+
+import proteus
+from conftest import vit
+
+
+class Wrapper(nn.Module):
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+
+
+def test_it_stays_in_eval_whatever_is_called_around_it():
+    teacher = proteus.Teacher(vit(24, proj_drop_rate=0.5, drop_path_rate=0.5), image_size=32)
+    images = torch.rand(2, 3, 32, 32)
+    first = teacher(images).cls
+    Wrapper(teacher).train()
+    teacher.train(True)
+    assert not any(module.training for module in teacher.modules())
+    assert torch.equal(teacher(images).cls, first)
+
+
+def test_it_builds_no_graph_and_its_output_can_be_saved_for_backward(teacher, images):
+    features = teacher(images)
+    assert not features.cls.requires_grad
+    weight = torch.ones(36, requires_grad=True)
+    ((weight * features.cls) ** 2).mean().backward()  # inference tensors would refuse
+    assert weight.grad is not None
+
+
+def test_no_parameter_requires_a_gradient(teacher):
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_the_state_of_batch_norm_does_not_move():
+    module = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8))
+    teacher = proteus.Teacher(module, image_size=32)
+    teacher.train()
+    teacher(torch.rand(4, 3, 32, 32))
+    assert int(module[1].num_batches_tracked) == 0
+
+
+def test_an_unknown_name_offers_the_nearest():
+    with pytest.raises(ValueError, match=r"dinov2_vitb41.*Nearest: .*dinov2_vitb14"):
+        proteus.Teacher("dinov2_vitb41")
+
+
+def test_an_unknown_tag_is_not_replaced_by_another():
+    with pytest.raises(ValueError, match=r"vit_small_patch14_dinov2\.nope.*Nearest"):
+        proteus.Teacher("vit_small_patch14_dinov2.nope")
+
+
+def test_a_name_without_published_weights_says_so():
+    with pytest.raises(ValueError, match=r"synclr_vitb16.*checkpoint="):
+        proteus.Teacher("synclr_vitb16")
+
+
+def test_a_folder_without_a_model_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json"):
+        proteus.Teacher(f"local-dir:{tmp_path}")
+
+
+def test_the_image_size_must_be_whole_patches():
+    with pytest.raises(ValueError, match=r"50x50.*14x14.*42x42 or 56x56"):
+        proteus.Teacher("vit_small_patch14_dinov2", pretrained=False, image_size=50)
+
+
+def test_a_checkpoint_fills_a_named_model_exactly(tmp_path):
+    from safetensors.torch import save_file
+
+    model = proteus.Student("vit_tiny_patch16_224", image_size=32).backbone
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    source = proteus.Student("vit_tiny_patch16_224", image_size=224).backbone
+    save_file(source.state_dict(), tmp_path / "big.safetensors")
+    teacher = proteus.Teacher("vit_tiny_patch16_224", checkpoint=tmp_path / "big.safetensors")
+    assert torch.equal(teacher.backbone.norm.weight, source.norm.weight)
+    with pytest.raises(ValueError, match="pos_embed"):
+        proteus.Teacher("vit_tiny_patch16_224", checkpoint=tmp_path / "w.safetensors")
+
+
+def test_a_dinov2_checkpoint_fills_a_dinov2_name_at_any_size(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    model = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=56)
+    weights = {**model.state_dict(), "mask_token": torch.zeros(1, 384)}
+    save_file(weights, tmp_path / "dinov2.safetensors")
+    teacher = proteus.Teacher(
+        "dinov2_vits14", checkpoint=tmp_path / "dinov2.safetensors", image_size=70
+    )
+    expected = proteus.weights.from_dinov2(weights, image_size=70)
+    assert torch.equal(teacher.backbone.pos_embed, expected.pos_embed)
+    with pytest.raises(ValueError, match="another model"):
+        proteus.Teacher("dinov2_vitb14", checkpoint=tmp_path / "dinov2.safetensors")
+
+
+def test_printing_it_says_what_it_is(teacher):
+    assert "embed_dim=36, grid=(4, 4)" in repr(teacher)
