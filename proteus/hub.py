@@ -158,7 +158,7 @@ def _verify(student: "Student", folder: Path) -> None:
             torch.equal(own[key].cpu(), copy[key].to(own[key].dtype)) for key in own
         )
     except (RuntimeError, TypeError, ValueError) as error:
-        raise _not_rebuilt(student, str(error)) from error
+        raise _not_rebuilt(student, " ".join(str(error).split())[:200]) from error
     if not same:
         raise _not_rebuilt(student, "the weights differ")
 

@@ -7,6 +7,7 @@ random state to repeat what an uninterrupted one would have done.
 import itertools
 import json
 import math
+import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
@@ -119,7 +120,8 @@ def fit(
             rate = learning_rate(step, total, lr, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            torch.manual_seed((seed << 32) + step)
+            # Hashed, because torch's generator for the CPU looks at 32 bits only.
+            torch.manual_seed(random.Random(f"{seed}/{step}").getrandbits(32))
             losses = distiller(images.to(place, non_blocking=True))
             losses.total.backward()
             optimizer.step()
@@ -129,7 +131,8 @@ def fit(
                 log.flush()  # raises if a loss was not finite: then nothing is saved
                 checkpoint.save(folder, step + 1, distiller, optimizer, settings)
     if folder is not None:
-        assert images is not None  # total >= 1
+        if images is None:  # resumed at its end, a run sees no batch
+            images = next(_batches(data, total - 1, total))
         _write_results(
             distiller, folder, log.rows, images if preview is None else preview, settings
         )

@@ -144,7 +144,9 @@ class _Order(Sampler[list[_Key]]):
         while self.stop is None or batch < self.stop:
             if batch // per_epoch != epoch:
                 epoch = batch // per_epoch
-                generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
+                # Hashed, because torch's generator looks at 32 bits only.
+                seed = random.Random(f"{self.seed}/{epoch}").getrandbits(32)
+                generator = torch.Generator().manual_seed(seed)
                 order = torch.arange(self.count)
                 if self.shuffle:
                     order = torch.randperm(self.count, generator=generator)

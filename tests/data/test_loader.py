@@ -1,0 +1,189 @@
+import io
+import itertools
+import logging
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from proteus.data import CorruptImageError, ImageLoader, center_resize, decode, open_source
+from proteus.data.loader import random_resized_crop
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n in range(22):
+        pixels = np.random.default_rng(n).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n:02}.png")
+    return tmp_path
+
+
+def loader(folder, **options):
+    options = {"batch_size": 4, "image_size": 16, "workers": 0, **options}
+    return ImageLoader(open_source(folder), **options)
+
+
+def take(data, count, start=0):
+    return list(itertools.islice(data.batches(start), count))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_that_starts_later_gives_what_the_whole_one_would_have(folder, workers):
+    whole = take(loader(folder), 12)
+    later = take(loader(folder, workers=workers), 5, start=7)
+    assert all(torch.equal(a, b) for a, b in zip(whole[7:], later, strict=True))
+
+
+def test_the_number_of_workers_changes_nothing(folder):
+    one, three = take(loader(folder), 7), take(loader(folder, workers=2), 7)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
+
+
+def test_another_seed_gives_other_images(folder):
+    first, second = take(loader(folder), 1)[0], take(loader(folder, seed=1), 1)[0]
+    assert not torch.equal(first, second)
+
+
+def test_another_seed_gives_another_order(folder):
+    data = [loader(folder, seed=seed, batch_size=22) for seed in (0, 1)]
+    for one in data:
+        one._samples.scale = None  # whole images: only the order is left to differ
+    (first,), (second,) = (take(one, 1) for one in data)
+    assert not torch.equal(first, second)
+    key = lambda batch: sorted(image.sum().item() for image in batch)  # noqa: E731
+    assert key(first) == key(second)
+
+
+def test_every_epoch_is_a_new_permutation_without_repeats(tmp_path):
+    for n in range(12):
+        Image.new("RGB", (8, 8), (n * 20, 0, 0)).save(tmp_path / f"{n:02}.png")
+    data = loader(tmp_path, image_size=8)
+    first, second = (
+        [int(v) for batch in take(data, 3, start) for v in batch[:, 0, 0, 0]] for start in (0, 3)
+    )
+    assert sorted(first) == sorted(second) == [n * 20 for n in range(12)]
+    assert first != second
+
+
+def test_an_image_is_cropped_anew_in_every_epoch(folder):
+    data = loader(folder, batch_size=22)
+    (first,), (second,) = take(data, 1), take(data, 1, start=1)
+    assert not torch.equal(first.sort(0).values, second.sort(0).values)
+
+
+def test_batches_are_uint8_and_an_epoch_leaves_the_rest_out(folder):
+    data = loader(folder)
+    batches = list(data)
+    assert len(batches) == len(data) == 5
+    assert batches[0].shape == (4, 3, 16, 16)
+    assert batches[0].dtype == torch.uint8
+
+
+def test_without_augmentation_images_come_in_order_and_centred(folder):
+    batch = next(iter(loader(folder, augment=False)))
+    image = center_resize(decode((folder / "02.png").read_bytes()), 16)
+    assert np.array_equal(batch[2].permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+def test_too_few_images_say_which_batch_size_fits(folder):
+    with pytest.raises(ValueError, match="at most 22"):
+        loader(folder, batch_size=23)
+
+
+def test_a_corrupt_image_is_replaced_counted_named_and_logged(folder, caplog):
+    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:200])
+    data = loader(folder)
+    with caplog.at_level(logging.WARNING, logger="proteus"):
+        batches = take(data, 10)
+    assert all(batch.shape == (4, 3, 16, 16) for batch in batches)
+    assert list(data.skipped) == ["07.png"]
+    assert [r.getMessage().count("07.png") for r in caplog.records] == [1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_than_five_percent_corrupt_is_an_error_that_names_some(folder, workers):
+    for n in (3, 9):
+        (folder / f"{n:02}.png").write_bytes(b"no image")
+    with pytest.raises(CorruptImageError, match=r"2 of 22.*\d\d\.png.*\d\d\.png"):
+        take(loader(folder, workers=workers), 11)
+
+
+def encode(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
+def test_every_mode_becomes_rgb(mode):
+    assert decode(encode(Image.new("RGB", (9, 7), "red").convert(mode))).mode == "RGB"
+
+
+def test_cmyk_jpeg_becomes_rgb():
+    image = decode(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    red, green, blue = image.getpixel((4, 4))
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    values = np.asarray(decode(encode(Image.fromarray(ramp))))[..., 0].astype(int)
+    assert np.abs(values - ramp // 257).max() <= 1
+
+
+def test_the_first_frame_of_an_animation_is_used():
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    image = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert image.getpixel((0, 0))[0] > 200
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(encode(Image.new("RGB", (20, 10)), "JPEG", exif=exif)).size == (10, 20)
+
+
+def test_decompression_bombs_are_corrupt(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    for side in (8, 20):  # above the limit, above twice the limit
+        with pytest.raises(CorruptImageError, match="DecompressionBomb"):
+            decode(encode(Image.new("RGB", (side, side))))
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", encode(Image.new("RGB", (64, 64)), "JPEG")[:300]])
+def test_what_is_no_image_is_corrupt(data):
+    with pytest.raises(CorruptImageError):
+        decode(data)
+
+
+def test_crops_have_the_distribution_of_torchvision_s():
+    from torchvision.transforms import RandomResizedCrop
+
+    image = Image.new("RGB", (90, 60))
+    boxes, rng = [], random.Random(0)
+
+    class Spy:
+        size = image.size
+
+        def resize(self, size, method, box):
+            boxes.append(box)
+
+    for _ in range(4000):
+        random_resized_crop(Spy(), 8, rng)
+    torch.manual_seed(0)
+    theirs = [RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(4000)]
+    ours = [(top, left, bottom - top, right - left) for left, top, right, bottom in boxes]
+    for statistic in (
+        lambda top, left, h, w: h * w,
+        lambda top, left, h, w: math.log(w / h),
+        lambda top, left, h, w: top + h / 2,
+        lambda top, left, h, w: left + w / 2,
+    ):
+        a, b = (np.array([statistic(*map(int, box)) for box in some]) for some in (ours, theirs))
+        error = math.hypot(a.std(), b.std()) / math.sqrt(4000)
+        assert abs(a.mean() - b.mean()) < 4 * error
+        assert a.std() == pytest.approx(b.std(), rel=0.07)

@@ -1,0 +1,128 @@
+import io
+import os
+import tarfile
+
+import pytest
+from PIL import Image
+
+from proteus.data import CorruptImageError, open_source
+
+
+def jpeg(colour=(200, 10, 10), size=(20, 16)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def shard(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def names(source):
+    return [source.name(i) for i in range(len(source))]
+
+
+def test_a_folder_tree_is_searched_in_order_whatever_the_case_of_extensions(tmp_path):
+    for name in ("b/2.JPG", "a/x/1.jpeg", "0.jpg", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg())
+    source = open_source(tmp_path)
+    assert names(source) == ["0.jpg", "a/x/1.jpeg", "b/2.JPG"]
+    assert source.read(1) == jpeg()
+
+
+def test_shards_give_images_and_pass_over_labels_and_label_maps(tmp_path):
+    first, second = jpeg((1, 2, 3)), jpeg((9, 8, 7))
+    members = {
+        "0.jpg": first,
+        "0.cls": b"3",
+        "1.jpg": second,
+        "1.seg.png": b"x",
+        "./d/2.png": first,
+    }
+    source = open_source(shard(tmp_path / "a.tar", members))
+    assert names(source) == ["a.tar:0.jpg", "a.tar:1.jpg", "a.tar:./d/2.png"]
+    assert [source.read(i) for i in range(3)] == [first, second, first]
+
+
+def test_a_folder_of_shards_a_pattern_and_a_list_give_the_same(tmp_path):
+    paths = [shard(tmp_path / f"t-{i}.tar", {f"{i}.jpg": jpeg()}) for i in range(3)]
+    expected = ["t-0.tar:0.jpg", "t-1.tar:1.jpg", "t-2.tar:2.jpg"]
+    for path in (tmp_path, f"{tmp_path}/t-*.tar", paths):
+        assert names(open_source(path)) == expected
+
+
+def test_members_that_are_no_files_or_point_outside_are_never_unpacked(tmp_path):
+    path = shard(tmp_path / "a.tar", {"../../evil.jpg": jpeg(), "ok.jpg": jpeg()})
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    source = open_source(path)
+    assert names(source) == ["a.tar:../../evil.jpg", "a.tar:ok.jpg"]
+    source.read(0)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_loops_of_links_end(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.jpg").write_bytes(jpeg())
+    (tmp_path / "a/back").symlink_to(tmp_path, target_is_directory=True)
+    assert len(open_source(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("path", ["nowhere", "nowhere/*.tar"])
+def test_a_missing_path_is_named(tmp_path, path):
+    with pytest.raises(ValueError, match=r"no such folder or file.*nowhere"):
+        open_source(tmp_path / path)
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
+    with pytest.raises(ValueError, match="holds nothing"):
+        open_source(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"holds 1 \.txt"):
+        open_source(tmp_path)
+    with pytest.raises(ValueError, match="empty list"):
+        open_source([])
+
+
+def test_images_beside_shards_are_ambiguous(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    shard(tmp_path / "a.tar", {"0.jpg": jpeg()})
+    with pytest.raises(ValueError, match=r"1 images and 1 \.tar"):
+        open_source(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_folder_is_not_passed_over(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(ValueError, match="closed"):
+        open_source(tmp_path)
+
+
+def test_truncated_compressed_and_false_shards_are_named(tmp_path):
+    path = shard(tmp_path / "cut.tar", {f"{i}.jpg": os.urandom(3000) for i in range(5)})
+    path.write_bytes(path.read_bytes()[:9000])
+    with tarfile.open(tmp_path / "zip.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("0.jpg"), io.BytesIO())
+    (tmp_path / "text.tar").write_text("<html>not here</html>" * 100)
+    for name in ("cut.tar", "zip.tar", "text.tar"):
+        with pytest.raises(ValueError, match=name):
+            open_source(tmp_path / name)
+    with pytest.raises(ValueError, match="none found in the shard"):
+        open_source(shard(tmp_path / "labels.tar", {"0.cls": b"1"}))
+
+
+def test_a_file_that_vanished_is_a_corrupt_image(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    source = open_source(tmp_path)
+    (tmp_path / "1.jpg").unlink()
+    with pytest.raises(CorruptImageError, match=r"1\.jpg"):
+        source.read(0)

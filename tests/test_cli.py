@@ -1,0 +1,164 @@
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from proteus.cli import main
+
+HEAVY = ["timm", "torchvision", "matplotlib", "huggingface_hub", "PIL", "tqdm", "safetensors"]
+
+
+def python(code, *options):
+    """Run code in a fresh interpreter: (seconds, output)."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], check=True, capture_output=True, text=True
+    )
+    return time.perf_counter() - started, done.stdout
+
+
+def loaded_by(code):
+    return python(f"{code}\nimport sys\nprint(*sys.modules)")[1].splitlines()[-1].split()
+
+
+def test_importing_proteus_loads_nothing_heavy():
+    assert not set(loaded_by("import proteus")) & {*HEAVY, "torch"}
+    assert not set(loaded_by("from proteus import ProteusLoss, Features")) & set(HEAVY)
+
+
+def test_the_guard_above_can_fail():
+    assert set(loaded_by("from proteus import Teacher; Teacher('demo-teacher')")) >= {"timm"}
+
+
+def test_importing_proteus_costs_at_most_a_tenth_more_than_torch():
+    torch_alone, both = [], []
+    for _ in range(3):  # alternating, so that a noisy machine disturbs both alike
+        torch_alone.append(python("import torch")[0])
+        both.append(python("import proteus; from proteus import ProteusLoss")[0])
+    assert statistics.median(both) <= 1.1 * statistics.median(torch_alone) + 0.1
+
+
+HELP = """
+import contextlib, io, proteus.cli
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    proteus.cli.main(["--help"])
+"""
+
+
+def test_help_answers_at_once():
+    assert min(python(HELP)[0] for _ in range(3)) < 1.0
+    assert not set(loaded_by(HELP)) & {*HEAVY, "torch", "numpy"}
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["distill"], ["info"]])
+def test_every_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--help"])
+    assert done.value.code == 0
+    assert "example:\n  proteus" in capsys.readouterr().out
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for n in range(8):
+        Image.new("RGB", (40, 40), (n * 30, 99, 0)).save(folder / f"{n}.png")
+    return folder
+
+
+def distill(images, out, **options):
+    options = {
+        "--teacher": "demo-teacher",
+        "--student": "demo-student",
+        "--data": images,
+        "--steps": 1,
+        "--batch-size": 4,
+        "--image-size": 64,
+        "--workers": 0,
+        "--device": "cpu",
+        "--out": out,
+        **options,
+    }
+    return main(["distill", *(str(word) for pair in options.items() for word in pair)])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"--teacher": "dinov2_vitb41"}, ["dinov2_vitb41", "dinov2_vitb14"]),
+        ({"--student": "vit_tiny_patch41"}, ["vit_tiny_patch41", "vit_tiny_patch14"]),
+        ({"--data": "nowhere"}, ["nowhere"]),
+        ({"--image-size": 60}, ["60x60", "56x56"]),
+        ({"--batch-size": 9}, ["at most 8"]),
+        ({"--student": "vit_tiny_patch16_224"}, ["4x4", "8x8"]),
+        ({"--token": -1}, ["-1"]),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_plain_paragraph(images, tmp_path, capsys, options, words):
+    assert distill(images, tmp_path / "run", **options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert all(word in error for word in ["proteus distill: error:", *words])
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_run_then_a_refusal_then_an_overwrite(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert distill(images, out) == 0
+    assert "first step" in capsys.readouterr().out
+    assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoint", "curves.png", "export", "log.jsonl", "pca.png",
+    ]  # fmt: skip
+    assert distill(images, out) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    arguments = [
+        "distill",
+        "--teacher",
+        "demo-teacher",
+        "--student",
+        "demo-student",
+        "--steps",
+        "2",
+    ]
+    rest = ["--data", str(images), "--batch-size", "4", "--image-size", "64", "--workers", "0"]
+    assert main([*arguments, *rest, "--device", "cpu", "--out", str(out), "--overwrite"]) == 0
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_corrupt_images_are_listed(images, tmp_path, capsys):
+    for n in range(8, 30):
+        Image.new("RGB", (40, 40), (n * 5, 99, 0)).save(images / f"{n:02}.png")
+    (images / "bad.png").write_bytes(b"no image")
+    assert distill(images, tmp_path / "run", **{"--steps": 8}) == 0
+    assert "Skipped 1 corrupt images" in capsys.readouterr().out
+    assert (tmp_path / "run" / "skipped.tsv").read_text().startswith("bad.png\t")
+
+
+def test_token_only_needs_no_equal_grids(images, tmp_path):
+    options = {"--student": "vit_tiny_patch16_224", "--feature": 0, "--patch": 0}
+    assert distill(images, tmp_path / "run", **options) == 0
+
+
+def test_debug_shows_the_traceback(images, tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        main(["distill", "--teacher", "x", "--student", "y", "--data", "nowhere", "--steps", "1",
+              "--out", str(tmp_path), "--debug"])  # fmt: skip
+
+
+def test_abbreviated_options_are_refused(images, tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        distill(images, tmp_path / "run", **{"--warm": 0.1})
+    assert done.value.code == 2
+    assert "--warm" in capsys.readouterr().err
+
+
+def test_info_lists_names_and_counts_images(images, capsys):
+    assert main(["info"]) == 0
+    assert "dinov2_vitb14" in capsys.readouterr().out
+    assert main(["info", "--data", str(images)]) == 0
+    assert "8 images" in capsys.readouterr().out

@@ -1,0 +1,199 @@
+import copy
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import proteus
+from conftest import vit
+from proteus.checkpoint import CheckpointError
+from proteus.training import NonFiniteLossError, learning_rate, parameter_groups
+
+QUIET = {"device": "cpu", "progress": False}
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(5)
+    return [torch.rand(4, 3, 32, 32, generator=generator) for _ in range(3)]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def terms(rows):
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+class TestLearningRate:
+    def test_it_rises_to_the_peak_and_falls_to_a_hundredth(self):
+        rates = [learning_rate(step, 200, 1.0, 0.05) for step in range(200)]
+        assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+        assert max(rates) == 1.0
+        assert rates[-1] == pytest.approx(0.01)
+        assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+        assert rates[10 + 189 // 2] == pytest.approx(0.505, abs=0.01)
+
+    @pytest.mark.parametrize("steps", [1, 2, 3])
+    def test_short_runs_have_finite_positive_rates(self, steps):
+        for step in range(steps):
+            assert 0 < learning_rate(step, steps, 0.5) <= 0.5
+
+
+def test_biases_norms_positions_and_tokens_are_not_decayed(teacher):
+    model = vit(24, reg_tokens=2, no_embed_class=True, init_values=1.0)
+    distiller = proteus.Distiller(teacher, proteus.Student(model, image_size=32))
+    decayed, spared = parameter_groups(distiller, 0.05)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    names = {id(p): n for n, p in distiller.named_parameters()}
+    spared_names = {names[id(p)].rsplit(".", 1)[-1] for p in spared["params"]}
+    assert {"pos_embed", "cls_token", "reg_token", "mask_token", "gamma", "bias"} <= spared_names
+    assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in decayed["params"])
+    together = [id(p) for group in (decayed, spared) for p in group["params"]]
+    assert sorted(together) == sorted(names)
+    assert not {id(p) for p in teacher.parameters()} & set(together)
+
+
+def test_what_a_timm_model_lists_itself_is_spared_too(teacher):
+    student = proteus.Student("beit_base_patch16_224", image_size=64)
+    assert any("relative_position" in name for name in student.backbone.no_weight_decay())
+    group = parameter_groups(student, 0.05)[0]["params"]
+    spared = {id(student.backbone.get_parameter(n)) for n in student.backbone.no_weight_decay()
+              if n in dict(student.backbone.named_parameters())}  # fmt: skip
+    assert spared
+    assert spared.isdisjoint(id(p) for p in group)
+
+
+def test_it_trains_and_writes_everything(distiller, batches, tmp_path):
+    rows = distiller.fit(batches, steps=40, lr=3e-3, out=tmp_path, save_every=16, **QUIET)
+    assert rows[-1]["total"] < rows[0]["total"]
+    assert sorted(rows[0]) == sorted(
+        ["step", "total", "token", "feature", "patch", "lr", "images_per_second"]
+    )
+    assert rows_of(tmp_path) == rows
+    assert [row["step"] for row in rows] == list(range(40))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint", "curves.png", "log.jsonl", "pca.png",
+    ]  # fmt: skip  # no export: the student is no named timm model
+    assert distiller.student.training
+
+
+def test_a_named_student_is_exported(teacher, batches, tmp_path):
+    student = proteus.Student("vit_tiny_patch16_224", image_size=32)
+    loss = proteus.ProteusLoss(192, 36, feature=0, patch=0)
+    distiller = proteus.Distiller(teacher, student, loss)
+    distiller.fit(batches, steps=1, out=tmp_path, **QUIET)
+    config = json.loads((tmp_path / "export/config.json").read_text())
+    assert config["proteus"]["teacher"] == "VisionTransformer"
+
+
+@pytest.mark.parametrize("kind", ["tuples", "dataloader", "uint8"])
+def test_what_data_may_be(distiller, batches, kind):
+    data = {
+        "tuples": [(batch, "label") for batch in batches],
+        "dataloader": DataLoader(TensorDataset(torch.cat(batches)), batch_size=4),
+        "uint8": [(batch * 255).byte() for batch in batches],
+    }[kind]
+    assert len(distiller.fit(data, epochs=2, **QUIET)) == 6
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(distiller, batches):
+    runs = [
+        copy.deepcopy(distiller).fit(batches, steps=4, seed=seed, **QUIET) for seed in (1, 1, 2)
+    ]
+    assert terms(runs[0]) == terms(runs[1]) != terms(runs[2])
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(distiller, batches, tmp_path, stop):
+    dying, whole = copy.deepcopy(distiller), copy.deepcopy(distiller)
+    start = copy.deepcopy(distiller)
+    options = {"steps": 9, "lr": 3e-3, "save_every": 2, **QUIET}
+    expected = whole.fit(batches, out=tmp_path / "whole", **options)
+
+    class DiesError(Exception):
+        pass
+
+    def until(count):
+        for number in range(100):
+            if number == count:
+                raise DiesError
+            yield batches[number % 3]
+
+    if stop == 1:  # no checkpoint yet: nothing to go on with
+        with pytest.raises(DiesError):
+            dying.fit(until(stop), out=tmp_path / "run", **options)
+        with pytest.raises(CheckpointError, match="no checkpoint"):
+            start.fit(batches, out=tmp_path / "run", resume=True, **options)
+        return
+    with pytest.raises(DiesError):
+        dying.fit(until(stop), out=tmp_path / "run", **options)
+    rows = start.fit(batches, out=tmp_path / "run", resume=True, **options)
+    assert terms(rows) == terms(expected) == terms(rows_of(tmp_path / "run"))
+    for ours, theirs in zip(start.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_finished_run_can_be_resumed_and_does_nothing_more(distiller, batches, tmp_path):
+    first = distiller.fit(batches, steps=3, out=tmp_path, **QUIET)
+    again = distiller.fit(batches, steps=3, out=tmp_path, resume=True, **QUIET)
+    assert again == first
+
+
+def test_resuming_with_other_settings_names_them(distiller, batches, tmp_path):
+    distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+    with pytest.raises(CheckpointError, match=r"lr was 0\.001, is 0\.1"):
+        distiller.fit(batches, steps=2, lr=0.1, out=tmp_path, resume=True, **QUIET)
+
+
+def test_a_folder_with_a_run_is_not_touched(distiller, batches, tmp_path):
+    distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+    before = (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(ValueError, match="already holds a run"):
+        distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+    assert (tmp_path / "log.jsonl").read_text() == before
+    distiller.fit(batches, steps=1, out=tmp_path, overwrite=True, **QUIET)
+    assert len(rows_of(tmp_path)) == 1
+
+
+def test_a_nan_stops_the_run_and_names_step_term_and_last_good_checkpoint(
+    distiller, batches, tmp_path
+):
+    data = [*batches, batches[0].clone(), *batches]
+    data[3][0, 0, 0, 0] = math.nan
+    with pytest.raises(
+        NonFiniteLossError, match=r"token and feature and patch loss.*at step 3\..*step-00000002"
+    ):
+        distiller.fit(data, steps=7, out=tmp_path, save_every=2, **QUIET)
+    assert [row["step"] for row in rows_of(tmp_path)] == [0, 1, 2]
+    kept = [p.name for p in (tmp_path / "checkpoint").iterdir()]
+    assert kept == ["step-00000002"]
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_single_bad_term_is_named_alone(distiller, batches):
+    with torch.no_grad():
+        distiller.loss.patch_head.linear.bias.fill_(math.inf)
+    with pytest.raises(NonFiniteLossError, match=r"the patch loss.*step 0.*No checkpoint"):
+        distiller.fit(batches, steps=2, **QUIET)
+
+
+@pytest.mark.parametrize("length", [{}, {"steps": 2, "epochs": 1}])
+def test_exactly_one_length_is_needed(distiller, batches, length):
+    with pytest.raises(ValueError, match="exactly one of steps and epochs"):
+        distiller.fit(batches, **length, **QUIET)
+
+
+def test_data_that_cannot_be_used_is_refused(distiller, batches):
+    with pytest.raises(ValueError, match="length"):
+        distiller.fit(iter(batches), epochs=1, **QUIET)
+    with pytest.raises(ValueError, match="0 steps"):
+        distiller.fit(batches, steps=0, **QUIET)
+    with pytest.raises(ValueError, match="ran out"):
+        distiller.fit(iter(batches), steps=5, **QUIET)
+    with pytest.raises(ValueError, match="str"):
+        distiller.fit(["image.jpg"], steps=1, **QUIET)
