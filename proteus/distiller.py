@@ -39,7 +39,7 @@ class Distiller(nn.Module):
         ValueError: If the student cannot have patches hidden and the patch term is on, or if
             masks are given that no term would use.
 
-    Example:
+    Examples:
         >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
         >>> student = Student("vit_tiny_patch16_224", image_size=32)
         >>> distiller = Distiller(teacher, student)

@@ -25,7 +25,7 @@ class Features(NamedTuple):
         patches: Patch tokens, row-major, without registers, [B, N, D].
         grid: (h, w) with h * w == N.
 
-    Example:
+    Examples:
         >>> import torch
         >>> features = Features(torch.zeros(2, 8), torch.zeros(2, 12, 8), (3, 4))
         >>> features.patches.unflatten(1, features.grid).shape

@@ -21,7 +21,7 @@ class ProjectionHead(nn.Module):
     Raises:
         ValueError: If the design is unknown, or `identity` is asked to change the width.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = ProjectionHead(192, 384)
         >>> head(torch.zeros(2, 257, 192)).shape

@@ -33,7 +33,7 @@ PRETRAINED = (
 def list_pretrained() -> list[str]:
     """Names of the paper's students that `load_pretrained` knows.
 
-    Example:
+    Examples:
         >>> list_pretrained()[0]
         'proteus-vit-ti14'
     """
@@ -61,7 +61,7 @@ def save_pretrained(
         ValueError: If the backbone is not a timm model, or could not be rebuilt from what was
             written (checked before anything is moved into place).
 
-    Example:
+    Examples:
         >>> import tempfile, timm, proteus
         >>> student = proteus.Student("vit_tiny_patch14", image_size=56)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +191,7 @@ def load_pretrained(
     Raises:
         ValueError: If there is no such model.
 
-    Example:
+    Examples:
         >>> import proteus, tempfile
         >>> student = proteus.Student("vit_tiny_patch14", image_size=56)
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -100,7 +100,7 @@ def token_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> 
     Returns:
         Scalar, mean over B and Dt.
 
-    Example:
+    Examples:
         >>> token_loss(torch.zeros(2, 3), torch.full((2, 3), 2.0)).item()
         4.0
 
@@ -122,7 +122,7 @@ def feature_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -
     Returns:
         Scalar, mean over B, 1 + N and Dt.
 
-    Example:
+    Examples:
         >>> feature_loss(torch.zeros(2, 5, 3), torch.ones(2, 5, 3)).item()
         1.0
 
@@ -151,7 +151,7 @@ def patch_loss(
     Raises:
         ShapeError: If shapes differ, `hidden` among them.
 
-    Example:
+    Examples:
         >>> student, hidden = torch.zeros(1, 4, 3), torch.tensor([[True, False, False, True]])
         >>> patch_loss(student, student + 2.0, hidden).item()
         4.0
@@ -194,7 +194,7 @@ class ProteusLoss(nn.Module):
     Raises:
         ValueError: If a weight is negative or all are 0; if a name is unknown.
 
-    Example:
+    Examples:
         >>> from proteus import Features
         >>> student = Features(torch.zeros(2, 4), torch.zeros(2, 9, 4), (3, 3))
         >>> teacher = Features(torch.zeros(2, 6), torch.zeros(2, 9, 6), (3, 3))

@@ -44,7 +44,7 @@ class MaskGenerator:
     Raises:
         ValueError: If a number is out of range or the strategy is unknown.
 
-    Example:
+    Examples:
         >>> masks = MaskGenerator((4, 4), ratio=0.5, probability=0.5)
         >>> masks.masks(6).sum(dim=1).tolist()
         [8, 8, 8, 0, 0, 0]

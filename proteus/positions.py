@@ -35,7 +35,7 @@ def resample_positions(
     Raises:
         ValueError: If the n positions are not a square.
 
-    Example:
+    Examples:
         >>> resample_positions(torch.zeros(1, 17, 8), (7, 7), prefix=1, rule="dinov2").shape
         torch.Size([1, 50, 8])
 

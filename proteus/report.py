@@ -36,7 +36,7 @@ class Picture:
 def text_table(table: Table) -> str:
     """The table for a terminal, first column left, others right.
 
-    Example:
+    Examples:
         >>> print(text_table(Table(["a", "b"], [["x", "10"]])))
         a   b
         x  10
@@ -61,7 +61,7 @@ def write_report(path: str | Path, title: str, parts: Sequence[str | Table | Pic
         title: Heading.
         parts: In order: paragraphs (plain text), tables, pictures.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     page = Path(folder) / "report.html"

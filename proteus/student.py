@@ -68,7 +68,7 @@ class Student(nn.Module):
     Raises:
         ValueError: If the name is unknown, or the image size is not a multiple of the patch size.
 
-    Example:
+    Examples:
         >>> student = Student("vit_tiny_patch16_224", image_size=64)
         >>> images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
         >>> hidden = torch.zeros(2, 16, dtype=torch.bool)

@@ -38,7 +38,7 @@ class Teacher(nn.Module):
         ValueError: If the name is unknown, weights are missing or do not fit exactly, or the image
             size is not a multiple of the patch size.
 
-    Example:
+    Examples:
         >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=64)
         >>> features = teacher(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
         >>> features.cls.shape, features.patches.shape, features.grid

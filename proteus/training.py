@@ -87,7 +87,7 @@ def fit(
         ValueError: If settings contradict each other or `out` holds a run already.
         NonFiniteLossError: If a loss is NaN or infinite; the last checkpoint stays.
 
-    Example:
+    Examples:
         >>> import proteus
         >>> teacher = proteus.Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
         >>> student = proteus.Student("vit_tiny_patch16_224", image_size=32)
@@ -148,7 +148,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float = 0.05) -> f
         peak: Highest rate.
         warmup: Share of the steps that warm up.
 
-    Example:
+    Examples:
         >>> [round(learning_rate(step, 5, 1.0, warmup=0.4), 3) for step in range(5)]
         [0.5, 1.0, 1.0, 0.505, 0.01]
     """

@@ -26,7 +26,7 @@ def pca_maps(reference: Features, *others: Features) -> list[Tensor]:
     Raises:
         ShapeError: If the widths differ.
 
-    Example:
+    Examples:
         >>> features = Features(torch.zeros(2, 8), torch.randn(2, 12, 8), (3, 4))
         >>> [tuple(colours.shape) for colours in pca_maps(features, features)]
         [(2, 3, 3, 4), (2, 3, 3, 4)]

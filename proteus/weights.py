@@ -91,7 +91,7 @@ def from_dinov2(
     Raises:
         ValueError: If a key is missing or left over, or a shape does not fit.
 
-    Example:
+    Examples:
         >>> import timm
         >>> model = timm.create_model(
         ...     "vit_small_patch14_dinov2", num_classes=0, img_size=56, depth=2

@@ -182,7 +182,7 @@ class ImageLoader:
     Raises:
         ValueError: If there are fewer images than one batch needs.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> from proteus.data import open_source

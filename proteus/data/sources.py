@@ -35,7 +35,7 @@ class ImageSource:
         description: What it is, for messages.
         places: Where each image is; use `open_source` to find them.
 
-    Example:
+    Examples:
         >>> source = ImageSource("nothing", [])
         >>> len(source)
         0
@@ -79,7 +79,7 @@ def open_source(path: str | Path | Sequence[str | Path]) -> ImageSource:
     Raises:
         ValueError: If a path does not exist, cannot be read, or holds no images.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ def agreement(student: Features, teacher: Features) -> dict[str, float]:
     Raises:
         ShapeError: If the shapes differ.
 
-    Example:
+    Examples:
         >>> features = Features(torch.ones(2, 4), torch.ones(2, 9, 4), (3, 3))
         >>> agreement(features, features)["cls_cosine"]
         1.0

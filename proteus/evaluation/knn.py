@@ -48,7 +48,7 @@ def knn(
         ShapeError: If the shapes do not fit.
         ValueError: If k is larger than the training set.
 
-    Example:
+    Examples:
         >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> knn(train, torch.tensor([0, 1]), torch.tensor([[2.0, 0.1]]), k=1).tolist()
         [0]
