@@ -43,7 +43,7 @@ STUDENTS: Mapping[str, Entry] = MappingProxyType(
         # Fits the demo's teacher: same grid, a quarter of its size.
         "demo-student": Entry(
             "vit_small_patch8_224",
-            MappingProxyType({"embed_dim": 96, "depth": 5, "num_heads": 3}),
+            MappingProxyType({"embed_dim": 128, "depth": 3, "num_heads": 4}),
             image_size=64,
             published=False,
         ),

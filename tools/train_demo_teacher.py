@@ -5,14 +5,11 @@ saved in timm's folder layout in float16. Supervised training is enough here: wh
 a teacher whose features are clearly better than those of an untrained network.
 
 Training starts at 32 px and ends at 64 px. Sixteen tokens instead of sixty-four make the early
-epochs five times cheaper, and the positions are resampled by timm at each change. A last, short
-stage adds the hand signs the demo shows: their *training* split, with labels. Their test split,
-other people's hands, stays unseen.
+epochs five times cheaper, and the positions are resampled by timm at each change.
 
     python tools/train_demo_teacher.py --packs ../shared/data --out runs/demo-teacher
 
-About 80 minutes on two CPU cores. `--fraction 0.01` makes a smoke run, `--adapt-from FOLDER` only
-runs the last stage on a saved model.
+About 75 minutes on two CPU cores. `--fraction 0.01` makes a smoke run.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -39,7 +35,6 @@ SIZE = 64
 TRAIN_SETS = ["proxy-tinyimagenet", "teacher-cifar10", "teacher-pacs", "teacher-scenes6"]
 KNN_SETS = ["signdigits10", "flowers5", "butterflies75", "dtd10", "scene15"]
 STAGES = [(32, 24), (48, 6), (64, 6)]  # (image size, epochs)
-ADAPT_EPOCHS = 12
 BATCH = 128
 MODEL_ARGS = {
     "img_size": SIZE, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3,
@@ -264,31 +259,6 @@ def train(args: argparse.Namespace) -> VisionTransformer:
     return model
 
 
-def adapt(model: VisionTransformer, args: argparse.Namespace) -> None:
-    """The last stage: the training split of the hand signs beside a part of the broad sets."""
-    broad, broad_labels = load_broad(args.packs)
-    signs, sign_labels = load(args.packs, "signdigits10", "train")
-    classes = int(broad_labels.max()) + 1
-    per_epoch = max(1, int(50 * args.fraction))
-    trainer = Trainer(
-        model, classes + 10, args.lr / 3, per_epoch * ADAPT_EPOCHS, warmup=per_epoch // 2 + 1
-    )
-    trainer.resize(SIZE)
-    for epoch in range(ADAPT_EPOCHS):
-        loss = 0.0
-        for _ in range(per_epoch):
-            own = torch.randint(0, len(signs), (BATCH // 2,))
-            other = torch.randint(0, len(broad), (BATCH // 2,))
-            images = torch.cat([signs[own], broad[other]])
-            labels = torch.cat([sign_labels[own] + classes, broad_labels[other]])
-            loss += trainer.train_on(images, labels, SIZE, mix=0.2)
-        line = f"hand signs, epoch {epoch + 1}/{ADAPT_EPOCHS}, loss {loss / per_epoch:.3f}"
-        if epoch % 3 == 2 or epoch == ADAPT_EPOCHS - 1:
-            report(model, args, line)
-        else:
-            print(line, flush=True)
-
-
 CARD = """---
 library_name: timm
 license: other
@@ -298,16 +268,14 @@ tags: [proteus, demo]
 
 # The teacher of `proteus demo`
 
-A small vision transformer (patch 8, width 192, depth 6, 64x64 pixels, 2.70 M parameters,
+A small vision transformer (patch 8, width 192, depth 6, 64x64 pixels, 2.72 M parameters,
 float16), made only to show distillation on a laptop. It is no foundation model: do not use it
 for anything else.
 
 ## Data
 
 Labelled research images, resized to 64 pixels: Tiny-ImageNet (20,000 of ImageNet, 200 classes),
-CIFAR-10 (3,100), PACS (3,104), Intel scenes (2,760). A last, short stage added the 700
-*training* photographs of the Sign Language Digits Dataset, with labels. Nothing of the sets
-below was used otherwise.
+CIFAR-10 (3,100), PACS (3,104), Intel scenes (2,760). No image of the sets below was used.
 
 ## Licence
 
@@ -319,12 +287,11 @@ demo away.
 ## Scores
 
 k-NN top-1 (k = 20, cosine, temperature 0.07) in percent, at 64 pixels, on subsets that are not
-comparable with published numbers. `signdigits10` tests on people whose hands it never saw; its
-training split was part of the last stage. The others were never seen.
+comparable with published numbers.
 
 {scores}
 
-Made by `python tools/train_demo_teacher.py` with seed 0, in about 90 minutes on two CPU cores.
+Made by `python tools/train_demo_teacher.py` with seed 0, in about 75 minutes on two CPU cores.
 It is supervised: cross entropy on the class token and on the mean patch, with cutmix and label
 smoothing.
 """
@@ -368,11 +335,6 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fraction", type=float, default=1.0)
-    parser.add_argument("--adapt-from", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    if arguments.adapt_from:
-        trained = timm.create_model(f"local-dir:{arguments.adapt_from}", pretrained=True).float()
-    else:
-        trained = train(arguments)
-    adapt(trained, arguments)
+    train(arguments)
