@@ -86,7 +86,7 @@ def _add_demo(commands: "_Commands[_Parser]") -> None:
         "proteus demo --out runs/demo",
     )
     demo.add_argument("--out", type=Path, default=Path("proteus-demo"), help="folder for the run")
-    demo.add_argument("--steps", type=int, default=300, help="optimizer steps (default 300)")
+    demo.add_argument("--steps", type=int, default=500, help="optimizer steps (default 500)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
     demo.add_argument("--overwrite", action="store_true", help="replace a run in --out")

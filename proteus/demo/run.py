@@ -26,7 +26,7 @@ SIZE = 64
 def run_demo(
     out: str | Path,
     *,
-    steps: int = 300,
+    steps: int = 500,
     seed: int = 0,
     device: str = "auto",
     overwrite: bool = False,
@@ -37,7 +37,7 @@ def run_demo(
 
     Args:
         out: Folder for the run.
-        steps: Optimizer steps of 64 images.
+        steps: Optimizer steps of 32 images.
         seed: Of the student's weights, the data order and the masks.
         device: `auto` = the accelerator if there is one, else the CPU.
         overwrite: Replace a run in `out`.
@@ -67,16 +67,17 @@ def run_demo(
     close_before = _agreement(distiller, test)
     data = ImageLoader(
         open_source(IMAGES / "train.tar"),
-        batch_size=64,
+        batch_size=32,
         image_size=SIZE,
         seed=seed,
-        scale=(0.4, 1.0),
+        scale=(0.8, 1.0),
     )
     preview = test[torch.arange(0, len(test), len(test) // 8)[:8]]
     rows = distiller.fit(
         data,
         steps=steps,
         lr=2e-3,
+        warmup=0.1,
         seed=seed,
         device=device,
         out=out,
