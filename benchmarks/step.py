@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--student", default="vit_tiny_patch14")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
