@@ -320,7 +320,9 @@ def _rounds(data: Iterable[Any]) -> Iterator[Any]:
 def _choose_device(device: str | torch.device) -> torch.device:
     if device != "auto":
         return torch.device(device)
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = None
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
     return accelerator or torch.device("cpu")
 
 
