@@ -19,12 +19,15 @@ class Entry:
         arguments: Arguments for `timm.create_model` that differ from the architecture's own.
         image_size: Pixels, where it differs from timm's.
         published: False if timm has no weights under this name.
+        objectives: The terms this teacher supports: those whose tokens its own training shaped.
+            CLIP-like models train one vector an image, so their patch tokens are no target.
     """
 
     architecture: str
     arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     image_size: int | None = None
     published: bool = True
+    objectives: tuple[str, ...] = ("token", "feature", "patch")
 
 
 def _student(architecture: str, **arguments: Any) -> Entry:
@@ -50,6 +53,18 @@ STUDENTS: Mapping[str, Entry] = MappingProxyType(
     }
 )
 
+
+def _language(architecture: str) -> Entry:
+    """A model trained against text; token only, as in the paper."""
+    return Entry(architecture, objectives=("token",))
+
+
+def _synclr(architecture: str, **arguments: Any) -> Entry:
+    """SynCLR is DINOv2's transformer without LayerScale; timm has no weights: `checkpoint=`."""
+    arguments = {**arguments, "init_values": None}
+    return Entry(architecture, MappingProxyType(arguments), image_size=224, published=False)
+
+
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
 TEACHERS: Mapping[str, Entry] = MappingProxyType(
@@ -69,19 +84,18 @@ TEACHERS: Mapping[str, Entry] = MappingProxyType(
         "dinov3_vith16plus": Entry("vit_huge_plus_patch16_dinov3.lvd1689m"),
         "dinov3_vit7b16": Entry("vit_7b_patch16_dinov3.lvd1689m"),
         # QuickGELU: OpenAI's weights were trained with it, the plain names use the exact GELU.
-        "clip_vitb16": Entry("vit_base_patch16_clip_quickgelu_224.openai"),
-        "clip_vitl14": Entry("vit_large_patch14_clip_quickgelu_224.openai"),
-        "openclip_vitb16": Entry("vit_base_patch16_clip_224.laion2b"),
-        "openclip_vitl14": Entry("vit_large_patch14_clip_224.laion2b"),
-        "openclip_vith14": Entry("vit_huge_patch14_clip_224.laion2b"),
-        "siglip_vitb16": Entry("vit_base_patch16_siglip_224.webli"),
-        "siglip_vitl16": Entry("vit_large_patch16_siglip_256.webli"),
-        "siglip2_vitb16": Entry("vit_base_patch16_siglip_224.v2_webli"),
-        "siglip2_vitl16": Entry("vit_large_patch16_siglip_256.v2_webli"),
+        "clip_vitb16": _language("vit_base_patch16_clip_quickgelu_224.openai"),
+        "clip_vitl14": _language("vit_large_patch14_clip_quickgelu_224.openai"),
+        "openclip_vitb16": _language("vit_base_patch16_clip_224.laion2b"),
+        "openclip_vitl14": _language("vit_large_patch14_clip_224.laion2b"),
+        "openclip_vith14": _language("vit_huge_patch14_clip_224.laion2b"),
+        "siglip_vitb16": _language("vit_base_patch16_siglip_224.webli"),
+        "siglip_vitl16": _language("vit_large_patch16_siglip_256.webli"),
+        "siglip2_vitb16": _language("vit_base_patch16_siglip_224.v2_webli"),
+        "siglip2_vitl16": _language("vit_large_patch16_siglip_256.v2_webli"),
         "demo-teacher": Entry(f"local-dir:{Path(__file__).parent / 'demo' / 'teacher'}"),
-        # timm has no SynCLR weights: they come through `checkpoint=`.
-        "synclr_vitb16": Entry("vit_base_patch16_224", published=False),
-        "synclr_vitl14": Entry("vit_large_patch14_224", published=False),
+        "synclr_vitb16": _synclr("vit_base_patch14_dinov2", patch_size=16),
+        "synclr_vitl14": _synclr("vit_large_patch14_dinov2"),
     }
 )
 

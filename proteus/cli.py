@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .version import __version__
 
@@ -127,9 +128,10 @@ def _add_distill(commands: "_Commands[_Parser]") -> None:
     add("--weight-decay", type=float, default=0.05, help="(default 0.05)")
     add("--warmup", type=float, default=0.05, help="share of the steps (default 0.05)")
     add("--image-size", type=int, default=224, help="pixels (default 224)")
-    add("--token", type=float, default=1.0, help="weight of the class-token term (default 1)")
-    add("--feature", type=float, default=1.0, help="weight of the all-tokens term (default 1)")
-    add("--patch", type=float, default=1.0, help="weight of the hidden-patches term (default 1)")
+    supported = "(default 1 if the teacher supports it, else 0)"
+    add("--token", type=float, help=f"weight of the class-token term {supported}")
+    add("--feature", type=float, help=f"weight of the all-tokens term {supported}")
+    add("--patch", type=float, help=f"weight of the hidden-patches term {supported}")
     add("--mask", choices=["random", "block"], default="random", help="(default random)")
     add("--out", type=Path, required=True, help="folder for log, checkpoint, export, pictures")
     add("--seed", type=int, default=0)
@@ -168,7 +170,11 @@ def _run_distill(arguments: argparse.Namespace) -> None:
     size = arguments.image_size
     teacher = Teacher(arguments.teacher, checkpoint=arguments.teacher_checkpoint, image_size=size)
     student = Student(arguments.student, pretrained=arguments.pretrained_student, image_size=size)
-    weights = {name: getattr(arguments, name) for name in ("token", "feature", "patch")}
+    given = {name: getattr(arguments, name) for name in ("token", "feature", "patch")}
+    weights: dict[str, Any] = {
+        name: float(name in teacher.objectives) if weight is None else weight
+        for name, weight in given.items()
+    }
     loss = ProteusLoss(student.embed_dim, teacher.embed_dim, **weights)
     masks = MaskGenerator(student.grid, strategy=arguments.mask) if loss.patch else None
     distiller = Distiller(teacher, student, loss, masks)
@@ -237,7 +243,8 @@ def _run_info(arguments: argparse.Namespace) -> None:
 
     print("teachers:")
     for name, entry in TEACHERS.items():
-        print(f"  {name:20} {entry.architecture}")
+        terms = "+".join(entry.objectives)
+        print(f"  {name:20} {terms:20} {entry.architecture}")
     print("students:")
     for name, entry in STUDENTS.items():
         print(f"  {name:20} {entry.architecture} {dict(entry.arguments)}")

@@ -29,7 +29,8 @@ class Distiller(nn.Module):
     Args:
         teacher: A `Teacher`.
         student: A `Student`.
-        loss: A `ProteusLoss`; None = the paper's, with weights 1, 1, 1.
+        loss: A `ProteusLoss`; None = the paper's: weights 1 for the terms the teacher supports
+            (`teacher.objectives`), which are all three, and the token term alone for CLIP.
         masks: A `MaskGenerator`; None = the authors' setting (half of the patches of the first
             half of the batch), on the student's grid. Only with a patch term.
 
@@ -66,7 +67,13 @@ class Distiller(nn.Module):
         # Not `self.teacher = ...`: nn.Module would register it as a submodule.
         self.__dict__["teacher"] = teacher
         self.student = student
-        self.loss = loss or ProteusLoss(student.embed_dim, teacher.embed_dim)
+        self.loss = loss or ProteusLoss(
+            student.embed_dim,
+            teacher.embed_dim,
+            token=float("token" in teacher.objectives),
+            feature=float("feature" in teacher.objectives),
+            patch=float("patch" in teacher.objectives),
+        )
         self._check(masks)
         self.masks = masks
         if self.loss.patch:

@@ -14,6 +14,7 @@ from torch import nn
 from .catalog import position_rule
 from .positions import Resizable, fit_positions
 from .version import __version__
+from .weights.folder import load_folder
 
 if TYPE_CHECKING:
     from .distiller import Distiller
@@ -148,11 +149,9 @@ teacher and of the images apply to these weights as well.
 
 @torch.no_grad()
 def _verify(student: "Student", folder: Path) -> None:
-    """Rebuild from the files with plain timm and compare the weights."""
-    import timm
-
+    """Rebuild from the files and compare the weights."""
     try:
-        rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+        rebuilt = load_folder(folder, "save_pretrained")
         own, copy = student.backbone.state_dict(), rebuilt.state_dict()
         same = own.keys() == copy.keys() and all(
             torch.equal(own[key].cpu(), copy[key].to(own[key].dtype)) for key in own
@@ -199,8 +198,6 @@ def load_pretrained(
         >>> model(torch.zeros(1, 3, 70, 70)).shape
         torch.Size([1, 192])
     """
-    import timm
-
     name = str(name_or_path)
     if name in PRETRAINED:
         raise ValueError(
@@ -225,12 +222,7 @@ def load_pretrained(
                 allow_patterns=["config.json", "*.safetensors"],
             )
         )
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"load_pretrained: no model there. Got {str(folder)!r}, which has no config.json; "
-            f"expected an export folder (a run keeps it under RUN/export)."
-        )
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    model = load_folder(folder, "load_pretrained")
     if image_size is not None:
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         if not isinstance(model, Resizable):

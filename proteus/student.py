@@ -5,8 +5,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .backbone import ImageInput, Statistics, load_backbone, probe, reader_for
+from .backbone import load_backbone
 from .features import Features, ShapeError
+from .reader import ImageInput, Statistics, probe, reader_for
 
 
 @runtime_checkable

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .backbone import ImageInput, Statistics, load_backbone, probe, reader_for
+from .backbone import load_backbone
 from .features import Features
+from .reader import ImageInput, Statistics, probe, reader_for
 
 
 class Teacher(nn.Module):
@@ -22,7 +23,8 @@ class Teacher(nn.Module):
             or any `nn.Module` that returns `Features`, a feature map [B, D, h, w] or a vector
             [B, D]. A module is used as it is, and frozen.
         pretrained: Load the published weights. False gives random ones, for tests.
-        checkpoint: Local `.safetensors` or `.pth` file with the weights, instead of a download.
+        checkpoint: Local `.safetensors` or `.pth` file with the weights, instead of a download: in
+            timm's format or the one its authors publish (see `proteus.weights`).
         image_size: Pixels, a number or (height, width); None = the model's own size. Positions are
             resampled once, here, by the rule of the model's family.
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
@@ -33,6 +35,10 @@ class Teacher(nn.Module):
         embed_dim: Width D.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
+        objectives: The terms it supports: `("token", "feature", "patch")`, or `("token",)` for a
+            model trained against text (CLIP, SigLIP), whose patch tokens no objective shaped.
+            `Distiller` takes these where no loss is given.
+        license: Licence of its weights, as timm states it; "" where unknown.
 
     Raises:
         ValueError: If the name is unknown, weights are missing or do not fit exactly, or the image
@@ -71,6 +77,7 @@ class Teacher(nn.Module):
             image_size=image_size,
         )
         self.name, self.image_size = loaded.name, loaded.image_size
+        self.objectives, self.license = loaded.objectives, loaded.license
         self.backbone = loaded.model.requires_grad_(False)
         statistics = loaded.statistics if normalize is True else normalize or None
         self.inputs = ImageInput(statistics, "Teacher").like(self.backbone)

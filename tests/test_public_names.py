@@ -18,7 +18,7 @@ LAYERS = [
     {"distiller"},
     {"teacher", "student"},
     {"backbone"},
-    {"weights"},
+    {"weights", "reader"},
     {"heads", "losses", "masking", "catalog", "data"},
     {"features", "positions", "version"},
 ]

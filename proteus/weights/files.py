@@ -1,0 +1,144 @@
+"""Weight files -> state dicts: nothing in a file is executed, nothing in it is lost silently."""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+StateDict = Mapping[str, Tensor]
+# Where training scripts keep the model's tensors inside a `.pth`.
+_CONTAINERS = ("state_dict", "model", "teacher")
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Any]:
+    """Read a `.safetensors` or `.pth` file without executing anything in it.
+
+    Args:
+        path: A local file.
+
+    Returns:
+        What the file holds: name -> tensor (for `.pth` also nested dictionaries).
+
+    Raises:
+        ValueError: If the file is missing, is not a weight file, or holds anything but tensors,
+            plain containers and numbers.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "weights.pth")
+        ...     torch.save({"model": {"norm.bias": torch.zeros(3)}}, path)
+        ...     read_state_dict(path)
+        {'model': {'norm.bias': tensor([0., 0., 0.])}}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"weights: no such file. Got {str(path)!r}; expected a local weight file.")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        # `Namespace` is a bag of attributes; training scripts store their arguments in one.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"weights: {path.name} holds no state dict. Got {type(content).__name__}; expected a "
+            f"dictionary of tensors."
+        )
+    return content
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = str(error).split("\n", 1)[0]
+    if "TorchScript" in str(error):
+        # OpenAI's own downloads: a program with weights inside, which is not run here.
+        return ValueError(
+            f"weights: {path.name} is a TorchScript archive, a program, which is not run. Got a "
+            f"zip of code and tensors; expected .safetensors or .pth with tensors only. Where you "
+            f"trust it: safetensors.torch.save_file(dict(torch.jit.load(FILE).state_dict()), OUT)."
+        )
+    with path.open("rb") as handle:
+        page = handle.read(256).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
+    what = "a web page, probably of a failed download" if page else type(error).__name__
+    return ValueError(
+        f"weights: {path.name} is not a readable weight file. Got {what}: {reason}. Expected "
+        f".safetensors, or .pth with tensors only; download it again."
+    )
+
+
+def open_weights(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """A file's or a caller's (possibly nested) dictionary; always a copy of the outer level."""
+    return read_state_dict(source) if isinstance(source, str | Path) else dict(source)
+
+
+def model_tensors(content: Mapping[str, Any], subject: str) -> dict[str, Tensor]:
+    """The model's tensors of a checkpoint, under bare names.
+
+    Takes what is under `state_dict`, `model` or `teacher` if the dictionary is nested, and removes
+    the `module.` that `DistributedDataParallel` puts before every name.
+
+    Raises:
+        ValueError: If anything in it is not a tensor.
+    """
+    for name in _CONTAINERS:
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    tensors = dict(content)
+    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others or not tensors:
+        raise ValueError(
+            f"{subject}: no state dict. Got entries that are not tensors "
+            f"({', '.join(map(repr, others[:3])) or 'an empty dictionary'}); expected name -> "
+            f"tensor, or such a dictionary under {', '.join(map(repr, _CONTAINERS))}."
+        )
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def strip_prefix(tensors: StateDict, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with the prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
+    """Load a state dict; any missing, left-over or misshapen key is an error that names it."""
+    own = model.state_dict()
+    problems = {
+        "missing": [key for key in own if key not in tensors],
+        "left over": [key for key in tensors if key not in own],
+        "of another shape": [
+            f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own
+            if key in tensors and tensors[key].shape != own[key].shape
+        ],
+    }
+    found = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for kind, keys in problems.items()
+        if keys
+    ]
+    if found:
+        raise ValueError(
+            f"{subject}: the weights do not fit {type(model).__name__}. Got keys {'; '.join(found)}"
+            f"; expected exactly the {len(own)} keys of the model. Check that the file belongs to "
+            f"this model."
+        )
+    model.load_state_dict(dict(tensors))

@@ -1,0 +1,89 @@
+"""timm's folder layout (`config.json` beside the weights) -> a plain timm model, strictly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .files import load_strictly, model_tensors, read_state_dict
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_FILES = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+
+
+def load_folder(folder: str | Path, subject: str) -> nn.Module:
+    """Build the model a folder describes, `num_classes=0`, and fill it.
+
+    `timm.create_model("local-dir:…")` does the same; it is not used because it reads `.bin` files
+    of strangers with fewer restrictions, and before timm 1.0.31 not every safetensors file.
+
+    Args:
+        folder: Holds `config.json` and `model.safetensors` (or a `.bin`/`.pth` state dict).
+        subject: First word of error messages.
+
+    Raises:
+        ValueError: If a file is missing or broken, timm does not know the architecture, or a key is
+            missing or left over. Weights of a classifier are left alone.
+    """
+    import timm
+
+    folder = Path(folder)
+    config = read_config(folder, subject)
+    described = dict(config.get("pretrained_cfg") or {})
+    arguments = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
+    described["num_classes"] = 0
+    try:
+        model = timm.create_model(
+            config["architecture"],
+            pretrained=False,
+            pretrained_cfg=described,
+            num_classes=0,
+            **arguments,
+        )
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{subject}: timm cannot build what {CONFIG} describes. Got {config['architecture']!r} "
+            f"with {arguments}, and: {error}."
+        ) from error
+    files = [folder / name for name in _FILES if (folder / name).is_file()]
+    if not files:
+        raise ValueError(
+            f"{subject}: no weights there. Got {str(folder)!r}; expected {WEIGHTS} beside {CONFIG}."
+        )
+    tensors = model_tensors(read_state_dict(files[0]), subject)
+    classifier = described.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    own = model.state_dict()
+    load_strictly(
+        model,
+        {
+            name: value
+            for name, value in tensors.items()
+            if name in own or name.rpartition(".")[0] not in heads
+        },
+        subject,
+    )
+    return model
+
+
+def read_config(folder: Path, subject: str) -> dict[str, Any]:
+    """The folder's `config.json`, with an architecture in it."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(
+            f"{subject}: no model there. Got {str(folder)!r}, which has no {CONFIG}; expected a "
+            f"folder in timm's layout, such as the export folder of a run (RUN/export)."
+        )
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{subject}: {path} is not JSON. Got {error}; expected what an export wrote."
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise ValueError(
+            f"{subject}: {path} describes no timm model. Expected an 'architecture'; folders of "
+            f"other libraries cannot be read."
+        )
+    return config
