@@ -61,7 +61,7 @@ def _language(architecture: str) -> Entry:
 
 def _synclr(architecture: str, **arguments: Any) -> Entry:
     """SynCLR is DINOv2's transformer without LayerScale; timm has no weights: `checkpoint=`."""
-    arguments = {**arguments, "init_values": None}
+    arguments = {**arguments, "init_values": 0.0}
     return Entry(architecture, MappingProxyType(arguments), image_size=224, published=False)
 
 

@@ -1,6 +1,7 @@
 """Slow and obvious, written from the paper; never imported outside tests."""
 
 import torch
+import torch.nn.functional as F
 
 from proteus import Losses
 
@@ -25,3 +26,33 @@ def two_passes(distiller, images, hidden):
         patch = mse(loss.patch_head(masked.patches)[hidden], target.patches[hidden])
     total = loss.token * token + loss.feature * feature + loss.patch * patch
     return Losses(total, token, feature, patch)
+
+
+def clip_visual_tower(weights, images, heads):
+    """CLIP's visual tower, [B, 1 + N, D]: `ln_post` on the class token only, no projection."""
+    width = weights["class_embedding"].shape[0]
+
+    def norm(x, name):
+        return F.layer_norm(x, (width,), weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
+
+    patches = F.conv2d(images, weights["conv1.weight"], stride=weights["conv1.weight"].shape[-1])
+    patches = patches.flatten(2).transpose(1, 2)
+    cls = weights["class_embedding"].expand(images.shape[0], 1, width)
+    x = norm(torch.cat([cls, patches], 1) + weights["positional_embedding"], "ln_pre")
+    blocks = {int(k.split(".")[2]) for k in weights if k.startswith("transformer.resblocks.")}
+    for block in sorted(blocks):
+        name = f"transformer.resblocks.{block}"
+        attention = torch.nn.MultiheadAttention(width, heads, batch_first=True).eval()
+        attention.load_state_dict(
+            {k.removeprefix(f"{name}.attn."): v for k, v in weights.items() if f"{name}.attn." in k}
+        )
+        y = norm(x, f"{name}.ln_1")
+        x = x + attention(y, y, y, need_weights=False)[0].detach()
+        hidden = F.linear(norm(x, f"{name}.ln_2"), *_linear(weights, f"{name}.mlp.c_fc"))
+        hidden = hidden * torch.sigmoid(1.702 * hidden)
+        x = x + F.linear(hidden, *_linear(weights, f"{name}.mlp.c_proj"))
+    return torch.cat([norm(x[:, :1], "ln_post"), x[:, 1:]], 1)
+
+
+def _linear(weights, name):
+    return weights[f"{name}.weight"], weights[f"{name}.bias"]

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"weights: no such file. Got {str(path)!r}; expected a local weight file.")
+    if _is_program(path):
+        raise ValueError(
+            f"weights: {path.name} is a TorchScript archive, a program, which is not run. Got a "
+            f"zip of code and tensors; expected .safetensors or .pth with tensors only. Where you "
+            f"trust it: safetensors.torch.save_file(dict(torch.jit.load(FILE).state_dict()), OUT)."
+        )
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -64,15 +71,17 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _is_program(path: Path) -> bool:
+    """Whether it is a TorchScript archive, as OpenAI's own downloads: weights inside a program."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def _unreadable(path: Path, error: Exception) -> ValueError:
     reason = str(error).split("\n", 1)[0]
-    if "TorchScript" in str(error):
-        # OpenAI's own downloads: a program with weights inside, which is not run here.
-        return ValueError(
-            f"weights: {path.name} is a TorchScript archive, a program, which is not run. Got a "
-            f"zip of code and tensors; expected .safetensors or .pth with tensors only. Where you "
-            f"trust it: safetensors.torch.save_file(dict(torch.jit.load(FILE).state_dict()), OUT)."
-        )
     with path.open("rb") as handle:
         page = handle.read(256).lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml"))
     what = "a web page, probably of a failed download" if page else type(error).__name__

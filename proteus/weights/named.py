@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import load_strictly, model_tensors, read_state_dict, strip_prefix
+from .files import load_strictly, model_tensors, read_state_dict
 from .official import from_proteus
 from .openai_clip import build_clip, visual_tower
-from .vit import build_vit
+from .vit import from_dinov2, from_synclr
 
 _PREFIXES = ("visual.trunk.", "visual.", "")  # open_clip puts the first two before a tower's names
 _GEOMETRY = {
@@ -62,13 +62,13 @@ def _convert(model: nn.Module, tensors: dict[str, Tensor], subject: str) -> nn.M
 
     if any(name.startswith("student.backbone.") for name in tensors):
         return from_proteus(tensors)
-    for prefix in ("visual.", "backbone."):
-        if f"{prefix}cls_token" in tensors and f"{prefix}blocks.0.norm1.weight" in tensors:
-            tensors = strip_prefix(tensors, prefix)
     if "storage_tokens" in tensors:  # DINOv3: timm's
         return None
-    if "mask_token" in tensors and "pos_embed" in tensors:
-        return build_vit(tensors, None, None, subject)
+    bare = next(
+        (p for p in ("", "visual.", "backbone.") if f"{p}blocks.0.norm1.weight" in tensors), None
+    )
+    if bare or (bare == "" and "mask_token" in tensors):
+        return (from_synclr if bare == "visual." else from_dinov2)(tensors)
     tower = visual_tower(tensors)
     quick = any(isinstance(module, QuickGELU) for module in model.modules())
     # open_clip writes OpenAI's names for models with the exact GELU; those are timm's to read.

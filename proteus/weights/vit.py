@@ -173,7 +173,8 @@ def _arguments(
         "num_heads": heads_of(width, num_heads, subject),
         # timm takes int(width * ratio); the half keeps rounding from losing a row.
         "mlp_ratio": (first.shape[0] + 0.5) / width,
-        "init_values": 1.0 if "blocks.0.ls1.gamma" in tensors else None,
+        # 0 and not None, which timm takes for "not given".
+        "init_values": 1.0 if "blocks.0.ls1.gamma" in tensors else 0.0,
         "reg_tokens": registers,
         "no_embed_class": registers > 0,
     }

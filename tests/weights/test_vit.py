@@ -1,15 +1,15 @@
-import argparse
-import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from proteus.weights import from_dinov2, read_state_dict
+from proteus.positions import resample_positions
+from proteus.weights import from_dinov2, from_synclr
 
-FOLDER = Path(__file__).parent / "golden/02_dinov2_vit"
+FOLDER = Path(__file__).parents[1] / "golden/02_dinov2_vit"
 
 
 @pytest.fixture
@@ -96,40 +96,70 @@ def test_the_image_size_must_be_whole_patches(weights):
         from_dinov2(weights, num_heads=3, image_size=100)
 
 
-def test_a_pth_file_with_training_arguments_is_read(tmp_path, weights):
-    content = {"model": weights, "args": argparse.Namespace(lr=1e-3), "epoch": 3}
-    torch.save(content, tmp_path / "c.pth")
-    read = read_state_dict(tmp_path / "c.pth")
-    assert torch.equal(read["model"]["norm.bias"], weights["norm.bias"])
-    torch.save(weights, tmp_path / "flat.pth")
-    assert from_dinov2(tmp_path / "flat.pth", num_heads=3).embed_dim == 48
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"model": w},
+        lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}, "epoch": 3},
+        lambda w: {
+            "teacher": {
+                **{f"backbone.{k}": v for k, v in w.items()},
+                "dino_head.last_layer.weight": torch.zeros(3),
+            }
+        },
+    ],
+    ids=["model", "module", "training"],
+)
+def test_every_wrapping_of_dinov2_is_read(wrap, weights):
+    plain = from_dinov2(weights, num_heads=3).state_dict()
+    wrapped = from_dinov2(wrap(weights), num_heads=3).state_dict()
+    assert all(torch.equal(plain[k], wrapped[k]) for k in plain)
 
 
-class Bomb:
-    def __reduce__(self):
-        return (Path.touch, (Path("exploded"),))
+def synclr(size=56, patch=14):
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=size, patch_size=patch, depth=2, num_classes=0
+    )
+    nn.init.normal_(model.cls_token)
+    return model.eval()
 
 
-def test_a_pickle_is_refused_and_nothing_in_it_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model": Bomb()}, "bomb.pth")
-    Path("raw.pth").write_bytes(pickle.dumps(Bomb(), protocol=2))
-    for name in ("bomb.pth", "raw.pth"):
-        with pytest.raises(ValueError, match=rf"{name} is not a readable weight file"):
-            read_state_dict(name)
-    assert not Path("exploded").exists()
+@pytest.mark.parametrize("prefix", ["module.visual.", "visual.", "module.", ""])
+def test_synclr_is_a_plain_vit_under_several_prefixes(prefix):
+    model = synclr()
+    tensors = {**model.state_dict(), "mask_token": torch.randn(1, 1, 192)}
+    file = {"model": {f"{prefix}{k}": v for k, v in tensors.items()}}
+    if "visual" in prefix:
+        file["model"][f"{prefix.removesuffix('visual.')}logit_scale"] = torch.zeros(())
+    loaded = from_synclr(file)
+    images = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.forward_features(images), model.forward_features(images), rtol=0, atol=1e-6
+        )
+    assert torch.equal(loaded.mask_token, tensors["mask_token"][0])
 
 
-def test_files_that_are_no_weights_are_refused_by_name(tmp_path, weights):
-    save_file(weights, tmp_path / "cut.safetensors")
-    whole = (tmp_path / "cut.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "page.safetensors").write_text("<html>404</html>")
-    (tmp_path / "page.pth").write_text("<html>404</html>")
-    (tmp_path / "empty.pth").write_bytes(b"")
-    torch.save([1, 2], tmp_path / "list.pth")
-    for name in ("cut.safetensors", "page.safetensors", "page.pth", "empty.pth", "list.pth"):
-        with pytest.raises(ValueError, match=name):
-            read_state_dict(tmp_path / name)
-    with pytest.raises(ValueError, match=r"no such file.*nowhere\.pth"):
-        read_state_dict(tmp_path / "nowhere.pth")
+def test_synclr_resamples_as_dinov2_does():
+    tensors = synclr().state_dict()
+    loaded = from_synclr(tensors, image_size=70)
+    expected = resample_positions(tensors["pos_embed"], (5, 5), prefix=1, rule="dinov2")
+    assert torch.equal(loaded.pos_embed, expected)
+
+
+def test_a_left_over_key_of_the_tower_is_an_error():
+    tensors = {f"visual.{k}": v for k, v in synclr().state_dict().items()}
+    tensors["visual.extra"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"1 left over \(extra\)"):
+        from_synclr(tensors)
+
+
+def test_a_dinov2_file_is_not_taken_for_synclr_s(weights):
+    with pytest.raises(ValueError, match=r"another family.*from_dinov2"):
+        from_synclr(weights, num_heads=3)
+
+
+def test_a_tensor_of_another_rank_is_an_error(weights):
+    weights["cls_token"] = weights["cls_token"].flatten()
+    with pytest.raises(ValueError, match=r"cls_token has the wrong shape. Got \(48,\)"):
+        from_dinov2(weights, num_heads=3)
