@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from .hub import list_pretrained as list_pretrained
     from .hub import load_pretrained as load_pretrained
     from .hub import push_to_hub as push_to_hub
-    from .hub import save_pretrained as save_pretrained
     from .losses import Losses as Losses
     from .losses import ProteusLoss as ProteusLoss
     from .masking import MaskGenerator as MaskGenerator
+    from .saving import save_pretrained as save_pretrained
     from .student import Student as Student
     from .teacher import Teacher as Teacher
 
@@ -35,9 +35,9 @@ _HOME = {
     "list_pretrained": "hub",
     "load_pretrained": "hub",
     "push_to_hub": "hub",
-    "save_pretrained": "hub",
+    "save_pretrained": "saving",
 }
-_SUBMODULES = ("data", "evaluation", "losses", "visualize", "weights")
+_SUBMODULES = ("data", "evaluation", "exports", "losses", "visualize", "weights")
 
 __all__ = [
     "Distiller",

@@ -106,13 +106,17 @@ def position_rule(architecture: str) -> Rule:
     return "dinov2" if plain else "timm"
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names that look like it, as a sentence; "" where none does."""
+    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"Nearest: {', '.join(found)}." if found else ""
+
+
 def unknown_name(subject: str, name: str, known: Iterable[str]) -> str:
     """The message for a name nobody knows, with the nearest known ones."""
-    nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    advice = f"Nearest: {', '.join(nearest)}. " if nearest else ""
     return (
         f"{subject}: unknown name. Got {name!r}; expected a published name "
         f"({', '.join([*list(TEACHERS)[:2], '…', *list(STUDENTS)[:1]])}), a timm model, "
-        f"'local-dir:FOLDER', 'hf-hub:OWNER/REPO' or an nn.Module. {advice}"
+        f"'local-dir:FOLDER', 'hf-hub:OWNER/REPO' or an nn.Module. {nearest(name, known)} "
         f"`proteus info` lists the published names."
     )

@@ -1,34 +1,32 @@
-"""What leaves the library: timm's Hub layout, which loads without us; and the way back in."""
+"""The Hugging Face Hub: get a distilled student, publish one."""
 
-import json
-import os
+import hashlib
+import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import nn
 
-from .catalog import position_rule
+from .catalog import nearest, position_rule
 from .positions import Resizable, fit_positions
+from .pretrained import PRETRAINED, Pretrained
+from .saving import save_pretrained
 from .version import __version__
-from .weights.folder import load_folder
+from .weights.folder import CONFIG, WEIGHTS, load_folder, read_config
 
 if TYPE_CHECKING:
     from .distiller import Distiller
     from .student import Student
 
-# Names reserved for the paper's students; see `load_pretrained`.
-PRETRAINED = (
-    "proteus-vit-ti14",
-    "proteus-vit-s14",
-    "proteus-vit-b14",
-    "proteus-vit-l14",
-    "proteus-vit-b14-synclr",
-    "proteus-vit-b14-clip",
-)
+Result = TypeVar("Result")
+_log = logging.getLogger("proteus")
+_TRIES = 4
+_LONGEST_WAIT = 60.0  # seconds
+_BUSY = 429
 
 
 def list_pretrained() -> list[str]:
@@ -39,135 +37,6 @@ def list_pretrained() -> list[str]:
         'proteus-vit-ti14'
     """
     return list(PRETRAINED)
-
-
-def save_pretrained(
-    student: "Student | Distiller", folder: str | Path, *, details: Mapping[str, Any] | None = None
-) -> Path:
-    """Write the student's backbone in timm's Hub layout.
-
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the same outputs in an
-    environment without proteus. Files are written beside their place and moved into it, so an
-    interrupted save leaves the files that were there before.
-
-    Args:
-        student: A `Student`, or the `Distiller` that holds it.
-        folder: Where `config.json`, `model.safetensors` and `README.md` (model card) go.
-        details: JSON-able facts for the card and `config.json`, such as the teacher's name.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: If the backbone is not a timm model, or could not be rebuilt from what was
-            written (checked before anything is moved into place).
-
-    Examples:
-        >>> import tempfile, timm, proteus
-        >>> student = proteus.Student("vit_tiny_patch14", image_size=56)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = save_pretrained(student, folder)
-        ...     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        >>> model(torch.zeros(1, 3, 56, 56)).shape
-        torch.Size([1, 192])
-    """
-    from .distiller import Distiller
-
-    if isinstance(student, Distiller):
-        student = student.student
-    if not student.architecture:
-        raise ValueError(
-            f"save_pretrained: not a timm model. Got {student.name!r}; expected a student built "
-            f"from a timm name. Save its weights with safetensors.torch.save_model instead."
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as name:
-        staging = Path(name)
-        _write(student, staging, dict(details or {}))
-        _verify(student, staging)
-        for file in sorted(staging.iterdir()):
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-            file.replace(folder / file.name)
-    return folder
-
-
-def _write(student: "Student", folder: Path, details: dict[str, Any]) -> None:
-    from timm.models import save_for_hf
-
-    backbone = student.backbone
-    save_for_hf(
-        backbone,
-        str(folder),
-        model_config={"num_classes": 0, "num_features": student.embed_dim},
-        model_args=dict(student.arguments or {}),
-        safe_serialization=True,
-    )
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    # transformers' reader passes num_classes itself and stops at a second one.
-    config.get("model_args", {}).pop("num_classes", None)
-    mean, std = student.statistics
-    config["pretrained_cfg"].update(
-        input_size=[3, *student.image_size], mean=list(mean), std=list(std), num_classes=0
-    )
-    # What timm recorded about the architecture's own weights is not true of these.
-    for stale in ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_ids"):
-        config["pretrained_cfg"].pop(stale, None)
-    config["proteus"] = {"version": __version__, **details}
-    path.write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "README.md").write_text(_card(student, details))
-
-
-def _card(student: "Student", details: Mapping[str, Any]) -> str:
-    facts = "\n".join(f"- {key}: {value}" for key, value in details.items())
-    count = sum(p.numel() for p in student.backbone.parameters())
-    height, width = student.image_size
-    return f"""---
-library_name: timm
-pipeline_tag: image-feature-extraction
-tags: [proteus, distillation]
----
-
-# {student.name}, distilled with proteus-distill {__version__}
-
-{count / 1e6:.2f} M parameters, {height}x{width} pixels, {student.embed_dim}-dimensional features.
-
-{facts}
-
-```python
-import timm
-
-model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:OWNER/REPO"
-```
-
-Trained without labels by matching a teacher's features (Proteus, ICLR 2025). The licences of the
-teacher and of the images apply to these weights as well.
-"""
-
-
-@torch.no_grad()
-def _verify(student: "Student", folder: Path) -> None:
-    """Rebuild from the files and compare the weights."""
-    try:
-        rebuilt = load_folder(folder, "save_pretrained")
-        own, copy = student.backbone.state_dict(), rebuilt.state_dict()
-        same = own.keys() == copy.keys() and all(
-            torch.equal(own[key].cpu(), copy[key].to(own[key].dtype)) for key in own
-        )
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise _not_rebuilt(student, " ".join(str(error).split())[:200]) from error
-    if not same:
-        raise _not_rebuilt(student, "the weights differ")
-
-
-def _not_rebuilt(student: "Student", reason: str) -> ValueError:
-    return ValueError(
-        f"save_pretrained: timm cannot rebuild the model from its description. Got architecture "
-        f"{student.architecture!r} with arguments {student.arguments}, and: {reason}. Set "
-        f"student.arguments to the arguments of timm.create_model that make this model."
-    )
 
 
 def load_pretrained(
@@ -181,17 +50,19 @@ def load_pretrained(
     """A distilled student as a plain timm model, in eval, `num_classes=0`.
 
     Args:
-        name_or_path: An export folder, `owner/repo` on the Hugging Face Hub, or a released name.
+        name_or_path: An export folder, a run's folder (its `export` is taken), `owner/repo` on the
+            Hugging Face Hub, or a name of `list_pretrained()`.
         image_size: Pixels; None = the size it was trained at. Positions are resampled once.
-        revision: Branch, tag or commit on the Hub.
+        revision: Branch, tag or commit on the Hub. Released names are pinned to a commit, whose
+            weights are verified by their sha256; with a revision of your own they are not.
         cache_dir: Where downloads are kept; None = the Hub's default.
         local_files_only: Use the cache and make no request.
 
     Raises:
-        ValueError: If there is no such model.
+        ValueError: If there is no such model, it cannot be reached, or its files are damaged.
 
     Examples:
-        >>> import proteus, tempfile
+        >>> import proteus, tempfile, torch
         >>> student = proteus.Student("vit_tiny_patch14", image_size=56)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     model = load_pretrained(proteus.save_pretrained(student, folder), image_size=70)
@@ -199,28 +70,23 @@ def load_pretrained(
         torch.Size([1, 192])
     """
     name = str(name_or_path)
-    if name in PRETRAINED:
-        raise ValueError(
-            f"load_pretrained: {name!r} is not published yet. Expected an export folder or "
-            f"'owner/repo'; distil it yourself with `proteus distill`."
-        )
     folder = Path(name)
-    if not folder.is_dir():
-        if name.count("/") != 1 or name.startswith((".", "/")):
+    if folder.is_dir():
+        if revision is not None:
             raise ValueError(
-                f"load_pretrained: unknown model. Got {name!r}; expected a folder, 'owner/repo' or "
-                f"one of {', '.join(PRETRAINED)}."
+                f"load_pretrained: revision= would be ignored. Got {revision!r} with the folder "
+                f"{name!r}; leave it out."
             )
-        from huggingface_hub import snapshot_download
-
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=["config.json", "*.safetensors"],
-            )
+        if not (folder / CONFIG).is_file() and (folder / "export" / CONFIG).is_file():
+            folder = folder / "export"
+    elif name in PRETRAINED:
+        folder = _released(PRETRAINED[name], revision, cache_dir, local_files_only)
+    elif name.count("/") == 1 and not name.startswith((".", "/")):
+        folder = download(name, revision, cache_dir, local_files_only)
+    else:
+        raise ValueError(
+            f"load_pretrained: unknown model. Got {name!r}; expected a folder, 'owner/repo' or "
+            f"one of {', '.join(PRETRAINED)}. {nearest(name, PRETRAINED)}"
         )
     model = load_folder(folder, "load_pretrained")
     if image_size is not None:
@@ -230,9 +96,155 @@ def load_pretrained(
                 f"load_pretrained: image_size= would be ignored. Got a "
                 f"{type(model).__name__}, which takes any size; leave it out."
             )
-        rule = position_rule(json.loads((folder / "config.json").read_text())["architecture"])
+        rule = position_rule(read_config(folder, "load_pretrained")["architecture"])
         fit_positions(model, size, rule, "load_pretrained")
     return model.eval()
+
+
+def _released(
+    entry: Pretrained, revision: str | None, cache_dir: str | Path | None, local_files_only: bool
+) -> Path:
+    """The files of a released student, verified where the commit is the pinned one."""
+    if revision is None and entry.revision is None:
+        raise ValueError(
+            f"load_pretrained: {entry.name!r} is not published yet: there is no repository "
+            f"{entry.repo!r} on the Hugging Face Hub. Get the authors' file from {entry.url}, run "
+            f"`proteus convert FILE --out {entry.name}`, and load the folder {entry.name!r}."
+        )
+    folder = download(entry.repo, revision or entry.revision, cache_dir, local_files_only)
+    weights = folder / WEIGHTS
+    if revision is None and entry.sha256 is not None:
+        found = sha256_of(weights)
+        if found != entry.sha256:
+            weights.resolve().unlink()  # so that the next call downloads it again
+            weights.unlink(missing_ok=True)
+            raise ValueError(
+                f"load_pretrained: {entry.name!r} is damaged and was removed from the cache. Got "
+                f"sha256 {found}; expected {entry.sha256}. Call again to download it again."
+            )
+    return folder
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def download(
+    repo: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """A repository's `config.json` and weights in the Hub's cache: cached files first.
+
+    Args:
+        repo: `owner/name`.
+        revision: Branch, tag or commit; None = the default branch. A commit that is in the cache
+            costs no request.
+        cache_dir: Where downloads are kept; None = the Hub's default.
+        local_files_only: Make no request at all.
+
+    Raises:
+        ValueError: If the repository or revision does not exist, is gated, holds no model, or
+            cannot be reached and is not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fetch(offline: bool) -> Path:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=offline,
+                allow_patterns=[CONFIG, WEIGHTS],
+            )
+        )
+
+    commit = revision is not None and len(revision) == 40
+    if commit or local_files_only:
+        try:
+            folder = fetch(offline=True)
+            if (folder / CONFIG).exists() and (folder / WEIGHTS).exists():
+                return folder
+        except LocalEntryNotFoundError:
+            pass
+        if local_files_only:
+            raise ValueError(
+                f"Hub: {repo!r} is not in the cache. Got local_files_only=True; expected a "
+                f"complete earlier download. Load it once with a connection, or copy the "
+                f"repository's {CONFIG} and {WEIGHTS} into a folder and load that."
+            )
+    folder = patiently(lambda: fetch(offline=False), repo, revision)
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).exists():
+            raise ValueError(
+                f"Hub: {repo!r} holds no model in timm's layout. Expected {file} at revision "
+                f"{revision or 'main'!r}. Without a connection, only what was downloaded before "
+                f"can be loaded."
+            )
+    return folder
+
+
+def patiently(call: Callable[[], Result], repo: str, revision: str | None = None) -> Result:
+    """Call the Hub; wait and try again when it is busy or the connection breaks.
+
+    Raises:
+        ValueError: What went wrong, in one sentence that says what to do.
+    """
+    from huggingface_hub import errors
+
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return call()
+        except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
+            gated = isinstance(error, errors.GatedRepoError)
+            raise ValueError(
+                f"Hub: {repo!r} is gated: accept its terms on its page, then log in."
+                if gated
+                else f"Hub: there is no repository {repo!r}, or it is private and you are not "
+                f"logged in. Check the name, or log in with `hf auth login` (HF_TOKEN)."
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise ValueError(
+                f"Hub: {repo!r} has no revision {revision!r}. Leave revision= out for the newest."
+            ) from error
+        except errors.HFValidationError as error:
+            raise ValueError(f"Hub: {repo!r} is no repository name. {error}") from error
+        # `HTTPError`: whichever client library this version of huggingface_hub is built on.
+        except (errors.HfHubHTTPError, errors.HTTPError, OSError) as failure:  # type: ignore[attr-defined]
+            # The client says "not in the cache" where the cause is that it got no answer.
+            local = isinstance(failure, errors.LocalEntryNotFoundError)
+            cause = (local and failure.__cause__) or failure
+            wait = _seconds_to_wait(cause, attempt)
+            if wait is None or attempt == _TRIES:
+                raise ValueError(
+                    f"Hub: {repo!r} could not be reached in {attempt} attempts. Got "
+                    f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}. Check the "
+                    f"connection (and HF_ENDPOINT), or load a local folder."
+                ) from failure
+            _log.warning("Hub: %s; trying again in %.0f s", type(cause).__name__, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _seconds_to_wait(error: BaseException, attempt: int) -> float | None:
+    """How long to wait before another attempt; None = it would not help."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not isinstance(error, HfHubHTTPError) or error.response is None:
+        return float(2 ** (attempt - 1))
+    status = error.response.status_code
+    if status == _BUSY:
+        asked = error.response.headers.get("Retry-After", "")
+        return min(float(asked) if asked.isdigit() else 2.0**attempt, _LONGEST_WAIT)
+    return float(2 ** (attempt - 1)) if status >= 500 else None
 
 
 def push_to_hub(
@@ -252,15 +264,44 @@ def push_to_hub(
 
     Returns:
         Address of the commit.
+
+    Raises:
+        ValueError: If the model cannot be saved, or the Hub cannot be reached or refuses.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="proteus-push-"))
+    try:
+        name = {"name": repo_id.rpartition("/")[2]}
+        save_pretrained(student, folder, details={**name, **(details or {})})
+        return upload(folder, repo_id, private=private)
+    finally:
+        shutil.rmtree(folder)
+
+
+def upload(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload an export folder as it is, in one commit.
+
+    Args:
+        folder: Holds `config.json`, `model.safetensors` and, usually, `README.md`. It is read back
+            before anything is sent.
+        repo_id: `owner/repo`; created if it does not exist.
+        private: Whether a new repository is private.
+
+    Returns:
+        Address of the commit, which ends in its hash.
     """
     from huggingface_hub import HfApi
 
+    folder = Path(folder)
+    load_folder(folder, "push")
     api = HfApi(library_name="proteus-distill", library_version=__version__)
-    folder = Path(tempfile.mkdtemp(prefix="proteus-push-"))
-    try:
-        save_pretrained(student, folder, details=details)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder)
-        return str(commit.commit_url)
-    finally:
-        shutil.rmtree(folder)
+    patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id)
+    commit = patiently(
+        lambda: api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[CONFIG, WEIGHTS, "README.md"],
+            commit_message="Upload with proteus-distill",
+        ),
+        repo_id,
+    )
+    return str(commit.commit_url)

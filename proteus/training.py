@@ -16,10 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, hub, visualize
+from . import checkpoint, visualize
 from .distiller import Distiller
 from .features import Features
 from .losses import Losses
+from .saving import save_pretrained
 
 History = list[dict[str, float]]
 TERMS = Losses._fields
@@ -332,7 +333,7 @@ def _write_results(
     """Export and pictures of a finished run."""
     details = {**settings, "losses": {name: rows[-1][name] for name in TERMS}}
     if distiller.student.architecture:
-        hub.save_pretrained(distiller.student, folder / "export", details=details)
+        save_pretrained(distiller, folder / "export", details=details)
     visualize.save_curves(rows, folder / "curves.png")
     if distiller.loss.feature_head is not None:
         visualize.save_pca(images[:8], compare(distiller, images[:8]), folder / "pca.png")

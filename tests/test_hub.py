@@ -1,107 +1,218 @@
-import json
+import os
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
+import huggingface_hub
 import pytest
 import timm
 import torch
+from hub_server import Hub
 from safetensors.torch import load_file
 
 import proteus
-from conftest import vit
-from proteus import hub
-from proteus.weights import from_dinov2
+from proteus import hub, pretrained
+from proteus.hub import download, sha256_of, upload
 
-GOLDEN = Path(__file__).parent / "golden/02_dinov2_vit"
-LOAD = """
-import sys
-sys.modules["proteus"] = None  # any import of it fails
-import timm, torch
-model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
-images = torch.load(sys.argv[2])
-with torch.no_grad():
-    torch.save(model.forward_features(images), sys.argv[3])
-"""
+OWNER = "me/student"
 
 
-def features_without_us(folder, images, tmp_path):
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    server = Hub()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def student():
+    return proteus.Student("demo-student", image_size=64).eval()
+
+
+@pytest.fixture
+def exported(student, tmp_path):
+    return proteus.save_pretrained(student, tmp_path / "exported")
+
+
+def same(model, student):
+    own, other = model.state_dict(), student.backbone.state_dict()
+    return own.keys() == other.keys() and all(torch.equal(own[k], other[k]) for k in own)
+
+
+def test_push_then_load_gives_the_same_weights(server, student):
+    url = proteus.push_to_hub(student, OWNER, private=True, details={"teacher": "a big one"})
+    assert url.startswith(f"{server.endpoint}/{OWNER}/commit/")
+    commit, files = server.repos[OWNER][0]
+    assert url.endswith(commit)
+    assert set(files) == {"README.md", "config.json", "model.safetensors"}
+    assert files["README.md"].startswith(b"---") and b"# student" in files["README.md"]
+    assert server.private[OWNER]
+    assert same(proteus.load_pretrained(OWNER), student)
+
+
+def test_timm_loads_the_repository_without_us(server, student, tmp_path):
+    proteus.push_to_hub(student, OWNER)
+    images = torch.randn(2, 3, 64, 64)
     torch.save(images, tmp_path / "images.pt")
-    arguments = [str(folder), str(tmp_path / "images.pt"), str(tmp_path / "out.pt")]
-    subprocess.run([sys.executable, "-W", "error", "-c", LOAD, *arguments], check=True)
-    return torch.load(tmp_path / "out.pt")
+    code = """
+import sys
+sys.modules["proteus"] = None
+import timm, torch
+model = timm.create_model("hf-hub:me/student", pretrained=True).eval()
+torch.save(model.forward_features(torch.load(sys.argv[1])).detach(), sys.argv[2])
+"""
+    environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home")}
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "images.pt"), str(tmp_path / "out.pt")],
+        env=environment,
+        check=True,
+    )
+    with torch.no_grad():
+        ours = student.backbone.forward_features(images)
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), ours, rtol=0, atol=1e-6)
+
+
+def test_a_second_push_is_a_second_commit_and_old_revisions_stay(server, student):
+    proteus.push_to_hub(student, OWNER)
+    other = proteus.Student("demo-student", image_size=64)
+    proteus.push_to_hub(other, OWNER)
+    first = server.repos[OWNER][0][0]
+    assert same(proteus.load_pretrained(OWNER), other)
+    assert same(proteus.load_pretrained(OWNER, revision=first), student)
+
+
+def test_a_cached_commit_costs_no_request(server, exported, student):
+    commit = server.add_folder(OWNER, exported)
+    proteus.load_pretrained(OWNER, revision=commit)
+    server.requests.clear()
+    assert same(proteus.load_pretrained(OWNER, revision=commit), student)
+    assert server.requests == []
+
+
+def test_the_cache_serves_without_a_connection(server, exported, student):
+    server.add_folder(OWNER, exported)
+    with pytest.raises(ValueError, match=r"not in the cache.*local_files_only"):
+        proteus.load_pretrained(OWNER, local_files_only=True)
+    proteus.load_pretrained(OWNER)
+    server.close()
+    assert same(proteus.load_pretrained(OWNER, local_files_only=True), student)
+
+
+def test_a_cache_of_one_s_own(server, exported, tmp_path):
+    server.add_folder(OWNER, exported)
+    proteus.load_pretrained(OWNER, cache_dir=tmp_path / "mine")
+    assert list((tmp_path / "mine").rglob("model.safetensors"))
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("repo", "revision", "message"),
     [
-        lambda: proteus.Student("vit_tiny_patch14", image_size=56),
-        lambda: proteus.Student("vit_small_patch14_reg4_dinov2", image_size=(56, 70)),
-        lambda: proteus.Student("resnet18", image_size=64),
-        lambda: proteus.Student("demo-student", image_size=64),
-        lambda: proteus.Student(
-            timm.create_model("vit_small_patch16_dinov3", img_size=64, depth=2, num_classes=0),
-            image_size=64,
-        ),
-        lambda: proteus.Student(
-            from_dinov2(GOLDEN / "mlp_reg0_weights.safetensors", image_size=56, num_heads=3),
-            image_size=56,
-        ),
+        ("me/nothing", None, r"no repository 'me/nothing'.*log in"),
+        ("me/gated", None, r"'me/gated' is gated: accept its terms"),
+        (OWNER, "v9", r"'me/student' has no revision 'v9'"),
+        ("me/empty", None, r"'me/empty' holds no model.*config\.json"),
+        ("me/a b", None, r"'me/a b' is no repository name"),
     ],
-    ids=["tiny", "registers", "resnet", "demo", "timm module", "from_dinov2"],
 )
-def test_plain_timm_gives_the_same_features_from_the_folder(make, tmp_path):
-    student = make().eval()
-    folder = proteus.save_pretrained(student, tmp_path / "export")
-    images = torch.randn(2, 3, *student.image_size)
-    with torch.no_grad():
-        ours = student.backbone.forward_features(images)
-    torch.testing.assert_close(
-        features_without_us(folder, images, tmp_path), ours, rtol=0, atol=1e-6
+def test_what_the_hub_refuses_is_said_plainly(server, exported, repo, revision, message):
+    server.add_folder(OWNER, exported)
+    server.commit("me/empty", {"README.md": b"nothing here"})
+    server.gated.add("me/gated")
+    with pytest.raises(ValueError, match=message):
+        proteus.load_pretrained(repo, revision=revision)
+
+
+def test_a_busy_hub_is_asked_again(server, exported, student, caplog):
+    server.add_folder(OWNER, exported)
+    server.busy = 2
+    assert same(proteus.load_pretrained(OWNER), student)
+    server.busy = 3
+    upload(exported, "me/second")
+    assert "me/second" in server.repos
+
+
+def test_a_hub_that_stays_busy_is_an_error(server, exported):
+    server.add_folder(OWNER, exported)
+    server.busy = 10**6
+    with pytest.raises(ValueError, match=r"could not be reached.*429|could not be reached"):
+        proteus.load_pretrained(OWNER)
+
+
+def test_a_connection_that_breaks_off_leaves_nothing_half_written(server, exported, student):
+    server.add_folder(OWNER, exported)
+    server.cut = 1
+    assert same(proteus.load_pretrained(OWNER), student)
+
+
+def test_a_file_that_is_cut_every_time_is_an_error_and_the_next_call_works(
+    server, exported, student, tmp_path
+):
+    server.add_folder(OWNER, exported)
+    server.cut = 10**6
+    with pytest.raises(ValueError, match=r"could not be reached|holds no model"):
+        proteus.load_pretrained(OWNER)
+    assert not list((tmp_path / "cache").rglob("snapshots/*/model.safetensors"))
+    server.cut = 0
+    assert same(proteus.load_pretrained(OWNER), student)
+
+
+@pytest.fixture
+def released(server, exported, monkeypatch):
+    """`proteus-vit-ti14` as if it were published."""
+    commit = server.add_folder("proteus-distill/proteus-vit-ti14", exported)
+    entry = replace(
+        pretrained.PRETRAINED["proteus-vit-ti14"],
+        revision=commit,
+        sha256=sha256_of(exported / "model.safetensors"),
     )
-    config = json.loads((folder / "config.json").read_text())
-    assert config["pretrained_cfg"]["input_size"] == [3, *student.image_size]
-    assert "num_classes" not in config["model_args"]
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md", "config.json", "model.safetensors",
-    ]  # fmt: skip
+    monkeypatch.setattr(hub, "PRETRAINED", {**pretrained.PRETRAINED, entry.name: entry})
+    return entry
 
 
-def test_the_distiller_s_student_is_saved_with_facts_in_the_card(teacher, tmp_path):
-    student = proteus.Student("demo-student", image_size=64)
-    proteus.save_pretrained(student, tmp_path, details={"teacher": "a big one"})
-    assert "teacher: a big one" in (tmp_path / "README.md").read_text()
-    assert json.loads((tmp_path / "config.json").read_text())["proteus"]["teacher"] == "a big one"
+def test_a_released_name_is_pinned_and_verified(server, released, student):
+    server.commit(released.repo, {"model.safetensors": b"of a later commit"})
+    assert same(proteus.load_pretrained("proteus-vit-ti14"), student)
+    server.requests.clear()
+    proteus.load_pretrained("proteus-vit-ti14", local_files_only=True)
+    assert server.requests == []
 
 
-def test_a_model_timm_does_not_know_is_refused(student, tmp_path):
-    with pytest.raises(ValueError, match=r"VisionTransformer.*timm name"):
-        proteus.save_pretrained(student, tmp_path)
+def test_a_wrong_sha256_is_an_error_and_leaves_the_cache_clean(server, released, monkeypatch):
+    wrong = replace(released, sha256="0" * 64)
+    monkeypatch.setattr(hub, "PRETRAINED", {released.name: wrong})
+    with pytest.raises(ValueError, match=r"damaged and was removed.*sha256"):
+        proteus.load_pretrained(released.name)
+    monkeypatch.setattr(hub, "PRETRAINED", {released.name: released})
+    proteus.load_pretrained(released.name)  # downloaded again
 
 
-def test_arguments_that_do_not_rebuild_the_model_are_found_before_anything_is_replaced(tmp_path):
-    good = proteus.Student("demo-student", image_size=64)
-    proteus.save_pretrained(good, tmp_path)
-    before = (tmp_path / "model.safetensors").read_bytes()
-    bad = proteus.Student("demo-student", image_size=64)
-    bad.arguments = {**bad.arguments, "depth": 2}
-    with pytest.raises(ValueError, match=r"'depth': 2.*student\.arguments"):
-        proteus.save_pretrained(bad, tmp_path)
-    assert (tmp_path / "model.safetensors").read_bytes() == before
+def test_a_name_that_is_not_published_says_how_to_make_it():
+    with pytest.raises(ValueError, match=r"not published yet.*proteus convert FILE"):
+        proteus.load_pretrained("proteus-vit-l14")
 
 
-def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
-    student = proteus.Student("demo-student", image_size=64)
-    proteus.save_pretrained(student, tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+def test_only_an_export_folder_is_pushed(server, tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json"):
+        upload(tmp_path, OWNER)
+    assert not server.requests
 
-    def die(*args):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(hub, "_verify", die)
-    with pytest.raises(KeyboardInterrupt):
-        proteus.save_pretrained(proteus.Student("demo-student", image_size=64), tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+def test_a_revision_of_a_folder_would_be_ignored(exported):
+    with pytest.raises(ValueError, match=r"revision= would be ignored"):
+        proteus.load_pretrained(exported, revision="main")
+
+
+def test_download_gives_the_folder(server, exported):
+    commit = server.add_folder(OWNER, exported)
+    folder = download(OWNER)
+    assert folder.name == commit
+    assert (folder / "model.safetensors").read_bytes() == (
+        exported / "model.safetensors"
+    ).read_bytes()
 
 
 def test_load_pretrained_gives_a_plain_model_in_eval(tmp_path):
@@ -126,7 +237,6 @@ def test_load_pretrained_resamples_by_dinov2_s_rule(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("proteus-vit-l14", "not published yet"),
         ("proteus-vit-x14", "unknown model"),
         ("./nowhere", "unknown model"),
     ],
@@ -148,7 +258,3 @@ def test_a_student_can_be_a_teacher(tmp_path):
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(teacher(images).cls, student(images).cls)
-
-
-def test_a_user_s_own_vit_is_not_exported_under_a_guessed_name(tmp_path):
-    assert proteus.Student(vit(), image_size=32).architecture == ""

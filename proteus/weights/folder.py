@@ -64,6 +64,7 @@ def load_folder(folder: str | Path, subject: str) -> nn.Module:
         },
         subject,
     )
+    vars(model)["_model_args"] = arguments  # timm records them itself from 1.0.31 on
     return model
 
 

@@ -1,113 +1,15 @@
-"""The command line. Nothing heavy is imported before a command needs it: `--help` is instant."""
+"""`proteus distill`."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .version import __version__
-
-_EPILOG = """\
-example:
-  proteus demo --out runs/demo
-  proteus distill --teacher demo-teacher --student demo-student --image-size 64 \\
-      --data IMAGES --epochs 5 --batch-size 64 --out runs/first
-"""
+from .parser import Commands, add_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        argv: Words of the command line; None = those of the process.
-
-    Returns:
-        0 on success, 2 for what a user can mend, 130 when interrupted.
-    """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("\nproteus: interrupted.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ArithmeticError) as error:
-        if arguments.debug:
-            raise
-        print(f"proteus {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="proteus",
-        description="Distil a vision foundation model into a smaller one, on unlabelled images.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_demo(commands)
-    _add_distill(commands)
-    _add_info(commands)
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refuses abbreviated options: `--student-size` must not be taken for `--student`."""
-
-    def __init__(self, **options: object) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})  # type: ignore[arg-type]
-
-
-_Commands = argparse._SubParsersAction  # the only name argparse has for it
-
-
-def _command(
-    commands: "_Commands[_Parser]", name: str, summary: str, example: str
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("--debug", action="store_true", help="show tracebacks")
-    return command
-
-
-def _add_demo(commands: "_Commands[_Parser]") -> None:
-    demo = _command(
-        commands,
-        "demo",
-        "Distil the embedded teacher, about two minutes on two cores, nothing downloaded.",
-        "proteus demo --out runs/demo",
-    )
-    demo.add_argument("--out", type=Path, default=Path("proteus-demo"), help="folder for the run")
-    demo.add_argument("--steps", type=int, default=500, help="optimizer steps (default 500)")
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
-    demo.add_argument("--overwrite", action="store_true", help="replace a run in --out")
-    demo.set_defaults(run=_run_demo)
-
-
-def _run_demo(arguments: argparse.Namespace) -> None:
-    from .demo import run_demo
-
-    run_demo(
-        arguments.out,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-    )
-
-
-def _add_distill(commands: "_Commands[_Parser]") -> None:
-    distill = _command(
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    distill = add_command(
         commands,
         "distill",
         "Distil a teacher into a student on a folder of images or tar shards.",
@@ -144,7 +46,7 @@ def _add_distill(commands: "_Commands[_Parser]") -> None:
 
 
 def _run_distill(arguments: argparse.Namespace) -> None:
-    from .checkpoint import claim_folder
+    from ..checkpoint import claim_folder
 
     # First of all: a wrong folder must not cost a download.
     if arguments.resume or arguments.out.exists():
@@ -152,12 +54,12 @@ def _run_distill(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from .data import ImageLoader, open_source
-    from .distiller import Distiller
-    from .losses import ProteusLoss
-    from .masking import MaskGenerator
-    from .student import Student
-    from .teacher import Teacher
+    from ..data import ImageLoader, open_source
+    from ..distiller import Distiller
+    from ..losses import ProteusLoss
+    from ..masking import MaskGenerator
+    from ..student import Student
+    from ..teacher import Teacher
 
     data = ImageLoader(
         open_source(arguments.data),
@@ -203,7 +105,7 @@ def _run_distill(arguments: argparse.Namespace) -> None:
 
 
 def _summarize(rows: list[dict[str, float]], skipped: dict[str, str], out: Path) -> None:
-    from .report import Table, text_table
+    from ..report import Table, text_table
 
     terms = ("total", "token", "feature", "patch")
     table = Table(
@@ -219,36 +121,3 @@ def _summarize(rows: list[dict[str, float]], skipped: dict[str, str], out: Path)
         (out / "skipped.tsv").write_text(lines)
         print(f"Skipped {len(skipped)} corrupt images: {out / 'skipped.tsv'}")
     print(f"Student: {out / 'export'}    Pictures: {out / 'pca.png'}, {out / 'curves.png'}")
-
-
-def _add_info(commands: "_Commands[_Parser]") -> None:
-    info = _command(
-        commands,
-        "info",
-        "List the published names, or say how many images a path holds.",
-        "proteus info --data IMAGES",
-    )
-    info.add_argument("--data", nargs="+", help="folder of images, .tar shards, or a pattern")
-    info.set_defaults(run=_run_info)
-
-
-def _run_info(arguments: argparse.Namespace) -> None:
-    if arguments.data:
-        from .data import open_source
-
-        source = open_source(arguments.data)
-        print(f"{len(source)} images in {source.description}, from {source.name(0)} on")
-        return
-    from .catalog import STUDENTS, TEACHERS
-
-    print("teachers:")
-    for name, entry in TEACHERS.items():
-        terms = "+".join(entry.objectives)
-        print(f"  {name:20} {terms:20} {entry.architecture}")
-    print("students:")
-    for name, entry in STUDENTS.items():
-        print(f"  {name:20} {entry.architecture} {dict(entry.arguments)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The command line. Nothing heavy is imported before a command needs it: `--help` is instant."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..version import __version__
+from . import demo, distill, info, weights
+from .parser import Parser
+
+_EPILOG = """\
+example:
+  proteus demo --out runs/demo
+  proteus distill --teacher demo-teacher --student demo-student --image-size 64 \\
+      --data IMAGES --epochs 5 --batch-size 64 --out runs/first
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Words of the command line; None = those of the process.
+
+    Returns:
+        0 on success, 2 for what a user can mend, 130 when interrupted.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("\nproteus: interrupted.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError) as error:
+        if arguments.debug:
+            raise
+        print(f"proteus {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="proteus",
+        description="Distil a vision foundation model into a smaller one, on unlabelled images.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (demo, distill, weights, info):
+        module.add(commands)
+    return parser

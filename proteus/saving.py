@@ -1,0 +1,137 @@
+"""What leaves the library: timm's Hub layout, which loads without us."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .card import model_card, versions
+from .weights.folder import load_folder
+
+if TYPE_CHECKING:
+    from .distiller import Distiller
+    from .student import Student
+
+_STAGING = ".tmp-save-"
+
+
+def save_pretrained(
+    student: "Student | Distiller", folder: str | Path, *, details: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the student's backbone in timm's Hub layout.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the same outputs in an
+    environment without proteus. Files are written beside their place and moved into it, so an
+    interrupted save leaves the files that were there before.
+
+    Args:
+        student: A `Student`, or the `Distiller` that holds it.
+        folder: Where `config.json`, `model.safetensors` and `README.md` (model card) go.
+        details: JSON-able facts for the card and `config.json`. These have a place of their own in
+            the card: `teacher`, `data`, `license`, `scores` (protocol -> number) and `recipe`. A
+            `Distiller` fills in its teacher and the licence of the teacher's weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the backbone is not a timm model, or could not be rebuilt from what was
+            written (checked before anything is moved into place).
+
+    Examples:
+        >>> import tempfile, timm, proteus
+        >>> student = proteus.Student("vit_tiny_patch14", image_size=56)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_pretrained(student, folder)
+        ...     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        >>> model(torch.zeros(1, 3, 56, 56)).shape
+        torch.Size([1, 192])
+    """
+    from .distiller import Distiller
+
+    details = dict(details or {})
+    if isinstance(student, Distiller):
+        teacher, student = student.teacher, student.student
+        details = {"teacher": teacher.name, "license": teacher.license or None} | details
+    if not student.architecture:
+        raise ValueError(
+            f"save_pretrained: not a timm model. Got {student.name!r}; expected a student built "
+            f"from a timm name. Save its weights with safetensors.torch.save_model instead."
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"{_STAGING}*"):
+        shutil.rmtree(stale)  # of a save that was killed
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGING) as name:
+        staging = Path(name)
+        _write(student, staging, details, folder.name)
+        _verify(student, staging)
+        replace_files(staging, folder)
+    return folder
+
+
+def replace_files(staging: Path, folder: Path) -> None:
+    """Move complete files into place: on disk first, then renamed, so that none is ever half."""
+    files = sorted(staging.iterdir())
+    for path in (*files, staging):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    for file in files:
+        file.replace(folder / file.name)
+
+
+def _write(student: "Student", folder: Path, details: dict[str, Any], name: str) -> None:
+    from timm.models import save_for_hf
+
+    backbone = student.backbone
+    save_for_hf(
+        backbone,
+        str(folder),
+        model_config={"num_classes": 0, "num_features": student.embed_dim},
+        model_args=dict(student.arguments or {}),
+        safe_serialization=True,
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    # transformers' reader passes num_classes itself and stops at a second one.
+    config.get("model_args", {}).pop("num_classes", None)
+    mean, std = student.statistics
+    config["pretrained_cfg"].update(
+        input_size=[3, *student.image_size], mean=list(mean), std=list(std), num_classes=0
+    )
+    # What timm recorded about the architecture's own weights is not true of these.
+    for stale in ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_ids"):
+        config["pretrained_cfg"].pop(stale, None)
+    config["proteus"] = {"versions": versions(), **details}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    title = details.pop("name", None) or (student.name if name == "export" else name)
+    (folder / "README.md").write_text(model_card(student, title, details))
+
+
+@torch.no_grad()
+def _verify(student: "Student", folder: Path) -> None:
+    """Rebuild from the files and compare the weights."""
+    try:
+        rebuilt = load_folder(folder, "save_pretrained")
+        own, copy = student.backbone.state_dict(), rebuilt.state_dict()
+        same = own.keys() == copy.keys() and all(
+            torch.equal(own[key].cpu(), copy[key].to(own[key].dtype)) for key in own
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _not_rebuilt(student, " ".join(str(error).split())[:200]) from error
+    if not same:
+        raise _not_rebuilt(student, "the weights differ")
+
+
+def _not_rebuilt(student: "Student", reason: str) -> ValueError:
+    return ValueError(
+        f"save_pretrained: timm cannot rebuild the model from its description. Got architecture "
+        f"{student.architecture!r} with arguments {student.arguments}, and: {reason}. Set "
+        f"student.arguments to the arguments of timm.create_model that make this model."
+    )

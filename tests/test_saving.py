@@ -1,0 +1,112 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from packaging.version import Version
+
+import proteus
+from conftest import vit
+from proteus import saving
+from proteus.weights import from_dinov2
+
+GOLDEN = Path(__file__).parent / "golden/02_dinov2_vit"
+LOAD = """
+import sys
+sys.modules["proteus"] = None  # any import of it fails
+import timm, torch
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+images = torch.load(sys.argv[2])
+with torch.no_grad():
+    torch.save(model.forward_features(images), sys.argv[3])
+"""
+
+
+def features_without_us(folder, images, tmp_path):
+    torch.save(images, tmp_path / "images.pt")
+    arguments = [str(folder), str(tmp_path / "images.pt"), str(tmp_path / "out.pt")]
+    subprocess.run([sys.executable, "-W", "error", "-c", LOAD, *arguments], check=True)
+    return torch.load(tmp_path / "out.pt")
+
+
+@pytest.mark.skipif(
+    Version(timm.__version__) < Version("1.0.31"),
+    reason="timm reads local safetensors with torch.load before 1.0.31; hf-hub: works",
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: proteus.Student("vit_tiny_patch14", image_size=56),
+        lambda: proteus.Student("vit_small_patch14_reg4_dinov2", image_size=(56, 70)),
+        lambda: proteus.Student("resnet18", image_size=64),
+        lambda: proteus.Student("demo-student", image_size=64),
+        lambda: proteus.Student(
+            timm.create_model("vit_small_patch16_dinov3", img_size=64, depth=2, num_classes=0),
+            image_size=64,
+        ),
+        lambda: proteus.Student(
+            from_dinov2(GOLDEN / "mlp_reg0_weights.safetensors", image_size=56, num_heads=3),
+            image_size=56,
+        ),
+    ],
+    ids=["tiny", "registers", "resnet", "demo", "timm module", "from_dinov2"],
+)
+def test_plain_timm_gives_the_same_features_from_the_folder(make, tmp_path):
+    student = make().eval()
+    folder = proteus.save_pretrained(student, tmp_path / "export")
+    images = torch.randn(2, 3, *student.image_size)
+    with torch.no_grad():
+        ours = student.backbone.forward_features(images)
+    torch.testing.assert_close(
+        features_without_us(folder, images, tmp_path), ours, rtol=0, atol=1e-6
+    )
+    config = json.loads((folder / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, *student.image_size]
+    assert "num_classes" not in config["model_args"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md", "config.json", "model.safetensors",
+    ]  # fmt: skip
+
+
+def test_the_distiller_s_student_is_saved_with_facts_in_the_card(teacher, tmp_path):
+    student = proteus.Student("demo-student", image_size=64)
+    proteus.save_pretrained(student, tmp_path, details={"teacher": "a big one"})
+    assert "teacher: a big one" in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / "config.json").read_text())["proteus"]["teacher"] == "a big one"
+
+
+def test_a_model_timm_does_not_know_is_refused(student, tmp_path):
+    with pytest.raises(ValueError, match=r"VisionTransformer.*timm name"):
+        proteus.save_pretrained(student, tmp_path)
+
+
+def test_arguments_that_do_not_rebuild_the_model_are_found_before_anything_is_replaced(tmp_path):
+    good = proteus.Student("demo-student", image_size=64)
+    proteus.save_pretrained(good, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    bad = proteus.Student("demo-student", image_size=64)
+    bad.arguments = {**bad.arguments, "depth": 2}
+    with pytest.raises(ValueError, match=r"'depth': 2.*student\.arguments"):
+        proteus.save_pretrained(bad, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
+    student = proteus.Student("demo-student", image_size=64)
+    proteus.save_pretrained(student, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saving, "_verify", die)
+    with pytest.raises(KeyboardInterrupt):
+        proteus.save_pretrained(proteus.Student("demo-student", image_size=64), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_user_s_own_vit_is_not_exported_under_a_guessed_name(tmp_path):
+    assert proteus.Student(vit(), image_size=32).architecture == ""
