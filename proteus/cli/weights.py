@@ -85,7 +85,7 @@ def _run_export(arguments: argparse.Namespace) -> None:
         path = exports.to_torch_export(model, arguments.out, **graph)
     else:
         path = exports.to_onnx(model, arguments.out, opset=arguments.opset or 18, **graph)
-    print(f"Wrote {path}, checked against the model.")
+    print(f"Wrote {path}")
 
 
 def _refuse_ignored(arguments: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ def images(tmp_path_factory):
 
 def command(images, out, *more):
     return [
-        sys.executable, "-W", "error", "-m", "proteus.cli", "distill",
+        sys.executable, "-W", "error", "-m", "proteus", "distill",
         "--teacher", "demo-teacher", "--student", "demo-student", "--data", str(images),
         "--steps", "60", "--batch-size", "8", "--image-size", "64", "--workers", "0",
         "--device", "cpu", "--save-every", "3", "--out", str(out), *more,

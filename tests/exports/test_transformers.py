@@ -1,0 +1,87 @@
+import json
+
+import pytest
+import timm
+import torch
+
+import proteus
+from proteus.exports import to_transformers
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own
+
+
+def randomized(name, **options):
+    model = timm.create_model(name, num_classes=0, **options).eval()
+    for value in model.state_dict().values():
+        value.copy_(0.1 * torch.randn_like(value))
+    return model
+
+
+MODELS = {
+    "student": lambda: randomized(
+        "vit_small_patch14_dinov2", img_size=56, depth=2, embed_dim=192, num_heads=3
+    ),
+    "registers": lambda: randomized("vit_small_patch14_reg4_dinov2", img_size=56, depth=2),
+    "swiglu": lambda: randomized(
+        "vit_giant_patch14_dinov2", img_size=56, depth=2, embed_dim=192, num_heads=3
+    ),
+    "no layer scale": lambda: randomized("vit_tiny_patch16_224", img_size=64, depth=2),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_transformers_gives_the_same_tokens(kind, tmp_path):
+    model = MODELS[kind]()
+    folder = to_transformers(model, tmp_path / "hf")
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    expected = "Dinov2WithRegistersModel" if kind == "registers" else "Dinov2Model"
+    assert type(theirs).__name__ == expected
+    images = torch.randn(2, 3, *model.patch_embed.img_size)
+    with torch.no_grad():
+        got = theirs(images).last_hidden_state
+        torch.testing.assert_close(got, model.forward_features(images), rtol=0, atol=1e-5)
+    assert theirs.config.image_size == model.patch_embed.img_size[0]
+
+
+def test_its_preprocessing_says_size_and_statistics(tmp_path):
+    folder = to_transformers(MODELS["student"](), tmp_path)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["crop_size"] == {"height": 56, "width": 56}
+    assert processor["image_mean"] == [0.485, 0.456, 0.406]
+
+
+def test_our_own_folder_loads_in_transformers_as_it_is(tmp_path):
+    student = proteus.Student("vit_tiny_patch14", image_size=56).eval()
+    folder = proteus.save_pretrained(student, tmp_path / "export")
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    images = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(images).last_hidden_state,
+            student.backbone.forward_features(images),
+            rtol=0,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: timm.create_model("resnet18", num_classes=0), "a ResNet"),
+        (
+            lambda: randomized("vit_base_patch16_clip_quickgelu_224", depth=1, embed_dim=64,
+                               num_heads=1),
+            "a norm before the blocks and the activation QuickGELU",
+        ),
+        (
+            lambda: randomized("vit_tiny_patch16_224", img_size=(64, 32), depth=1),
+            "the image size 64x32",
+        ),
+        (lambda: randomized("vit_tiny_patch16_224", depth=1, mlp_ratio=2.5), "an MLP of width 480"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_express_is_said(make, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"{message}.*AutoModel"):
+        to_transformers(make(), tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
