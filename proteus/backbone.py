@@ -136,6 +136,8 @@ def _create(
     if target and not weights and checkpoint is None and config and config.fixed_input_size:
         arguments["img_size"] = target
     try:
+        if weights and config and config.hf_hub_id:
+            _reach(config.hf_hub_id.partition("@")[0])
         model = timm.create_model(source, pretrained=weights, num_classes=0, **arguments)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         if size is not None and "img_size" in arguments and not weights:
@@ -153,6 +155,19 @@ def _create(
         objectives=entry.objectives,
         license=(config.license if config and weights else None) or described.license,
     )
+
+
+def _reach(repo: str) -> None:
+    """Fail at once where the weights are neither cached nor reachable; timm tries for a minute."""
+    from huggingface_hub import HfApi, errors, try_to_load_from_cache
+
+    files = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(repo, file), str) for file in files):
+        return
+    try:
+        HfApi().model_info(repo, timeout=10)
+    except errors.HTTPError as error:  # type: ignore[attr-defined]
+        raise OSError(str(error)) from error
 
 
 def _offline_advice(name: str, config: Any) -> str:

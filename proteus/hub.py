@@ -236,8 +236,10 @@ def patiently(call: Callable[[], Result], repo: str, revision: str | None = None
 
 def _seconds_to_wait(error: BaseException, attempt: int) -> float | None:
     """How long to wait before another attempt; None = it would not help."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    if isinstance(error, OfflineModeIsEnabled):
+        return None
     if not isinstance(error, HfHubHTTPError) or error.response is None:
         return float(2 ** (attempt - 1))
     status = error.response.status_code

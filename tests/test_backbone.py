@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import timm
 import torch
@@ -195,3 +197,11 @@ def test_every_published_name_is_a_model_timm_has_weights_for(name):
 @pytest.mark.parametrize("name", STUDENTS)
 def test_every_student_name_is_an_architecture(name):
     assert timm.is_model(STUDENTS[name].architecture)
+
+
+def test_weights_that_cannot_be_reached_name_the_file_at_once():
+    # Nobody listens on the address of the suite's Hub here.
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=r"safetensors of timm/vit_small.*checkpoint='FILE'"):
+        proteus.Teacher("dinov2_vits14")
+    assert time.monotonic() - begun < 10

@@ -258,3 +258,10 @@ def test_a_student_can_be_a_teacher(tmp_path):
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(teacher(images).cls, student(images).cls)
+
+
+def test_offline_mode_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(ValueError, match=r"could not be reached in 1 attempts.*OfflineMode|cache"):
+        proteus.load_pretrained(OWNER)
