@@ -13,7 +13,7 @@ from .student import Student
 from .teacher import Teacher
 
 if TYPE_CHECKING:
-    from .training import History
+    from .training import History, Resumable
 
 
 class Distiller(nn.Module):
@@ -132,7 +132,7 @@ class Distiller(nn.Module):
         """Everything an optimizer should have: student, mask token, heads; never the teacher."""
         return (p for p in self.parameters() if p.requires_grad)
 
-    def fit(self, data: Iterable[Any], **options: Any) -> "History":
+    def fit(self, data: "Iterable[Any] | Resumable", **options: Any) -> "History":
         """Train with the library's minimal loop: see `proteus.training.fit` for the options."""
         from .training import fit
 

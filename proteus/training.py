@@ -40,7 +40,7 @@ class Resumable(Protocol):
 
 def fit(
     distiller: Distiller,
-    data: Iterable[Any],
+    data: Iterable[Any] | Resumable,
     *,
     steps: int | None = None,
     epochs: float | None = None,
@@ -107,7 +107,7 @@ def fit(
     schedule = {"steps": total, "lr": lr, "weight_decay": weight_decay, "warmup": warmup}
     names = {"teacher": distiller.teacher.name, "student": distiller.student.name}
     settings = {**schedule, "seed": seed, **names, **(details or {})}
-    place = _choose_device(device)
+    place = choose_device(device)
     folder = None if out is None else Path(out)
     if folder is not None:
         checkpoint.claim_folder(folder, resume=resume, overwrite=overwrite)
@@ -277,7 +277,7 @@ def _read_rows(folder: Path | None, start: int) -> History:
     return [json.loads(line) for line in lines]
 
 
-def _count_steps(data: Iterable[Any], steps: int | None, epochs: float | None) -> int:
+def _count_steps(data: Iterable[Any] | Resumable, steps: int | None, epochs: float | None) -> int:
     if (steps is None) == (epochs is None):
         raise ValueError(
             f"fit: exactly one of steps and epochs is needed. Got steps={steps}, epochs={epochs}."
@@ -292,7 +292,7 @@ def _count_steps(data: Iterable[Any], steps: int | None, epochs: float | None) -
     return steps
 
 
-def _batches(data: Iterable[Any], start: int, stop: int) -> Iterator[Tensor]:
+def _batches(data: Iterable[Any] | Resumable, start: int, stop: int) -> Iterator[Tensor]:
     """Images of batch `start` … `stop` - 1, going round as often as needed."""
     if isinstance(data, Resumable):
         stream = itertools.islice(data.batches(start), stop - start)
@@ -318,7 +318,8 @@ def _rounds(data: Iterable[Any]) -> Iterator[Any]:
             raise ValueError("fit: data ran out. Got an iterable that gives nothing (any more).")
 
 
-def _choose_device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
+    """`auto` = the accelerator if there is one, else the CPU."""
     if device != "auto":
         return torch.device(device)
     accelerator = None

@@ -88,7 +88,7 @@ def test_a_module_imports_only_from_the_layers_below_it(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_timm_is_met_in_few_modules_only(path):
-    if module_of(path) not in ("backbone", "weights", "saving", "card", "exports"):
+    if module_of(path) not in ("backbone", "weights", "saving", "card", "exports", "data"):
         assert "timm" not in set(all_imports(path))
 
 

@@ -21,10 +21,15 @@ def add(commands: Commands) -> None:
     add("--teacher-checkpoint", type=Path, help="local .safetensors or .pth with its weights")
     add("--student", required=True, help="vit_tiny|small|base|large_patch14, a timm name, …")
     add("--pretrained-student", action="store_true", help="start from its published weights")
-    add("--data", required=True, nargs="+", help="folder of images, .tar shards, or a pattern")
+    add("--data", required=True, nargs="+", help="folder, .tar shards, pattern, list, hfds/…")
+    add("--single", type=int, metavar="N", help="--data is one large image: N views of it")
+    augment = ["crop", "fast", "official", "none"]
+    add("--augment", choices=augment, default="crop", help="see the docs on images (default crop)")
+    add("--repeats", type=int, default=1, help="samples of an image in a row (default 1)")
     length = distill.add_mutually_exclusive_group(required=True)
     length.add_argument("--epochs", type=float, help="passes over the images")
     length.add_argument("--steps", type=int, help="optimizer steps")
+    length.add_argument("--images", type=int, help="images seen, whatever the set's size")
     add("--batch-size", type=int, default=64, help="images a step (default 64)")
     add("--lr", type=float, default=1e-3, help="peak learning rate (default 1e-3)")
     add("--weight-decay", type=float, default=0.05, help="(default 0.05)")
@@ -54,20 +59,28 @@ def _run_distill(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from ..data import ImageLoader, open_source
+    from ..data import make_loader
     from ..distiller import Distiller
     from ..losses import ProteusLoss
     from ..masking import MaskGenerator
     from ..student import Student
     from ..teacher import Teacher
+    from ..training import choose_device
 
-    data = ImageLoader(
-        open_source(arguments.data),
+    device = choose_device(arguments.device)
+    data = make_loader(
+        _source(arguments),
         batch_size=arguments.batch_size,
         image_size=arguments.image_size,
         seed=arguments.seed,
+        augment=arguments.augment,
+        repeats=arguments.repeats,
         workers=arguments.workers,
+        device=device,
     )
+    steps = arguments.steps
+    if arguments.images is not None:
+        steps = max(1, round(arguments.images / arguments.batch_size))
     torch.manual_seed(arguments.seed)
     size = arguments.image_size
     teacher = Teacher(arguments.teacher, checkpoint=arguments.teacher_checkpoint, image_size=size)
@@ -82,13 +95,13 @@ def _run_distill(arguments: argparse.Namespace) -> None:
     distiller = Distiller(teacher, student, loss, masks)
     rows = distiller.fit(
         data,
-        steps=arguments.steps,
+        steps=steps,
         epochs=arguments.epochs,
         lr=arguments.lr,
         weight_decay=arguments.weight_decay,
         warmup=arguments.warmup,
         seed=arguments.seed,
-        device=arguments.device,
+        device=device,
         out=arguments.out,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
@@ -97,11 +110,25 @@ def _run_distill(arguments: argparse.Namespace) -> None:
             "data": ", ".join(arguments.data),
             "batch_size": arguments.batch_size,
             "image_size": size,
+            "augment": arguments.augment,
+            "repeats": arguments.repeats,
             "weights": weights,
             "mask": arguments.mask if masks else None,
         },
     )
     _summarize(rows, data.skipped, arguments.out)
+
+
+def _source(arguments: argparse.Namespace) -> Any:
+    from ..data import open_source, single_image
+
+    if arguments.single is None:
+        return open_source(arguments.data)
+    if len(arguments.data) != 1:
+        raise ValueError(f"--single goes with one image. Got {len(arguments.data)} paths.")
+    source, manifest = single_image(arguments.data[0], arguments.single, seed=arguments.seed)
+    print(manifest)
+    return source
 
 
 def _summarize(rows: list[dict[str, float]], skipped: dict[str, str], out: Path) -> None:

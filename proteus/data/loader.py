@@ -1,186 +1,55 @@
-"""From encoded images to an endless, seeded, resumable stream of uint8 batches.
+"""An endless, seeded, resumable stream of uint8 batches."""
 
-What a sample looks like depends on (seed, epoch, index) alone: not on the number of workers, and
-not on what was drawn before it.
-"""
-
-import io
+import itertools
 import logging
-import math
 import os
-import random
-import warnings
-from collections.abc import Iterator
-from typing import TypeAlias
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from .sources import CorruptImageError, ImageSource
+from .decoding import CorruptImageError
+from .device import finish
+from .order import Order, Repeated, Shuffled
+from .samples import CORRUPT_SHARE, Augmentation, Batch, Faults, Key, Samples
+from .sources import ImageSource
 
 _logger = logging.getLogger(__name__)
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-_CORRUPT_SHARE = 0.05
-_Key: TypeAlias = tuple[int, int]  # (epoch, index)
-_Faults: TypeAlias = list[tuple[str, str]]  # (name, reason)
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decode to RGB, upright, the first frame of an animation.
-
-    Args:
-        data: An encoded image in any format Pillow reads.
-
-    Raises:
-        CorruptImageError: If it is damaged, truncated, or larger than Pillow's safety limit.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Above the limit Pillow warns, above twice the limit it raises: refuse both.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF does not matter here
-            file = Image.open(io.BytesIO(data))
-            file.load()
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16 bit: convert("RGB") would clip, not scale
-                image = image.convert("I").point(lambda value: value / 256).convert("L")
-            return image.convert("RGB")
-    except (*_BROKEN, Image.DecompressionBombWarning) as error:
-        raise CorruptImageError(f"{type(error).__name__}: {error}") from error
-
-
-def random_resized_crop(
-    image: Image.Image, size: int, rng: random.Random, scale: tuple[float, float] = (0.08, 1.0)
-) -> Image.Image:
-    """A random part of the image, resized to [size, size], bicubic.
-
-    Args:
-        image: RGB.
-        size: Side of the result, pixels.
-        rng: Source of randomness.
-        scale: Range of the part's area, as a share of the image's.
-
-    Source:
-        torchvision `RandomResizedCrop.get_params`.
-        *Same:* ten attempts with log-uniform aspect ratio 3/4 … 4/3, then the centre.
-    """
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
-            break
-    else:
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - w) // 2, (height - h) // 2
-    box = (left, top, left + w, top + h)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-
-
-def center_resize(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size`, bicubic, then the centre: [size, size]."""
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-
-
-class _Samples(Dataset[tuple[Tensor, _Faults]]):
-    """(epoch, index) -> one uint8 image [3, size, size] and the corrupt ones met on the way."""
-
-    def __init__(
-        self, source: ImageSource, size: int, seed: int, scale: tuple[float, float] | None
-    ) -> None:
-        self.source, self.size, self.seed, self.scale = source, size, seed, scale
-
-    def __getitem__(self, key: _Key) -> tuple[Tensor, _Faults]:
-        epoch, index = key
-        faults: _Faults = []
-        # A corrupt image is replaced by its neighbour, so that batches keep their size.
-        for shift in range(len(self.source)):
-            place = (index + shift) % len(self.source)
-            try:
-                image = decode(self.source.read(place))
-            except CorruptImageError as error:
-                faults.append((self.source.name(place), str(error)))
-                if len(faults) > _CORRUPT_SHARE * len(self.source):
-                    break  # the loader will raise; do not read the whole source first
-                continue
-            return self._finish(image, epoch, index), faults
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), faults
-
-    def _finish(self, image: Image.Image, epoch: int, index: int) -> Tensor:
-        if self.scale is None:
-            image = center_resize(image, self.size)
-        else:
-            rng = random.Random(f"{self.seed}/{epoch}/{index}")
-            image = random_resized_crop(image, self.size, rng, self.scale)
-            if rng.random() < 0.5:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-class _Order(Sampler[list[_Key]]):
-    """Batches of (epoch, index), from any batch on, without end or for a number of batches."""
-
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        *,
-        seed: int,
-        shuffle: bool,
-        start: int,
-        stop: int | None,
-    ) -> None:
-        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.start, self.stop = start, stop
-
-    def __iter__(self) -> Iterator[list[_Key]]:
-        per_epoch = self.count // self.batch_size
-        epoch, order, batch = -1, torch.empty(0), self.start
-        while self.stop is None or batch < self.stop:
-            if batch // per_epoch != epoch:
-                epoch = batch // per_epoch
-                # Hashed, because torch's generator looks at 32 bits only.
-                seed = random.Random(f"{self.seed}/{epoch}").getrandbits(32)
-                generator = torch.Generator().manual_seed(seed)
-                order = torch.arange(self.count)
-                if self.shuffle:
-                    order = torch.randperm(self.count, generator=generator)
-            first = batch % per_epoch * self.batch_size
-            yield [(epoch, int(i)) for i in order[first : first + self.batch_size]]
-            batch += 1
-
-
-def _collate(samples: list[tuple[Tensor, _Faults]]) -> tuple[Tensor, _Faults]:
-    return torch.stack([image for image, _ in samples]), [
-        f for _, faults in samples for f in faults
-    ]
 
 
 class ImageLoader:
     """An endless, seeded, resumable stream of uint8 batches [B, 3, size, size].
 
-    Every epoch is a new permutation of all images; the last, incomplete batch is left out. Corrupt
-    images are replaced by their neighbour in the source, and noted in `skipped`.
+    What a batch holds depends on (seed, batch number, rank) alone: not on the number of workers,
+    and not on where the stream was started. Corrupt images are replaced by their neighbour in the
+    source, and noted in `skipped`.
 
     Args:
         source: The images, see `open_source`.
-        batch_size: B.
+        batch_size: B, of this process.
         image_size: Pixels, square.
-        seed: Of order, crops and flips.
-        augment: True = random resized crop and flip, shuffled. False = centre crop, in order.
+        seed: Of order and augmentation.
+        augment: "crop" = random resized crop and flip. "fast" = the recipe of the paper (crop,
+            flip, RandAugment, erasing), the last three on `device`. "official" = the same through
+            timm's own objects, several times slower. "none" = centre crop, in order.
+        repeats: Samples of each image in a row (repeated augmentation, the authors use 3 in
+            distributed runs); they share one decode where they are in one batch. An epoch is as
+            many samples as there are images either way.
         scale: Range of the crops' area, as a share of the image's.
         workers: Processes that decode; None = one less than the cores, at most 8; 0 = this one.
+        rank: Number of this process among `world_size`.
+        world_size: Processes that share an epoch.
+        device: Where batches go. With a GPU, the fast pipeline's last steps run there; on the CPU
+            they run in the workers.
 
     Attributes:
         skipped: Name -> reason, of the corrupt images met so far.
 
     Raises:
-        ValueError: If there are fewer images than one batch needs.
+        ValueError: If there are fewer images than one batch needs, or a setting is out of range.
 
     Examples:
         >>> import tempfile
@@ -201,28 +70,57 @@ class ImageLoader:
         batch_size: int,
         image_size: int,
         seed: int = 0,
-        augment: bool = True,
+        augment: Augmentation = "crop",
+        repeats: int = 1,
         scale: tuple[float, float] = (0.08, 1.0),
         workers: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str | torch.device = "cpu",
     ) -> None:
-        if batch_size < 1 or len(source) < batch_size:
+        if augment not in ("none", "crop", "fast", "official"):
+            raise ValueError(
+                f"images: unknown augmentation. Got {augment!r}; expected 'none', 'crop', 'fast' "
+                f"or 'official'."
+            )
+        if repeats < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"images: got repeats={repeats}, rank={rank}, world_size={world_size}; expected "
+                f"repeats of at least 1 and a rank from 0 to world_size - 1."
+            )
+        self.order: Order = Shuffled(len(source), seed, shuffle=augment != "none")
+        if repeats > 1:
+            self.order = Repeated(len(source), seed, repeats)
+        length = self.order.length(batch_size=max(1, batch_size), world_size=world_size)
+        if batch_size < 1 or length < batch_size:
             raise ValueError(
                 f"images: too few for one batch. Got {len(source)} images in "
-                f"{source.description} and batch_size={batch_size}; expected at least one batch. "
-                f"Use a batch size of at most {len(source)}."
+                f"{source.description}, batch_size={batch_size} and world_size={world_size}; "
+                f"expected at least one batch. Use a batch size of at most "
+                f"{len(source) // world_size}."
             )
-        self.source, self.batch_size, self.seed, self.shuffle = source, batch_size, seed, augment
+        self.source, self.batch_size, self.seed = source, batch_size, seed
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.workers = min(8, (os.cpu_count() or 1) - 1) if workers is None else workers
         self.skipped: dict[str, str] = {}
-        self._samples = _Samples(source, image_size, seed, scale if augment else None)
+        self._length = length // batch_size
+        self.samples = Samples(
+            source,
+            size=image_size,
+            seed=seed,
+            augment=augment,
+            scale=scale,
+            workers=self.workers,
+            whole=self.device.type == "cpu",
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self.source) // self.batch_size
+        return self._length
 
     def __iter__(self) -> Iterator[Tensor]:
         """One epoch, the first."""
-        return self._stream(0, len(self))
+        return itertools.islice(self._stream(0, len(self)), len(self))
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
         """Batch number `start`, `start` + 1, …, the same ones in every run, without end.
@@ -232,35 +130,98 @@ class ImageLoader:
         """
         return self._stream(start, None)
 
+    def indices(self, epoch: int) -> Tensor:
+        """Image numbers int64 of this process in an epoch, in order."""
+        return self.order.indices(
+            epoch, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size
+        )
+
     def _stream(self, start: int, stop: int | None) -> Iterator[Tensor]:
-        order = _Order(
-            len(self.source),
-            self.batch_size,
-            seed=self.seed,
-            shuffle=self.shuffle,
-            start=start,
-            stop=stop,
-        )
+        on_device = self.device.type != "cpu"
         loader = DataLoader(
-            self._samples,
-            batch_sampler=order,
+            self.samples,
+            sampler=Keys(self, start, stop),
+            batch_size=None,  # `Samples` makes whole batches
             num_workers=self.workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
+            collate_fn=_as_it_is,
+            pin_memory=on_device and torch.cuda.is_available(),
         )
-        for images, faults in loader:
-            self._note(faults)
+        stream = iter(loader)
+        while True:
+            try:
+                batch: Batch = next(stream)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self._dead_worker(error) from error
+            self._note(batch.faults)
+            if not on_device:
+                yield batch.images
+                continue
+            images = batch.images.to(self.device, non_blocking=True)
+            if batch.draws is not None:
+                generator = torch.Generator(self.device).manual_seed(batch.seed)
+                images = finish(images, batch.draws, generator)
             yield images
 
-    def _note(self, faults: _Faults) -> None:
+    def _note(self, faults: Faults) -> None:
         for name, reason in faults:
             if name not in self.skipped:
                 _logger.warning("skipped a corrupt image: %s (%s)", name, reason)
             self.skipped[name] = reason
-        if len(self.skipped) > _CORRUPT_SHARE * len(self.source):
+        if len(self.skipped) > CORRUPT_SHARE * len(self.source):
             shown = "; ".join(f"{name} ({why})" for name, why in list(self.skipped.items())[:5])
             raise CorruptImageError(
-                f"images: more than {_CORRUPT_SHARE:.0%} are corrupt. Got {len(self.skipped)} of "
+                f"images: more than {CORRUPT_SHARE:.0%} are corrupt. Got {len(self.skipped)} of "
                 f"{len(self.source)} so far in {self.source.description}: {shown}. Check how the "
                 f"files were copied."
             )
+
+    def _dead_worker(self, error: RuntimeError) -> RuntimeError:
+        """The same error, naming the file that the dead process was at."""
+        pids = {int(number) for number in re.findall(r"\d+", str(error).partition("exited")[0])}
+        reading = {int(pid): int(place) for pid, place in self.samples.reading if pid >= 0}
+        names = [self.source.name(reading[pid]) for pid in pids if pid in reading]
+        if "DataLoader worker" not in str(error) or not names:
+            return error
+        return RuntimeError(
+            f"images: a worker process died while it was at {', '.join(names)}. Got: "
+            f"{' '.join(str(error).split())[:200]} It was probably killed for its memory, or a "
+            f"library crashed on that file; look at the file, or use fewer workers."
+        )
+
+
+class Keys(Sampler[list[Key]]):
+    """Batches of keys, from any batch on, without end or for a number of batches."""
+
+    def __init__(self, loader: ImageLoader, start: int, stop: int | None) -> None:
+        self.loader, self.start, self.stop = loader, start, stop
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        loader = self.loader
+        numbers: Sequence[int] = ()
+        current, batch = -1, self.start
+        while self.stop is None or batch < self.stop:
+            epoch, place = divmod(batch, len(loader))
+            if epoch != current:
+                current, numbers = epoch, loader.indices(epoch).tolist()
+            first = place * loader.batch_size
+            yield [
+                Key(epoch, numbers[at], self._copy(at))
+                for at in range(first, first + loader.batch_size)
+            ]
+            batch += 1
+
+    def _copy(self, at: int) -> int:
+        """Which copy of its image it is, among all processes: no two are augmented alike."""
+        position = at * self.loader.world_size + self.loader.rank
+        whole = len(self.loader.source) * self.loader.order.repeats
+        if self.loader.order.repeats == 1:
+            return 0
+        return position % self.loader.order.repeats + self.loader.order.repeats * (
+            position // whole
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,28 +1,40 @@
-"""Where images are: a folder tree or tar shards. Labels are neither needed nor read."""
+"""Where images are. Labels are neither needed nor read for distillation."""
 
 import glob
+import json
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .decoding import CorruptImageError
+from .shards import expand_urls, fetch_shard, read_shard
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
-class CorruptImageError(ValueError):
-    """An image cannot be decoded, or too many of a source cannot."""
-
-
 @dataclass(frozen=True)
-class _Place:
-    """Bytes of one image: a whole file (`size` None) or a piece of a tar shard."""
+class Place:
+    """Bytes of one image: a whole file (`size` None) or a piece of a tar shard.
+
+    Attributes:
+        file: Path of the file.
+        name: For people: path below the folder, or `shard.tar:member`.
+        offset: First byte.
+        size: Number of bytes; None = the whole file.
+        label: Class, where the layout tells it: the folder's name or the shard's `KEY.cls`. Used
+            only to draw subsets (`proteus.data.proxy`).
+    """
 
     file: str
     name: str
     offset: int = 0
     size: int | None = None
+    label: str | None = None
 
 
 class ImageSource:
@@ -34,6 +46,7 @@ class ImageSource:
     Args:
         description: What it is, for messages.
         places: Where each image is; use `open_source` to find them.
+        passed_over: What was found and is no image: name -> reason.
 
     Examples:
         >>> source = ImageSource("nothing", [])
@@ -41,24 +54,31 @@ class ImageSource:
         0
     """
 
-    def __init__(self, description: str, places: Sequence[_Place]) -> None:
+    def __init__(
+        self, description: str, places: Sequence[Place], passed_over: dict[str, str] | None = None
+    ) -> None:
         self.description = description
-        self._places = list(places)
+        self.places = list(places)
+        self.passed_over = passed_over or {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def name(self, index: int) -> str:
         """Path below the folder, or `shard.tar:member`."""
-        return self._places[index].name
+        return self.places[index].name
 
-    def read(self, index: int) -> bytes:
-        """The encoded bytes of one image.
+    def label(self, index: int) -> str | None:
+        """Class of an image where the layout tells it."""
+        return self.places[index].label
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """The encoded bytes of one image (or the image, where a dataset holds it decoded).
 
         Raises:
             CorruptImageError: If the file cannot be read any more.
         """
-        place = self._places[index]
+        place = self.places[index]
         try:
             with open(place.file, "rb") as file:
                 file.seek(place.offset)
@@ -66,52 +86,99 @@ class ImageSource:
         except OSError as error:
             raise CorruptImageError(f"{place.name}: cannot be read. Got {error}.") from error
 
+    def select(self, indices: Sequence[int], description: str) -> "ImageSource":
+        """A part of it, in the given order."""
+        return ImageSource(description, [self.places[i] for i in indices])
 
-def open_source(path: str | Path | Sequence[str | Path]) -> ImageSource:
-    """Find the images in a folder tree, in tar shards, or in several of these.
+    def save_list(self, path: str | Path) -> None:
+        """Write the list of images, which `open_source` takes: `NAME.images.json`."""
+        rows = [[p.file, p.name, p.offset, p.size, p.label] for p in self.places]
+        content = {"proteus_images": 1, "description": self.description, "places": rows}
+        Path(path).write_text(json.dumps(content) + "\n")
+
+
+def open_source(path: Any) -> Any:
+    """Find the images in a folder tree, tar shards, a list, a dataset, or several of these.
 
     Args:
-        path: A folder of images (searched through, sorted; links are followed, once), a folder of
-            `.tar` shards, one shard, a pattern such as `data/train-*.tar`, or a list of these.
-            Shards are uncompressed and named as in WebDataset: `KEY.jpg` is an image,
-            `KEY.seg.png` or `KEY.cls` belong to it and are passed over.
+        path: One of these, or a list of the first five:
+
+            - a folder of images, searched through, sorted; links are followed, once;
+            - a folder of `.tar` shards, one shard, or a pattern such as `data/train-*.tar`. Shards
+              are uncompressed and named as in WebDataset: `KEY.jpg` is an image, `KEY.seg.png` or
+              `KEY.cls` belong to it and are no images;
+            - `https://host/train-{000..009}.tar`, shards on a server, fetched once into a cache
+              (`PROTEUS_CACHE`, default `~/.cache/proteus`);
+            - `FILE.txt`, a path on each line, relative to the list's folder;
+            - `FILE.json` of `ImageSource.save_list`;
+            - `hfds/OWNER/NAME` or `hfds/OWNER/NAME:SPLIT`, a dataset of the Hugging Face Hub (extra
+              `data`); `hfids/…` streams it without storing it;
+            - a torch dataset, of images or of (image, anything); a `datasets.Dataset`.
+
+    Returns:
+        An `ImageSource`, or a `StreamSource` for `hfids/…` and iterable datasets.
 
     Raises:
         ValueError: If a path does not exist, cannot be read, or holds no images.
 
     Examples:
         >>> import tempfile
-        >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (8, 8)).save(f"{folder}/a.png")
         ...     source = open_source(folder)
         >>> len(source), source.name(0)
         (1, 'a.png')
     """
-    if not isinstance(path, str | Path):
+    if isinstance(path, str | Path):
+        text = str(path)
+        if text.startswith(("hfds/", "hfids/")):
+            from .datasets import open_hub_dataset
+
+            return open_hub_dataset(text)
+        return _open_path(text)
+    if isinstance(path, list | tuple) and all(isinstance(part, str | Path) for part in path):
         if not path:
             raise ValueError("images: no path given. Got an empty list.")
-        parts = [open_source(part) for part in path]
-        joined = [place for part in parts for place in part._places]
-        return ImageSource(", ".join(part.description for part in parts), joined)
-    text = str(path)
+        if len(path) == 1:
+            return open_source(path[0])
+        return join([_open_path(str(part)) for part in path])
+    from .datasets import open_dataset
+
+    return open_dataset(path)
+
+
+def join(sources: Sequence[ImageSource], description: str | None = None) -> ImageSource:
+    """Several sources one after the other."""
+    return ImageSource(
+        description or ", ".join(source.description for source in sources),
+        [place for source in sources for place in source.places],
+        {name: why for source in sources for name, why in source.passed_over.items()},
+    )
+
+
+def _open_path(text: str) -> ImageSource:
+    if text.startswith(("http://", "https://")):
+        files = [fetch_shard(url) for url in expand_urls(text)]
+        return join([_shard(file) for file in files], text)
     if os.path.isdir(text):
-        return ImageSource(text, _folder(text))
+        return _folder(text)
     if os.path.isfile(text):
-        return ImageSource(text, list(_shard(text)))
+        if text.endswith(".txt"):
+            return _list(text)
+        return _saved(text) if text.endswith(".json") else _shard(text)
     matches = sorted(glob.glob(text, recursive=True))
     if not matches:
         raise ValueError(
             f"images: no such folder or file. Got {text!r}; expected a folder of images, a .tar "
             f"shard, or a pattern such as 'data/train-*.tar'."
         )
-    return ImageSource(text, open_source(list(matches))._places)
+    return join([_open_path(match) for match in matches], text)
 
 
-def _folder(root: str) -> list[_Place]:
+def _folder(root: str) -> ImageSource:
     images: list[str] = []
     shards: list[str] = []
-    others: Counter[str] = Counter()
+    others: dict[str, str] = {}
     for file in _walk(root):
         extension = os.path.splitext(file)[1].lower()
         if extension in EXTENSIONS:
@@ -119,21 +186,26 @@ def _folder(root: str) -> list[_Place]:
         elif extension == ".tar":
             shards.append(file)
         else:
-            others[extension or "(none)"] += 1
+            others[os.path.relpath(file, root)] = f"not an image: {extension or 'no extension'}"
     if images and shards:
         raise ValueError(
             f"images: {root!r} holds both images and shards. Got {len(images)} images and "
             f"{len(shards)} .tar files; name the ones you mean, for example '{root}/*.tar'."
         )
     if shards:
-        return [place for shard in shards for place in _shard(shard)]
+        return join([_shard(shard) for shard in shards], root)
     if not images:
-        found = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
+        kinds = Counter(why.rpartition(": ")[2] for why in others.values()).most_common(5)
+        found = ", ".join(f"{n} {kind}" for kind, n in kinds) or "nothing"
         raise ValueError(
             f"images: none found. Got {root!r}, which holds {found}; expected files such as "
             f"{', '.join(sorted(EXTENSIONS)[:4])}, or .tar shards."
         )
-    return [_Place(file, os.path.relpath(file, root)) for file in images]
+    places = []
+    for file in images:
+        name = os.path.relpath(file, root)
+        places.append(Place(file, name, label=os.path.dirname(name) or None))
+    return ImageSource(root, places, others)
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -153,25 +225,43 @@ def _walk(root: str) -> Iterator[str]:
         yield from (os.path.join(folder, file) for file in sorted(files))
 
 
-def _shard(file: str) -> Iterator[_Place]:
-    """The images of one uncompressed tar, by their position in it."""
-    base, count, length = os.path.basename(file), 0, os.path.getsize(file)
-    try:
-        # "r:" and not "r": a compressed tar has no positions to read from.
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                if member.offset_data + member.size > length:
-                    # tarfile takes a missing end for the end.
-                    raise tarfile.ReadError(f"it ends inside {member.name!r}")
-                name = os.path.basename(member.name)
-                key_end = name.find(".", 1)
-                if member.isreg() and key_end > 0 and name[key_end:].lower() in EXTENSIONS:
-                    count += 1
-                    yield _Place(file, f"{base}:{member.name}", member.offset_data, member.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(
-            f"images: {file!r} is not a readable tar shard. Got {error}; expected an uncompressed "
-            f".tar. Unpack compressed ones, and fetch truncated ones again."
-        ) from error
-    if not count:
+def _shard(file: str) -> ImageSource:
+    places, others = [], {}
+    base = os.path.basename(file)
+    for member in read_shard(file, EXTENSIONS):
+        name = f"{base}:{member.name}"
+        if member.reason:
+            others[name] = member.reason
+        else:
+            places.append(Place(file, name, member.offset, member.size, member.label))
+    if not places:
         raise ValueError(f"images: none found in the shard {file!r}. Expected KEY.jpg members.")
+    return ImageSource(file, places, others)
+
+
+def _list(file: str) -> ImageSource:
+    base = os.path.dirname(os.path.abspath(file))
+    with open(file, encoding="utf-8") as handle:
+        names = [line.strip() for line in handle]
+    names = [name for name in names if name and not name.startswith("#")]
+    places = [Place(os.path.join(base, name), name) for name in names]
+    missing = [place.name for place in places if not os.path.isfile(place.file)]
+    if missing or not places:
+        raise ValueError(
+            f"images: {file!r} lists files that are not there. Got {len(missing)} of "
+            f"{len(places)}, such as {missing[:3]}; expected paths relative to {base!r}, one on "
+            f"each line."
+        )
+    return ImageSource(file, places)
+
+
+def _saved(file: str) -> ImageSource:
+    try:
+        content = json.loads(Path(file).read_text())
+        places = [Place(*row) for row in content["places"]]
+        return ImageSource(f"{content['description']} ({file})", places)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"images: {file!r} is no list of images. Got {type(error).__name__}: {error}; expected "
+            f"a file of ImageSource.save_list or `proteus data --out`."
+        ) from error

@@ -121,7 +121,7 @@ def run_demo(
 def _labelled(shard: Path) -> tuple[Tensor, Tensor]:
     """All images of a shard, uint8 [n, 3, 64, 64], and labels [n] from the members' folders."""
     source = open_source(shard)
-    loader = ImageLoader(source, batch_size=1, image_size=SIZE, augment=False, workers=0)
+    loader = ImageLoader(source, batch_size=1, image_size=SIZE, augment="none", workers=0)
     names = [source.name(index).partition(":")[2] for index in range(len(source))]
     return torch.cat(list(loader)), torch.tensor([int(name.split("/")[0]) for name in names])
 

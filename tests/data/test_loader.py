@@ -2,7 +2,9 @@ import io
 import itertools
 import logging
 import math
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import torch
 from PIL import Image
 
 from proteus.data import CorruptImageError, ImageLoader, center_resize, decode, open_source
-from proteus.data.loader import random_resized_crop
+from proteus.data.decoding import decode_pixels
+from proteus.data.samples import Key
+from proteus.data.transforms import draw_crop
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def test_another_seed_gives_other_images(folder):
 def test_another_seed_gives_another_order(folder):
     data = [loader(folder, seed=seed, batch_size=22) for seed in (0, 1)]
     for one in data:
-        one._samples.scale = None  # whole images: only the order is left to differ
+        one.samples.augment = "none"  # whole images: only the order is left to differ
     (first,), (second,) = (take(one, 1) for one in data)
     assert not torch.equal(first, second)
     key = lambda batch: sorted(image.sum().item() for image in batch)  # noqa: E731
@@ -83,7 +87,7 @@ def test_batches_are_uint8_and_an_epoch_leaves_the_rest_out(folder):
 
 
 def test_without_augmentation_images_come_in_order_and_centred(folder):
-    batch = next(iter(loader(folder, augment=False)))
+    batch = next(iter(loader(folder, augment="none")))
     image = center_resize(decode((folder / "02.png").read_bytes()), 16)
     assert np.array_equal(batch[2].permute(1, 2, 0).numpy(), np.asarray(image))
 
@@ -164,26 +168,152 @@ def test_crops_have_the_distribution_of_torchvision_s():
     from torchvision.transforms import RandomResizedCrop
 
     image = Image.new("RGB", (90, 60))
-    boxes, rng = [], random.Random(0)
-
-    class Spy:
-        size = image.size
-
-        def resize(self, size, method, box):
-            boxes.append(box)
-
-    for _ in range(4000):
-        random_resized_crop(Spy(), 8, rng)
+    rng = random.Random(0)
+    boxes = [draw_crop(60, 90, rng) for _ in range(4000)]
     torch.manual_seed(0)
     theirs = [RandomResizedCrop.get_params(image, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(4000)]
-    ours = [(top, left, bottom - top, right - left) for left, top, right, bottom in boxes]
     for statistic in (
         lambda top, left, h, w: h * w,
         lambda top, left, h, w: math.log(w / h),
         lambda top, left, h, w: top + h / 2,
         lambda top, left, h, w: left + w / 2,
     ):
-        a, b = (np.array([statistic(*map(int, box)) for box in some]) for some in (ours, theirs))
+        a, b = (np.array([statistic(*map(int, box)) for box in some]) for some in (boxes, theirs))
         error = math.hypot(a.std(), b.std()) / math.sqrt(4000)
         assert abs(a.mean() - b.mean()) < 4 * error
         assert a.std() == pytest.approx(b.std(), rel=0.07)
+
+
+@pytest.mark.parametrize("augment", ["fast", "official", "crop"])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_resumed_stream_goes_on_exactly(folder, augment, world_size, repeats):
+    options = {"augment": augment, "repeats": repeats, "world_size": world_size, "batch_size": 2}
+    for rank in range(world_size):
+        whole = take(loader(folder, rank=rank, **options), 7)
+        later = take(loader(folder, rank=rank, **options), 3, start=4)
+        assert all(torch.equal(a, b) for a, b in zip(whole[4:], later, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker:UserWarning")
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_resumed_stream_goes_on_exactly_with_workers(folder, workers):
+    options = {"augment": "fast", "repeats": 3}
+    whole = take(loader(folder, **options), 8)
+    later = take(loader(folder, workers=workers, **options), 4, start=4)
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], later, strict=True))
+
+
+def test_processes_get_the_parts_of_one_batch(folder):
+    whole = take(loader(folder, batch_size=4), 5)
+    parts = [take(loader(folder, batch_size=2, rank=r, world_size=2), 5) for r in range(2)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert torch.equal(batch, torch.cat([first, second]))
+
+
+def test_copies_share_a_decode_and_differ(folder, monkeypatch):
+    source = open_source(folder)
+    read = []
+    original = source.read
+    source.read = lambda index: read.append(index) or original(index)
+    data = ImageLoader(source, batch_size=6, image_size=16, workers=0, augment="fast", repeats=3)
+    batch = next(data.batches())
+    assert len(read) == 2
+    assert not torch.equal(batch[0], batch[1])
+    assert not torch.equal(batch[1], batch[2])
+
+
+def test_copies_on_different_processes_differ(folder):
+    options = {"augment": "crop", "repeats": 3, "world_size": 3, "batch_size": 2}
+    first = [next(loader(folder, rank=rank, **options).batches())[0] for rank in range(3)]
+    indices = {int(loader(folder, rank=rank, **options).indices(0)[0]) for rank in range(3)}
+    assert len(indices) == 1
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
+
+
+def test_a_jpeg_is_decoded_small_where_the_crops_allow_it(tmp_path):
+    pytest.importorskip("simplejpeg")
+    y, x = np.mgrid[:600, :800]
+    smooth = np.stack([x * 255 // 800, y * 255 // 600, (x + y) * 255 // 1400], -1)
+    Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    samples = loader(tmp_path, batch_size=1, augment="fast", image_size=32, scale=(0.9, 1)).samples
+    small = samples.augmented((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
+    samples._least = lambda size, crops: None
+    whole = samples.augmented((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
+    gap = (small.int() - whole.int()).abs().float()
+    assert gap.mean() < 2.5
+    assert gap.max() > 0
+
+
+def test_a_worker_that_dies_is_an_error_that_names_the_file(folder):
+    source = open_source(folder)
+    original = source.read
+
+    def deadly(index):
+        if source.name(index) == "07.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(index)
+
+    source.read = deadly
+    data = ImageLoader(source, batch_size=4, image_size=16, workers=1)
+    with pytest.raises(RuntimeError, match=r"worker process died while it was at 07\.png"):
+        take(data, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augment": "strong"}, "unknown augmentation. Got 'strong'"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"rank": 2, "world_size": 2}, "rank=2"),
+        ({"batch_size": 8, "world_size": 4}, "at most 5"),
+    ],
+)
+def test_settings_out_of_range_are_errors(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        loader(folder, **options)
+
+
+@pytest.mark.parametrize("augment", ["fast", "official"])
+def test_odd_images_survive_the_fast_decoder(tmp_path, augment):
+    Image.new("CMYK", (40, 30), (0, 100, 100, 0)).save(tmp_path / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.full((20, 60, 3), 99, np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("L", (30, 30), 80).save(tmp_path / "grey.jpg")
+    Image.new("P", (30, 30)).save(tmp_path / "palette.png")
+    Image.fromarray(np.full((30, 30), 40000, np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "png.jpg").write_bytes((tmp_path / "palette.png").read_bytes())
+    data = loader(tmp_path, batch_size=6, augment=augment)
+    assert next(data.batches()).shape == (6, 3, 16, 16)
+    assert data.skipped == {}
+
+
+def test_a_turned_jpeg_is_upright_for_both_decoders(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, :30] = 255
+    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
+    data = (tmp_path / "turned.jpg").read_bytes()
+    assert decode_pixels(data).shape == (60, 20, 3)
+    assert np.array_equal(decode_pixels(data), np.asarray(decode(data)))
+
+
+def test_a_truncated_jpeg_is_corrupt_for_both_decoders(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
+        tmp_path / "a.jpg"
+    )
+    data = (tmp_path / "a.jpg").read_bytes()
+    for decoder in (decode, decode_pixels):
+        with pytest.raises(CorruptImageError):
+            decoder(data[: len(data) // 2])
+
+
+def test_batches_for_a_device_are_finished_there(folder):
+    # "meta" has no numbers, but takes the device's path up to them.
+    samples = loader(folder, augment="fast", device="meta").samples
+    batch = samples[[Key(0, n, 0) for n in range(4)]]
+    assert batch.draws.shape == (4, 9)
+    assert loader(folder, augment="fast").samples[[Key(0, 0, 0)]].draws is None

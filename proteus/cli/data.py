@@ -1,0 +1,122 @@
+"""`proteus data`: what a source holds, and the paper's proxy sets."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .parser import Commands, add_command
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    data = add_command(
+        commands,
+        "data",
+        "Say what a source of images holds; build one of the paper's proxy sets from it.",
+        "proteus data IMAGES MORE-IMAGES --merge --out merged.json",
+    )
+    arg = data.add_argument
+    arg("paths", nargs="+", help="folder, shards, pattern, https://…, list, hfds/OWNER/NAME")
+    arg("--check", action="store_true", help="decode every image and name the corrupt ones")
+    arg("--merge", action="store_true", help="all of them, exact duplicates once")
+    arg("--sub-data", type=float, metavar="F", help="this fraction of each class")
+    arg("--sub-class", type=float, metavar="F", help="this fraction of the classes")
+    arg(
+        "--labels",
+        type=Path,
+        help="class of each image: last column of each line",
+    )
+    arg("--seed", type=int, default=0, help="of the fractions (default 0)")
+    arg("--out", type=Path, help="write the list of images, for --data of `proteus distill`")
+    data.set_defaults(run=_run_data)
+
+
+def _run_data(arguments: argparse.Namespace) -> None:
+    from ..data import open_source
+    from ..data.datasets import StreamSource
+
+    chosen = [arguments.merge, arguments.sub_data is not None, arguments.sub_class is not None]
+    if sum(chosen) > 1:
+        raise ValueError("--merge, --sub-data and --sub-class exclude each other. Use --out twice.")
+    source: Any = None
+    if arguments.merge:
+        source = _merged(arguments)
+    else:
+        source = open_source(arguments.paths)
+        if isinstance(source, StreamSource):
+            print(f"a stream: {source.description}; its length is not known")
+            return
+        _describe(source)
+    if chosen[1] or chosen[2]:
+        source = _part(source, arguments)
+    if arguments.check:
+        _check(source)
+    if arguments.out:
+        source.save_list(arguments.out)
+        print(f"Wrote {arguments.out}: proteus distill --data {arguments.out} …")
+
+
+def _merged(arguments: argparse.Namespace) -> Any:
+    from ..data import merge, open_source
+
+    source, manifest = merge([open_source(path) for path in arguments.paths])
+    print(manifest)
+    return source
+
+
+def _part(source: Any, arguments: argparse.Namespace) -> Any:
+    from ..data import sub_class, sub_data
+
+    labels = _labels(arguments.labels) if arguments.labels else None
+    build, fraction = (
+        (sub_data, arguments.sub_data)
+        if arguments.sub_data is not None
+        else (sub_class, arguments.sub_class)
+    )
+    part, manifest = build(source, fraction, seed=arguments.seed, labels=labels)
+    print(manifest)
+    return part
+
+
+def _labels(path: Path) -> list[str]:
+    """The last column of each line; a first line `key<tab>class` is a heading."""
+    rows = [line.split("\t") for line in path.read_text().splitlines() if line]
+    if rows and rows[0] == ["key", "class"]:
+        rows = rows[1:]
+    return [row[-1] for row in rows]
+
+
+def _describe(source: Any) -> None:
+    from collections import Counter
+
+    print(f"{len(source)} images in {source.description}")
+    print(f"  from {source.name(0)} to {source.name(len(source) - 1)}")
+    labels = Counter(source.label(i) for i in range(len(source)))
+    known = [label for label in labels if label is not None]
+    if known:
+        sizes = [labels[label] for label in known]
+        print(f"  {len(known)} classes of {min(sizes)} to {max(sizes)} images (not used to distil)")
+    if source.passed_over:
+        reasons = Counter(source.passed_over.values())
+        print(f"  {len(source.passed_over)} other files: "
+              + ", ".join(f"{n} {why}" for why, n in reasons.most_common(5)))  # fmt: skip
+
+
+def _check(source: Any) -> None:
+    from collections import Counter
+
+    from tqdm import tqdm
+
+    from ..data.decoding import CorruptImageError, decode_pixels
+
+    corrupt: dict[str, str] = {}
+    sizes: Counter[tuple[int, int]] = Counter()
+    for index in tqdm(range(len(source)), desc="decoding", unit="image", disable=None):
+        try:
+            sizes[decode_pixels(source.read(index)).shape[:2]] += 1
+        except CorruptImageError as error:
+            corrupt[source.name(index)] = str(error)
+    (height, width), count = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
+    print(f"  {len(corrupt)} corrupt; {count} of {sum(sizes.values())} are {width}x{height}")
+    for name, reason in corrupt.items():
+        print(f"    {name}: {reason}")

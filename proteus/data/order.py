@@ -1,0 +1,110 @@
+"""Which image comes when: the order of an epoch, for any number of processes.
+
+An order depends on (seed, epoch) alone, so a run can resume at any batch of any epoch.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Order(Protocol):
+    """The images of an epoch, in order, for one of several processes."""
+
+    @property
+    def repeats(self) -> int:
+        """How often an image comes in a row."""
+
+    def indices(self, epoch: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Tensor:
+        """Image numbers int64 [M] of this process."""
+
+    def length(self, *, batch_size: int, world_size: int = 1) -> int:
+        """M: how many images each process sees in an epoch."""
+
+
+def generator_for(seed: int, epoch: int) -> torch.Generator:
+    """A generator of its own for each (seed, epoch)."""
+    # Hashed, because torch's generator looks at 32 bits only.
+    return torch.Generator().manual_seed(random.Random(f"{seed}/{epoch}").getrandbits(32))
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Every image once an epoch, in a new order each time; the last, incomplete batch left out.
+
+    Global batch b is the same whatever the number of processes: process r takes the r-th part.
+
+    Args:
+        count: Number of images.
+        seed: Of the order.
+        shuffle: False = 0, 1, 2, …
+
+    Examples:
+        >>> Shuffled(5, shuffle=False).indices(0, batch_size=2).tolist()
+        [0, 1, 2, 3]
+        >>> Shuffled(8, shuffle=False).indices(0, batch_size=2, rank=1, world_size=2).tolist()
+        [2, 3, 6, 7]
+    """
+
+    count: int
+    seed: int = 0
+    shuffle: bool = True
+    repeats: int = 1
+
+    def length(self, *, batch_size: int, world_size: int = 1) -> int:
+        """Images each process sees in an epoch."""
+        return self.count // (batch_size * world_size) * batch_size
+
+    def indices(self, epoch: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Tensor:
+        """Image numbers of this process, int64 [M]."""
+        order = torch.arange(self.count)
+        if self.shuffle:
+            order = torch.randperm(self.count, generator=generator_for(self.seed, epoch))
+        whole = self.count // (batch_size * world_size) * batch_size * world_size
+        return order[:whole].view(-1, world_size, batch_size)[:, rank].reshape(-1)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Repeated augmentation: each image several times in a row, dealt out process by process.
+
+    An epoch is as many samples as there are images, so it meets only one in `repeats` of them.
+
+    Args:
+        count: Number of images.
+        seed: Of the order; 0 gives the authors' sequences.
+        repeats: How often in a row.
+
+    Examples:
+        >>> Repeated(300).indices(0, batch_size=4)[:6].tolist()
+        [44, 44, 44, 120, 120, 120]
+
+    Source:
+        Proteus `pretrain/samplers.py` (`RASampler`, from DeiT).
+        *Same:* the sequences for seed 0, for any number of processes.
+        *Different:* the seed counts (theirs never does), and fewer than 256 images give an epoch
+        of that many samples (theirs is empty).
+    """
+
+    count: int
+    seed: int = 0
+    repeats: int = 3
+
+    def length(self, *, batch_size: int, world_size: int = 1) -> int:
+        """Samples of each process in an epoch."""
+        return (self.count // 256 * 256 or self.count) // world_size
+
+    def indices(self, epoch: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Tensor:
+        """Image numbers of this process, int64 [M]."""
+        generator = torch.Generator().manual_seed(epoch)
+        if self.seed:
+            generator = generator_for(self.seed, epoch)
+        order = torch.randperm(self.count, generator=generator).repeat_interleave(self.repeats)
+        total = math.ceil(self.count * self.repeats / world_size) * world_size
+        order = torch.cat([order, order[: total - len(order)]])
+        length = self.length(batch_size=batch_size, world_size=world_size)
+        return order[rank:total:world_size][:length]

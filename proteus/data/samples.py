@@ -1,0 +1,223 @@
+"""From keys to a batch: read, decode, crop. What is random depends on (seed, key) alone."""
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from .decoding import CorruptImageError, Pixels, decode, decode_pixels, plain_jpeg_size, to_rgb
+from .sources import ImageSource
+from .transforms import (
+    MEAN,
+    STD,
+    Crop,
+    Draw,
+    apply,
+    crop_and_resize,
+    draw,
+    draw_crop,
+    official,
+    pack,
+)
+
+Augmentation: TypeAlias = Literal["none", "crop", "fast", "official"]
+_Sample: TypeAlias = tuple[Tensor, Draw | None]
+Faults: TypeAlias = list[tuple[str, str]]  # (name, reason)
+CORRUPT_SHARE = 0.05
+
+
+class Key(NamedTuple):
+    """Which sample: the copy counts how often the image has come in this epoch."""
+
+    epoch: int
+    image: int
+    copy: int
+
+
+class Batch(NamedTuple):
+    """Samples of one batch; `draws` [B, 9] is what is left to do, for the fast pipeline."""
+
+    images: Tensor
+    draws: Tensor | None
+    seed: int
+    faults: Faults
+
+
+def random_resized_crop(
+    image: Image.Image, size: int, rng: random.Random, scale: tuple[float, float] = (0.08, 1.0)
+) -> Image.Image:
+    """A random part of the image, resized to [size, size], bicubic.
+
+    Args:
+        image: RGB.
+        size: Side of the result, pixels.
+        rng: Source of randomness.
+        scale: Range of the part's area, as a share of the image's.
+    """
+    top, left, height, width = draw_crop(image.height, image.width, rng, scale)
+    box = (left, top, left + width, top + height)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def center_resize(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size`, bicubic, then the centre: [size, size]."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
+class Samples(Dataset[Batch]):
+    """Keys of a batch -> the batch. Copies of an image that stand together are decoded once.
+
+    Args:
+        source: The images.
+        size: Pixels, square.
+        seed: Of everything random.
+        augment: See `ImageLoader`.
+        scale: Range of the crops' area.
+        workers: Number of processes, for the record of who reads what.
+        whole: Whether the fast pipeline does all of its steps here, or leaves the last ones to the
+            device.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        size: int,
+        seed: int,
+        augment: Augmentation,
+        scale: tuple[float, float],
+        workers: int,
+        whole: bool,
+    ) -> None:
+        self.source, self.size, self.seed = source, size, seed
+        self.augment, self.scale, self.whole = augment, scale, whole
+        self._official = official(size) if augment == "official" else None
+        # (pid, image) of each worker, in shared memory: a dead one cannot say any more.
+        self.reading = torch.full((max(1, workers), 2), -1, dtype=torch.long)
+        self.reading.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, keys: Sequence[Key]) -> Batch:
+        images: list[Tensor] = []
+        draws: list[Draw | None] = []
+        faults: Faults = []
+        start = 0
+        while start < len(keys):
+            stop = start + 1
+            while stop < len(keys) and keys[stop].image == keys[start].image:
+                stop += 1
+            for image, drawn in self._copies(keys[start:stop], faults):
+                images.append(image)
+                draws.append(drawn)
+            start = stop
+        packed = None
+        if self.augment == "fast" and not self.whole:
+            packed = pack([d for d in draws if d is not None])
+        first = keys[0]
+        noise = random.Random(f"{self.seed}/{first}/noise").getrandbits(32)
+        return Batch(torch.stack(images), packed, noise, faults)
+
+    def _copies(self, keys: Sequence[Key], faults: Faults) -> list[_Sample]:
+        """All copies of one image; a corrupt image is replaced by its neighbour."""
+        for shift in range(len(self.source)):
+            place = (keys[0].image + shift) % len(self.source)
+            self._record(place)
+            try:
+                return self.augmented(self.source.read(place), keys)
+            except CorruptImageError as error:
+                faults.append((self.source.name(place), str(error)))
+                if len(faults) > CORRUPT_SHARE * len(self.source):
+                    break  # the loader will raise; do not read the whole source first
+        blank = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return [(blank, draw(random.Random(0), self.size)) for _ in keys]
+
+    def _record(self, place: int) -> None:
+        worker = get_worker_info()
+        row = worker.id if worker is not None else 0
+        self.reading[row, 0], self.reading[row, 1] = os.getpid(), place
+
+    def augmented(self, data: bytes | Image.Image, keys: Sequence[Key]) -> list[_Sample]:
+        """One sample of an image for each key.
+
+        Raises:
+            CorruptImageError: If it cannot be decoded.
+        """
+        if self.augment == "fast":
+            return self._fast(data, keys)
+        image = decode(data) if isinstance(data, bytes) else to_rgb(data)
+        return [(self._finish(image, key), None) for key in keys]
+
+    def _rng(self, key: Key) -> random.Random:
+        copy = f"/{key.copy}" if key.copy else ""
+        return random.Random(f"{self.seed}/{key.epoch}/{key.image}{copy}")
+
+    def _finish(self, image: Image.Image, key: Key) -> Tensor:
+        if self._official is not None:
+            return self._official_sample(image, key)
+        if self.augment == "none":
+            image = center_resize(image, self.size)
+        else:
+            rng = self._rng(key)
+            image = random_resized_crop(image, self.size, rng, self.scale)
+            if rng.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def _official_sample(self, image: Image.Image, key: Key) -> Tensor:
+        """Through timm's objects, which draw from the global generators: those are put back."""
+        seed = self._rng(key).getrandbits(32)
+        state, numpy_state, torch_state = (
+            random.getstate(), np.random.get_state(), torch.get_rng_state(),
+        )  # fmt: skip
+        try:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            assert self._official is not None
+            normalised: Tensor = self._official(image)
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)
+            torch.set_rng_state(torch_state)
+        mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+        return ((normalised * std + mean) * 255).round().clamp(0, 255).byte()
+
+    def _fast(self, data: bytes | Image.Image, keys: Sequence[Key]) -> list[_Sample]:
+        rngs = [self._rng(key) for key in keys]
+        size = plain_jpeg_size(data) if isinstance(data, bytes) else None
+        pixels: Pixels | None = None
+        if size is None:
+            pixels = decode_pixels(data)
+            size = pixels.shape[:2]
+        crops = [draw_crop(*size, rng, self.scale) for rng in rngs]
+        if pixels is None:
+            pixels = decode_pixels(data, self._least(size, crops))
+        scaled = [_scale(crop, size, pixels) for crop in crops]
+        samples: list[_Sample] = []
+        for crop, rng in zip(scaled, rngs, strict=True):
+            image, drawn = crop_and_resize(pixels, crop, self.size), draw(rng, self.size)
+            samples.append((apply(image, drawn, rng) if self.whole else image, drawn))
+        return samples
+
+    def _least(self, size: tuple[int, int], crops: Sequence[Crop]) -> tuple[int, int] | None:
+        """The smallest size to decode at where every crop still has all the pixels it needs."""
+        need = max(self.size / min(crop.height, crop.width) for crop in crops)
+        if need > 0.5:
+            return None
+        return int(size[0] * need) + 1, int(size[1] * need) + 1
+
+
+def _scale(crop: Crop, size: tuple[int, int], pixels: Pixels) -> Crop:
+    """A crop of the full image in an image decoded at a smaller size."""
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
+        return crop
+    y, x = height / size[0], width / size[1]
+    h, w = max(1, round(crop.height * y)), max(1, round(crop.width * x))
+    top, left = min(round(crop.top * y), height - h), min(round(crop.left * x), width - w)
+    return Crop(top, left, h, w)

@@ -1,0 +1,141 @@
+"""Batches from a dataset that can only be read from its beginning."""
+
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .datasets import StreamSource
+from .decoding import CorruptImageError
+from .loader import ImageLoader
+from .samples import CORRUPT_SHARE, Augmentation, Key, Samples
+from .sources import ImageSource
+
+_logger = logging.getLogger(__name__)
+_ENOUGH = 200  # images seen before a share of corrupt ones means anything
+
+
+class StreamLoader:
+    """An endless, seeded stream of uint8 batches [B, 3, size, size] from a `StreamSource`.
+
+    The dataset's own buffer shuffles; threads decode. Corrupt images are left out and noted in
+    `skipped`. A resumed stream reads what came before again, without decoding it, and then gives
+    the same batches.
+
+    Args:
+        source: See `open_source`, `hfids/…`.
+        batch_size: B, of this process.
+        image_size: Pixels, square.
+        seed: Of shuffling and augmentation.
+        augment: "crop", "fast", "official" (not thread-safe: one thread) or "none".
+        workers: Threads that decode; None = the cores, at most 8.
+        rank: Number of this process among `world_size`; item n goes to process n % world_size.
+        world_size: Processes that share the stream.
+        device: Where batches go.
+        buffer: Images among which the next one is drawn.
+    """
+
+    def __init__(
+        self,
+        source: StreamSource,
+        *,
+        batch_size: int,
+        image_size: int,
+        seed: int = 0,
+        augment: Augmentation = "crop",
+        workers: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str | torch.device = "cpu",
+        buffer: int = 1000,
+    ) -> None:
+        self.source, self.batch_size, self.seed, self.buffer = source, batch_size, seed, buffer
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
+        if augment == "official":
+            self.workers = 1
+        self.skipped: dict[str, str] = {}
+        self._samples = Samples(
+            ImageSource(source.description, []),
+            size=image_size,
+            seed=seed,
+            augment=augment,
+            scale=(0.08, 1.0),
+            workers=0,
+            whole=True,
+        )
+
+    def batches(self, start: int = 0) -> Iterator[Tensor]:
+        """Batch number `start`, `start` + 1, …, the same ones in every run, without end.
+
+        Raises:
+            CorruptImageError: When more than 5 % of the images have turned out to be corrupt.
+            ValueError: If the dataset gives nothing.
+        """
+        decoded = self._decoded(start * self.batch_size)
+        while True:
+            images = torch.stack(list(itertools.islice(decoded, self.batch_size)))
+            yield images.to(self.device, non_blocking=True)
+
+    def _items(self) -> Iterator[tuple[Key, bytes | Image.Image]]:
+        """Every item of this process with its key, pass after pass."""
+        for epoch in itertools.count():
+            number = -1
+            for number, data in enumerate(self.source.items(epoch, self.seed, self.buffer)):
+                if number % self.world_size == self.rank:
+                    yield Key(epoch, number, 0), data
+            if number < 0:
+                raise ValueError(
+                    f"images: the dataset gives nothing. Got {self.source.description}, empty."
+                )
+
+    def _decoded(self, passed: int) -> Iterator[Tensor]:
+        """Samples from number `passed` on. Those before are decoded only as far as is needed."""
+        waiting: deque[tuple[Key, Future[Any]]] = deque()
+        seen = 0
+        with ThreadPoolExecutor(self.workers) as pool:
+            for key, data in self._items():
+                waiting.append((key, pool.submit(self._sample, key, data)))
+                if len(waiting) < 4 * self.workers:
+                    continue
+                first, future = waiting.popleft()
+                seen += 1
+                image = future.result()
+                if isinstance(image, CorruptImageError):
+                    self._note(first, image, seen)
+                elif passed > 0:
+                    passed -= 1
+                else:
+                    yield image
+
+    def _sample(self, key: Key, data: bytes | Image.Image) -> Tensor | CorruptImageError:
+        try:
+            return self._samples.augmented(data, [key])[0][0]
+        except CorruptImageError as error:
+            return error
+
+    def _note(self, key: Key, error: CorruptImageError, seen: int) -> None:
+        name = f"{self.source.description}, item {key.image} of pass {key.epoch}"
+        _logger.warning("skipped a corrupt image: %s (%s)", name, error)
+        self.skipped[name] = str(error)
+        if seen >= _ENOUGH and len(self.skipped) > CORRUPT_SHARE * seen:
+            raise CorruptImageError(
+                f"images: more than {CORRUPT_SHARE:.0%} are corrupt. Got {len(self.skipped)} of "
+                f"{seen} so far in {self.source.description}, the last: {name} ({error})."
+            )
+
+
+def make_loader(source: Any, **options: Any) -> "ImageLoader | StreamLoader":
+    """An `ImageLoader`, or a `StreamLoader` where the source can only be streamed."""
+    if isinstance(source, StreamSource):
+        if options.pop("repeats", 1) != 1:
+            raise ValueError("images: a stream has no repeated augmentation. Use repeats=1.")
+        return StreamLoader(source, **options)
+    return ImageLoader(source, **options)
