@@ -163,3 +163,61 @@ def test_info_lists_names_and_counts_images(images, capsys):
     assert "dinov2_vitb14" in capsys.readouterr().out
     assert main(["info", "--data", str(images)]) == 0
     assert "8 images" in capsys.readouterr().out
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for number in range(12):
+        folder = tmp_path / "photos" / f"class{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (number * 20, 0, 0)).save(folder / f"{number}.jpg")
+    (tmp_path / "photos/notes.txt").write_text("mine")
+    return tmp_path / "photos"
+
+
+def test_data_says_what_a_source_holds(photos, capsys):
+    (photos / "class0/bad.jpg").write_bytes(b"\xff\xd8 no")
+    assert main(["data", str(photos), "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "13 images" in printed
+    assert "3 classes of 4 to 5 images" in printed
+    assert "1 other files: 1 not an image: .txt" in printed
+    assert "1 corrupt; 12 of 12 are 40x30" in printed
+    assert "class0/bad.jpg: " in printed
+
+
+def test_data_builds_a_part_that_distill_takes(photos, tmp_path, capsys):
+    part = tmp_path / "part.json"
+    assert main(["data", str(photos), "--sub-class", "0.4", "--out", str(part)]) == 0
+    assert '"kind": "sub-class"' in capsys.readouterr().out
+    words = ["distill", "--teacher", "demo-teacher", "--student", "demo-student", "--image-size",
+             "64", "--data", str(part), "--images", "8", "--batch-size", "4", "--augment", "fast",
+             "--repeats", "2", "--workers", "0", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(words) == 0
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2
+
+
+def test_data_merges(photos, capsys):
+    assert main(["data", str(photos), str(photos), "--merge"]) == 0
+    assert '"images": 12' in capsys.readouterr().out
+
+
+def test_data_draws_by_given_labels(photos, tmp_path, capsys):
+    lines = ["key\tclass", *(f"{n}\t{n % 2}" for n in range(12))]
+    (tmp_path / "labels.tsv").write_text("\n".join(lines) + "\n")
+    labels = str(tmp_path / "labels.tsv")
+    assert main(["data", str(photos), "--sub-class", "0.5", "--labels", labels]) == 0
+    assert '"images": 6' in capsys.readouterr().out
+
+
+def test_data_refuses_two_builders(photos, capsys):
+    assert main(["data", str(photos), "--merge", "--sub-data", "0.5"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+def test_distill_from_one_image(tmp_path):
+    Image.effect_noise((400, 300), 60).convert("RGB").save(tmp_path / "large.png")
+    words = ["distill", "--teacher", "demo-teacher", "--student", "demo-student", "--image-size",
+             "64", "--data", str(tmp_path / "large.png"), "--single", "8", "--steps", "1",
+             "--batch-size", "4", "--workers", "0", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(words) == 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from .decoding import CorruptImageError
-from .device import finish
+from .finishing import finish
 from .order import Order, Repeated, Shuffled
 from .samples import CORRUPT_SHARE, Augmentation, Batch, Faults, Key, Samples
 from .sources import ImageSource

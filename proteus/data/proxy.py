@@ -72,7 +72,9 @@ def merge(sources: Sequence[ImageSource]) -> tuple[ImageSource, Manifest]:
     if not sources:
         raise ValueError("merge: no source given. Got an empty list.")
     seen: dict[bytes, str] = {}
-    kept, parts, dropped = [], {}, {}
+    kept: list[ImageSource] = []
+    parts: dict[str, int] = {}
+    dropped: dict[str, str] = {}
     for source in sources:
         chosen = []
         for index in range(len(source)):
@@ -83,7 +85,7 @@ def merge(sources: Sequence[ImageSource]) -> tuple[ImageSource, Manifest]:
             seen[digest] = source.name(index)
             chosen.append(index)
         kept.append(source.select(chosen, source.description))
-        parts[source.description] = len(chosen)
+        parts[source.description] = parts.get(source.description, 0) + len(chosen)
     merged = join(kept, "merge of " + ", ".join(parts))
     return merged, replace(_manifest("merge", merged, None, parts, {}), dropped=dropped)
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from .decoding import CorruptImageError, Pixels, decode, decode_pixels, plain_jpeg_size, to_rgb
+from .finishing import apply
 from .sources import ImageSource
 from .transforms import (
     MEAN,
     STD,
     Crop,
     Draw,
-    apply,
     crop_and_resize,
     draw,
     draw_crop,

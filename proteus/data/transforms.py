@@ -2,8 +2,7 @@
 
 `official` is the authors' pipeline, object for object. The fast pipeline draws the same random
 decisions as a `Draw` for each sample and crops what it decodes. Flip, RandAugment and erasing are
-then done with timm's operations on the CPU (`apply`), or for a whole batch on a GPU
-(`proteus.data.device`).
+then done by `proteus.data.finishing`, one by one on the CPU or for a whole batch on a GPU.
 """
 
 import math
@@ -130,12 +129,12 @@ def _draw_operation(rng: random.Random) -> tuple[int, float]:
         return NONE, 0.0
     level = min(10.0, max(0.0, rng.gauss(_MAGNITUDE, _MAGNITUDE_STD))) / 10
     sign = 1 if rng.random() < 0.5 else -1
-    argument = _ARGUMENT.get(OPERATIONS[number])
+    argument = ARGUMENT.get(OPERATIONS[number])
     return number, argument(level, sign) if argument else 0.0
 
 
 # Argument for a level in [0, 1] and a sign, as timm computes it; operations without one are absent.
-_ARGUMENT: dict[str, Callable[[float, int], float]] = {
+ARGUMENT: dict[str, Callable[[float, int], float]] = {
     "Rotate": lambda level, sign: sign * level * 30,
     "ShearX": lambda level, sign: sign * level * 0.3,
     "ShearY": lambda level, sign: sign * level * 0.3,
@@ -175,43 +174,6 @@ def crop_and_resize(pixels: Pixels, crop: Crop, size: int) -> Tensor:
         return image[0].contiguous()
     resized = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
     return resized[0].contiguous()
-
-
-def apply(image: Tensor, draw: Draw, rng: random.Random) -> Tensor:
-    """Do what was drawn, on the CPU, with timm's operations; for a GPU see `device.finish`.
-
-    Args:
-        image: uint8 [3, S, S].
-        draw: Flip, RandAugment and erasing.
-        rng: Seeds the noise.
-    """
-    from timm.data.auto_augment import NAME_TO_OP
-
-    if draw.flip:
-        image = image.flip(-1)
-    if any(number != NONE for number, _ in draw.operations):
-        pixels = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-        for number, argument in draw.operations:
-            if number == NONE:
-                continue
-            name = OPERATIONS[number]
-            whole = name.startswith(("Posterize", "Solarize"))
-            value = () if name not in _ARGUMENT else (int(argument) if whole else argument,)
-            warp = name.startswith(("Rotate", "Shear", "Translate"))
-            options = {"resample": Image.Resampling.BICUBIC, "fillcolor": FILL} if warp else {}
-            operation: Any = posterize if name == "PosterizeIncreasing" else NAME_TO_OP[name]
-            pixels = operation(pixels, *value, **options)
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-    top, left, height, width = draw.erase
-    if height:
-        noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((3, height, width), "f4")
-        mean, std = np.array(MEAN, "f4"), np.array(STD, "f4")
-        noise = noise * std[:, None, None] + mean[:, None, None]
-        image = image.clone()
-        image[:, top : top + height, left : left + width] = torch.from_numpy(
-            (noise * 255).round().clip(0, 255).astype(np.uint8)
-        )
-    return image
 
 
 def pack(draws: list[Draw]) -> Tensor:

@@ -11,15 +11,14 @@ from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 
 from proteus.data import official
-from proteus.data.device import _APPLY, finish
+from proteus.data.finishing import _APPLY, apply, finish
 from proteus.data.transforms import (
-    _ARGUMENT,
+    ARGUMENT,
     FILL,
     NONE,
     OPERATIONS,
     Crop,
     Draw,
-    apply,
     crop_and_resize,
     draw,
     draw_crop,
@@ -45,7 +44,7 @@ def tensor(image):
 
 def by_timm(name, image, argument):
     operation = posterize if name == "PosterizeIncreasing" else auto_augment.NAME_TO_OP[name]
-    if name not in _ARGUMENT:
+    if name not in ARGUMENT:
         return operation(image)
     value = int(argument) if name.startswith(("Solarize", "Posterize")) else argument
     options = {"resample": Image.Resampling.BICUBIC, "fillcolor": FILL} if name in WARPS else {}
@@ -58,7 +57,7 @@ def test_batched_operations_are_timm_s(name):
     batch = torch.stack([tensor(image) for image in images])
     for level in (0.0, 0.71, 0.9, 1.0):
         for sign in (1, -1):
-            argument = float(_ARGUMENT[name](level, sign)) if name in _ARGUMENT else 0.0
+            argument = float(ARGUMENT[name](level, sign)) if name in ARGUMENT else 0.0
             got = _APPLY[name](batch, torch.full((6,), argument))
             expected = torch.stack([tensor(by_timm(name, image, argument)) for image in images])
             gap = (got.int() - expected.int()).abs()
@@ -133,7 +132,7 @@ def test_operations_come_as_often_as_in_timm():
         assert abs(z(theirs[name], 1 / 30, 2 * trials)) < 4
 
 
-@pytest.mark.parametrize("name", sorted(_ARGUMENT))
+@pytest.mark.parametrize("name", sorted(ARGUMENT))
 def test_arguments_have_timm_s_distribution(name):
     trials = 4000
     hparams = {"translate_const": 100, "img_mean": FILL, "magnitude_std": 0.5}

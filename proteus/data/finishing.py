@@ -1,17 +1,23 @@
-"""Flip, RandAugment and erasing of a whole uint8 batch, for a GPU.
+"""Flip, RandAugment and erasing, as drawn: of one image on the CPU, of a whole batch on a GPU.
 
-Each operation runs once on all images that drew it. Which images those are is known to the host,
-so nothing waits for the device.
+In a batch each operation runs once, on all images that drew it. Which images those are is known to
+the host, so nothing waits for the device.
 """
 
 import math
+import random
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from .transforms import FILL, MEAN, NONE, OPERATIONS, STD
+from .transforms import ARGUMENT, FILL, MEAN, NONE, OPERATIONS, STD, Draw, posterize
+
+_WARP = {"resample": Image.Resampling.BICUBIC, "fillcolor": FILL}
 
 
 def finish(images: Tensor, draws: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -59,6 +65,42 @@ def finish(images: Tensor, draws: Tensor, generator: torch.Generator | None = No
     noise = ((noise * std + mean) * 255).round().clamp(0, 255).byte()
     erased = torch.where(inside[:, None], noise, images[where])
     return images.index_copy(0, where, erased)
+
+
+def apply(image: Tensor, draw: Draw, rng: random.Random) -> Tensor:
+    """Do what was drawn, on the CPU, with timm's operations; for a GPU see `finish`.
+
+    Args:
+        image: uint8 [3, S, S].
+        draw: Flip, RandAugment and erasing.
+        rng: Seeds the noise.
+    """
+    from timm.data.auto_augment import NAME_TO_OP
+
+    if draw.flip:
+        image = image.flip(-1)
+    if any(number != NONE for number, _ in draw.operations):
+        pixels = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+        for number, argument in draw.operations:
+            if number == NONE:
+                continue
+            name = OPERATIONS[number]
+            whole = name.startswith(("Posterize", "Solarize"))
+            value = () if name not in ARGUMENT else (int(argument) if whole else argument,)
+            options = _WARP if name.startswith(("Rotate", "Shear", "Translate")) else {}
+            operation: Any = posterize if name == "PosterizeIncreasing" else NAME_TO_OP[name]
+            pixels = operation(pixels, *value, **options)
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+    top, left, height, width = draw.erase
+    if height:
+        noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((3, height, width), "f4")
+        mean, std = np.array(MEAN, "f4"), np.array(STD, "f4")
+        noise = noise * std[:, None, None] + mean[:, None, None]
+        image = image.clone()
+        image[:, top : top + height, left : left + width] = torch.from_numpy(
+            (noise * 255).round().clip(0, 255).astype(np.uint8)
+        )
+    return image
 
 
 def _between(line: Tensor, start: Tensor, length: Tensor) -> Tensor:
@@ -148,16 +190,18 @@ def _warp(images: Tensor, matrix: Tensor) -> Tensor:
     """Output pixel centre -> input point by matrix [B, 2, 3], in pixels; bicubic."""
     size = images.shape[-1]
     line = torch.arange(size, device=images.device) + 0.5
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], -1)
-    points = torch.einsum("bij,hwj->bhwi", matrix, points)
+    entry = matrix[:, :, :, None, None]
+    across, down = line[None, None, :], line[None, :, None]
+    x = entry[:, 0, 0] * across + (entry[:, 0, 1] * down + entry[:, 0, 2])
+    y = entry[:, 1, 0] * across + (entry[:, 1, 1] * down + entry[:, 1, 2])
+    grid = torch.stack([x, y], -1).mul_(2 / size).sub_(1)
     warped = F.grid_sample(
-        images.float(), points / size * 2 - 1, mode="bicubic", padding_mode="border",
-        align_corners=False,
-    )  # fmt: skip
-    inside = ((points >= 0) & (points < size)).all(-1)[:, None]
-    fill = torch.tensor(FILL, device=images.device, dtype=torch.float32).view(1, 3, 1, 1)
-    return torch.where(inside, warped, fill).round().clamp(0, 255).byte()
+        images.float(), grid, mode="bicubic", padding_mode="border", align_corners=False
+    )
+    warped = warped.add_(0.5).clamp_(0, 255).byte()
+    outside = (x < 0) | (x >= size) | (y < 0) | (y >= size)
+    fill = torch.tensor(FILL, device=images.device, dtype=torch.uint8).view(1, 3, 1, 1)
+    return torch.where(outside[:, None], fill, warped)
 
 
 def _matrix(argument: Tensor) -> Tensor:
