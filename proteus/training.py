@@ -332,7 +332,13 @@ def _write_results(
     distiller: Distiller, folder: Path, rows: History, images: Tensor, settings: Mapping[str, Any]
 ) -> None:
     """Export and pictures of a finished run."""
-    details = {**settings, "losses": {name: rows[-1][name] for name in TERMS}}
+    recipe = dict(settings)
+    details = {
+        "data": recipe.pop("data", None),
+        "teacher": recipe.pop("teacher"),
+        "recipe": recipe,
+        "losses": {name: round(rows[-1][name], 4) for name in TERMS},
+    }
     if distiller.student.architecture:
         save_pretrained(distiller, folder / "export", details=details)
     visualize.save_curves(rows, folder / "curves.png")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from packaging.version import Version
 
 import proteus
@@ -110,3 +111,50 @@ def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
 
 def test_a_user_s_own_vit_is_not_exported_under_a_guessed_name(tmp_path):
     assert proteus.Student(vit(), image_size=32).architecture == ""
+
+
+def test_the_card_says_what_a_stranger_must_know(distiller, tmp_path, caplog):
+    student = proteus.Student("demo-student", image_size=64)
+    teacher = proteus.Teacher("demo-teacher")
+    teacher.license = "dinov3-license"
+    folder = proteus.save_pretrained(
+        proteus.Distiller(teacher, student),
+        tmp_path / "mine",
+        details={
+            "data": "my photographs",
+            "recipe": {"steps": 7, "weights": {"token": 1.0}},
+            "scores": {"ADE20K UperNet mIoU": 41.5, "my test": 3},
+        },
+    )
+    text = (folder / "README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.license == "other"
+    assert card.data["license_name"] == "dinov3-license"
+    assert card.data.library_name == "timm"
+    results = {r.dataset_name: (r.metric_type, r.metric_value) for r in card.data.eval_results}
+    assert results == {"ADE20K UperNet mIoU": ("miou", 41.5), "my test": ("accuracy", 3)}
+    for part in (
+        "# mine",
+        "demo-teacher",
+        "my photographs",
+        '"steps": 7',
+        "@inproceedings",
+        "torch",
+    ):
+        assert part in text
+    assert "not permissive" in caplog.text
+    config = json.loads((folder / "config.json").read_text())
+    assert config["proteus"]["recipe"]["steps"] == 7
+    assert config["proteus"]["versions"]["timm"] == timm.__version__
+
+
+def test_a_permissive_licence_is_stated_without_a_warning(tmp_path, caplog):
+    student = proteus.Student("demo-student", image_size=64)
+    proteus.save_pretrained(student, tmp_path, details={"license": "apache-2.0"})
+    assert ModelCard((tmp_path / "README.md").read_text()).data.license == "apache-2.0"
+    assert caplog.text == ""
+
+
+def test_a_card_without_a_licence_says_so(tmp_path):
+    proteus.save_pretrained(proteus.Student("demo-student", image_size=64), tmp_path)
+    assert "Not stated" in (tmp_path / "README.md").read_text()
