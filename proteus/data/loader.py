@@ -153,7 +153,9 @@ class ImageLoader:
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise self._dead_worker(error) from error
+                # Let go of the iterator: while it lives, torch raises again for each dead process.
+                del stream
+                raise self._dead_worker(error) from error.with_traceback(None)
             self._note(batch.faults)
             if not on_device:
                 yield batch.images
