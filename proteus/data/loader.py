@@ -1,9 +1,11 @@
 """An endless, seeded, resumable stream of uint8 batches."""
 
+import contextlib
 import itertools
 import logging
+import multiprocessing
 import os
-import re
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -152,10 +154,19 @@ class ImageLoader:
                 batch: Batch = next(stream)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            # A process that dies while it hands a batch over breaks a pipe, which is an OSError.
+            except (RuntimeError, EOFError, OSError) as error:
+                message = None
+                for _ in range(2):
+                    # torch's signal handler may raise here as well, once for each process.
+                    with contextlib.suppress(RuntimeError):
+                        message = self._dead_worker(error)
+                        break
+                if message is None:
+                    raise
                 # Let go of the iterator: while it lives, torch raises again for each dead process.
                 del stream
-                raise self._dead_worker(error) from error.with_traceback(None)
+                raise RuntimeError(message) from error.with_traceback(None)
             self._note(batch.faults)
             if not on_device:
                 yield batch.images
@@ -179,15 +190,21 @@ class ImageLoader:
                 f"files were copied."
             )
 
-    def _dead_worker(self, error: RuntimeError) -> RuntimeError:
-        """The same error, naming the file that the dead process was at."""
-        pids = {int(number) for number in re.findall(r"\d+", str(error).partition("exited")[0])}
+    def _dead_worker(self, error: Exception) -> str | None:
+        """What to say if a process is dead: the file that it was at. None if all are alive."""
         reading = {int(pid): int(place) for pid, place in self.samples.reading if pid >= 0}
-        names = [self.source.name(reading[pid]) for pid in pids if pid in reading]
-        if "DataLoader worker" not in str(error) or not names:
-            return error
-        return RuntimeError(
-            f"images: a worker process died while it was at {', '.join(names)}. Got: "
+        reading.pop(os.getpid(), None)
+        for _ in range(10):
+            alive = {child.pid for child in multiprocessing.active_children()}
+            dead = [place for pid, place in reading.items() if pid not in alive]
+            if dead or not reading:
+                break
+            time.sleep(0.05)  # the pipe may close before the process is gone
+        if not reading or not dead:
+            return None
+        return (
+            f"images: a worker process died while it was at "
+            f"{', '.join(self.source.name(place) for place in dead)}. Got {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]} It was probably killed for its memory, or a "
             f"library crashed on that file; look at the file, or use fewer workers."
         )
