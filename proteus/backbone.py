@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import nn
 
 from .catalog import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
-from .positions import Resizable, check_image_size, fit_positions
+from .positions import Resizable, check_image_size, fit_positions, to_pair
 from .reader import Statistics
 from .weights import load_checkpoint
 from .weights.folder import load_folder
@@ -41,11 +41,6 @@ class Backbone:
     arguments: dict[str, Any] | None = None
     objectives: tuple[str, ...] = OBJECTIVES
     license: str = ""
-
-
-def to_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """224 -> (224, 224)."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 @runtime_checkable

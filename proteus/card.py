@@ -95,7 +95,7 @@ def _metadata(name: str, details: Mapping[str, Any]) -> str:
             dataset_type=score.split(" ", 1)[0].lower(),
             dataset_name=score,
             metric_type="rmse" if "RMSE" in score else "miou" if "mIoU" in score else "accuracy",
-            metric_value=value,
+            metric_value=float(value),
         )
         for score, value in (details.get("scores") or {}).items()
     ]
@@ -118,7 +118,9 @@ def _scores(scores: Mapping[str, float] | None) -> str:
 
 
 def _recipe(recipe: Any) -> str:
-    return f"## Recipe\n\n```json\n{json.dumps(recipe, indent=2)}\n```" if recipe else ""
+    return (
+        f"## Recipe\n\n```json\n{json.dumps(recipe, indent=2, default=str)}\n```" if recipe else ""
+    )
 
 
 def _license(details: Mapping[str, Any]) -> str:

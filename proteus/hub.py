@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from .catalog import nearest, position_rule
-from .positions import Resizable, fit_positions
+from .positions import Resizable, fit_positions, to_pair
 from .pretrained import PRETRAINED, Pretrained
 from .saving import save_pretrained
 from .version import __version__
@@ -90,7 +90,7 @@ def load_pretrained(
         )
     model = load_folder(folder, "load_pretrained")
     if image_size is not None:
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        size = to_pair(image_size)
         if not isinstance(model, Resizable):
             raise ValueError(
                 f"load_pretrained: image_size= would be ignored. Got a "

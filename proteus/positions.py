@@ -8,6 +8,8 @@ Two rules are in use and give different numbers (up to 1.5 % of the features for
 """
 
 import math
+import operator
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -86,6 +88,24 @@ class _HasPositions(Protocol):
     pos_embed: nn.Parameter
     num_prefix_tokens: int
     no_embed_class: bool
+
+
+def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """224 -> (224, 224); two whole numbers stay what they are.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    try:
+        side = operator.index(size)  # type: ignore[arg-type]
+        return side, side
+    except TypeError:
+        pass
+    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
+        return int(size[0]), int(size[1])
+    raise ValueError(
+        f"image size: got {size!r}; expected a number of pixels, or two: (height, width)."
+    )
 
 
 def check_image_size(image_size: tuple[int, int], patch: tuple[int, int], subject: str) -> None:

@@ -65,6 +65,12 @@ def convert(
             f"convert: unknown family. Got {family!r}; expected one of {', '.join(IMPORTERS)}."
         )
     file = Path(file)
+    target = Path(folder) / WEIGHTS
+    if target.exists() and file.exists() and target.samefile(file):
+        raise ValueError(
+            f"convert: the output would replace the input. Got {str(file)!r} in the folder that is "
+            f"written; expected another folder."
+        )
     model: Any = IMPORTERS[family](file, **options)
     entry = identify(model) if family == "proteus" else None
     details: dict[str, Any] = {"source": f"{file.name}, sha256 {sha256_of(file)}"}

@@ -53,11 +53,17 @@ def save_pretrained(
         torch.Size([1, 192])
     """
     from .distiller import Distiller
+    from .student import Student
 
     details = dict(details or {})
     if isinstance(student, Distiller):
         teacher, student = student.teacher, student.student
         details = {"teacher": teacher.name, "license": teacher.license or None} | details
+    if not isinstance(student, Student):
+        raise ValueError(
+            f"save_pretrained: not a student. Got a {type(student).__name__}; expected a Student "
+            f"or a Distiller. Wrap a timm model: Student(model, image_size=…)."
+        )
     if not student.architecture:
         raise ValueError(
             f"save_pretrained: not a timm model. Got {student.name!r}; expected a student built "
@@ -66,13 +72,22 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{_STAGING}*"):
-        shutil.rmtree(stale)  # of a save that was killed
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGING) as name:
+        if not _is_running(stale.name.removeprefix(_STAGING).partition("-")[0]):
+            shutil.rmtree(stale, ignore_errors=True)  # of a save that was killed
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_STAGING}{os.getpid()}-") as name:
         staging = Path(name)
         _write(student, staging, details, folder.name)
         _verify(student, staging)
         replace_files(staging, folder)
     return folder
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def replace_files(staging: Path, folder: Path) -> None:
@@ -82,7 +97,10 @@ def replace_files(staging: Path, folder: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+    umask = os.umask(0)
+    os.umask(umask)
     for file in files:
+        file.chmod(0o666 & ~umask)  # safetensors writes for the owner alone
         file.replace(folder / file.name)
 
 
@@ -109,7 +127,7 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
     for stale in ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_ids"):
         config["pretrained_cfg"].pop(stale, None)
     config["proteus"] = {"versions": versions(), **details}
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    path.write_text(json.dumps(config, indent=2, default=str) + "\n")
     title = details.pop("name", None) or (student.name if name == "export" else name)
     (folder / "README.md").write_text(model_card(student, title, details))
 

@@ -176,3 +176,11 @@ def test_a_wrong_convert_is_one_plain_error(files, tmp_path, words, message, cap
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert not (tmp_path / "o").exists()
+
+
+def test_convert_never_replaces_its_own_input(files, tmp_path):
+    release.convert(files / "download-0.pth", tmp_path / "out")
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="would replace the input"):
+        release.convert(tmp_path / "out/model.safetensors", tmp_path / "out", family="dinov2")
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before

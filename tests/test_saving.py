@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,33 @@ def test_a_permissive_licence_is_stated_without_a_warning(tmp_path, caplog):
 def test_a_card_without_a_licence_says_so(tmp_path):
     proteus.save_pretrained(proteus.Student("demo-student", image_size=64), tmp_path)
     assert "Not stated" in (tmp_path / "README.md").read_text()
+
+
+def test_an_export_can_be_read_by_others(tmp_path):
+    proteus.save_pretrained(proteus.Student("demo-student", image_size=64), tmp_path)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    before = os.umask(0)
+    os.umask(before)
+    assert modes == {0o666 & ~before}
+
+
+def test_another_save_that_is_running_is_left_alone(tmp_path):
+    running = tmp_path / f".tmp-save-{os.getppid()}-x"
+    running.mkdir()
+    dead = tmp_path / ".tmp-save-999999999-x"
+    dead.mkdir()
+    proteus.save_pretrained(proteus.Student("demo-student", image_size=64), tmp_path)
+    assert running.exists()
+    assert not dead.exists()
+
+
+def test_a_plain_model_is_no_student(tmp_path):
+    model = timm.create_model("resnet18", num_classes=0)
+    with pytest.raises(ValueError, match=r"not a student. Got a ResNet.*Wrap"):
+        proteus.save_pretrained(model, tmp_path)
+
+
+def test_details_of_other_types_are_written_as_text(tmp_path):
+    student = proteus.Student("demo-student", image_size=64)
+    proteus.save_pretrained(student, tmp_path, details={"data": Path("photos")})
+    assert json.loads((tmp_path / "config.json").read_text())["proteus"]["data"] == "photos"

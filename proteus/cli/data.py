@@ -38,6 +38,8 @@ def _run_data(arguments: argparse.Namespace) -> None:
     chosen = [arguments.merge, arguments.sub_data is not None, arguments.sub_class is not None]
     if sum(chosen) > 1:
         raise ValueError("--merge, --sub-data and --sub-class exclude each other. Use --out twice.")
+    if arguments.labels and not (chosen[1] or chosen[2]):
+        raise ValueError("--labels would be ignored. It belongs to --sub-data or --sub-class.")
     source: Any = None
     if arguments.merge:
         source = _merged(arguments)
@@ -80,7 +82,7 @@ def _part(source: Any, arguments: argparse.Namespace) -> Any:
 
 def _labels(path: Path) -> list[str]:
     """The last column of each line; a first line `key<tab>class` is a heading."""
-    rows = [line.split("\t") for line in path.read_text().splitlines() if line]
+    rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
     if rows and rows[0] == ["key", "class"]:
         rows = rows[1:]
     return [row[-1] for row in rows]

@@ -178,6 +178,10 @@ def _picture(item: Any) -> bytes | Image.Image:
                     f"transform."
                 )
             item = (item * 255).round()
+        elif item.dtype != torch.uint8:
+            raise ValueError(
+                f"images: the dataset's tensors are neither uint8 nor float. Got {item.dtype}."
+            )
         return Image.fromarray(item.to(torch.uint8).permute(1, 2, 0).numpy())
     shape = tuple(item.shape) if isinstance(item, Tensor) else type(item).__name__
     raise ValueError(

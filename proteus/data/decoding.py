@@ -21,11 +21,11 @@ class CorruptImageError(ValueError):
     """An image cannot be decoded, or too many of a source cannot."""
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes | Image.Image) -> Image.Image:
     """Decode to RGB, upright, the first frame of an animation.
 
     Args:
-        data: An encoded image in any format Pillow reads.
+        data: An encoded image in any format Pillow reads, or one that Pillow has opened.
 
     Raises:
         CorruptImageError: If it is damaged, truncated, or larger than Pillow's safety limit.
@@ -35,7 +35,7 @@ def decode(data: bytes) -> Image.Image:
             # Above the limit Pillow warns, above twice the limit it raises: refuse both.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # damaged EXIF does not matter here
-            file = Image.open(io.BytesIO(data))
+            file = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data
             file.load()
             return to_rgb(ImageOps.exif_transpose(file))
     except (*_BROKEN, Image.DecompressionBombWarning) as error:
@@ -44,6 +44,8 @@ def decode(data: bytes) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to 8-bit RGB; 16 bits are scaled, not clipped."""
+    if image.mode == "F":
+        raise ValueError("float pixels have no agreed range; save the image with integers")
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     return image.convert("RGB")
@@ -83,9 +85,7 @@ def decode_pixels(data: bytes | Image.Image, least: tuple[int, int] | None = Non
     Raises:
         CorruptImageError: If it is damaged, truncated, or larger than Pillow's safety limit.
     """
-    if isinstance(data, Image.Image):
-        return np.array(to_rgb(data))
-    if plain_jpeg_size(data) is not None:
+    if isinstance(data, bytes) and plain_jpeg_size(data) is not None:
         height, width = least or (0, 0)
         # Scales above 1/2 are decoded more slowly than the whole.
         options = {"min_height": height, "min_width": width, "min_factor": 2} if least else {}

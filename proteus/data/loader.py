@@ -80,15 +80,11 @@ class ImageLoader:
         world_size: int = 1,
         device: str | torch.device = "cpu",
     ) -> None:
-        if augment not in ("none", "crop", "fast", "official"):
+        check_settings(augment, image_size, scale, rank, world_size)
+        if repeats < 1 or (repeats > 1 and augment == "none"):
             raise ValueError(
-                f"images: unknown augmentation. Got {augment!r}; expected 'none', 'crop', 'fast' "
-                f"or 'official'."
-            )
-        if repeats < 1 or not 0 <= rank < world_size:
-            raise ValueError(
-                f"images: got repeats={repeats}, rank={rank}, world_size={world_size}; expected "
-                f"repeats of at least 1 and a rank from 0 to world_size - 1."
+                f"images: got repeats={repeats} with augment={augment!r}; expected at least 1, and "
+                f"1 where nothing is random."
             )
         self.order: Order = Shuffled(len(source), seed, shuffle=augment != "none")
         if repeats > 1:
@@ -207,6 +203,27 @@ class ImageLoader:
             f"{', '.join(self.source.name(place) for place in dead)}. Got {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]} It was probably killed for its memory, or a "
             f"library crashed on that file; look at the file, or use fewer workers."
+        )
+
+
+def check_settings(
+    augment: str, image_size: int, scale: tuple[float, float], rank: int, world_size: int
+) -> None:
+    """Raise `ValueError` for what no loader can do."""
+    if augment not in ("none", "crop", "fast", "official"):
+        raise ValueError(
+            f"images: unknown augmentation. Got {augment!r}; expected 'none', 'crop', 'fast' "
+            f"or 'official'."
+        )
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"images: got rank={rank}, world_size={world_size}; expected a rank from 0 to "
+            f"world_size - 1."
+        )
+    if image_size < 1 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"images: got image_size={image_size}, scale={scale}; expected at least one pixel and "
+            f"a range of areas within (0, 1]."
         )
 
 

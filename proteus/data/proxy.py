@@ -75,14 +75,16 @@ def merge(sources: Sequence[ImageSource]) -> tuple[ImageSource, Manifest]:
     kept: list[ImageSource] = []
     parts: dict[str, int] = {}
     dropped: dict[str, str] = {}
+    whole = iter(join(sources).places)  # which gives each image a name of its own
     for source in sources:
         chosen = []
         for index in range(len(source)):
+            name = next(whole).name
             digest = hashlib.sha256(_bytes(source, index)).digest()
             if digest in seen:
-                dropped[source.name(index)] = f"the same file as {seen[digest]}"
+                dropped[name] = f"the same file as {seen[digest]}"
                 continue
-            seen[digest] = source.name(index)
+            seen[digest] = name
             chosen.append(index)
         kept.append(source.select(chosen, source.description))
         parts[source.description] = parts.get(source.description, 0) + len(chosen)
@@ -92,7 +94,9 @@ def merge(sources: Sequence[ImageSource]) -> tuple[ImageSource, Manifest]:
 
 def _bytes(source: ImageSource, index: int) -> bytes:
     data = source.read(index)
-    return data if isinstance(data, bytes) else data.tobytes()
+    if isinstance(data, bytes):
+        return data
+    return f"{data.mode} {data.size}".encode() + data.tobytes()
 
 
 def sub_data(

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from .decoding import CorruptImageError, Pixels, decode, decode_pixels, plain_jpeg_size, to_rgb
+from .decoding import CorruptImageError, Pixels, decode, decode_pixels, plain_jpeg_size
 from .finishing import apply
 from .sources import ImageSource
 from .transforms import (
@@ -149,7 +149,7 @@ class Samples(Dataset[Batch]):
         """
         if self.augment == "fast":
             return self._fast(data, keys)
-        image = decode(data) if isinstance(data, bytes) else to_rgb(data)
+        image = decode(data)
         return [(self._finish(image, key), None) for key in keys]
 
     def _rng(self, key: Key) -> random.Random:

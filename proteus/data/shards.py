@@ -53,9 +53,10 @@ def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
                 if stem and ending == "cls" and member.isreg():
                     content = tar.extractfile(member)
                     labels[key] = content.read(64).decode("ascii", "replace") if content else ""
-                if not stem or f".{ending.lower()}" not in extensions:
+                last = f".{ending.rpartition('.')[2].lower()}"
+                if not stem or last not in extensions:
                     continue
-                reason = None
+                reason = None if f".{ending.lower()}" in extensions else "belongs to another key"
                 if not member.isreg():
                     reason = "not a regular file"
                 elif ".." in Path(member.name).parts or member.name.startswith("/"):

@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,17 @@ class ImageSource:
 
     def save_list(self, path: str | Path) -> None:
         """Write the list of images, which `open_source` takes: `NAME.images.json`."""
-        rows = [[p.file, p.name, p.offset, p.size, p.label] for p in self.places]
+        if type(self) is not ImageSource:
+            raise ValueError(
+                f"images: only files can be listed. Got {self.description}, whose images are made "
+                f"when they are asked for."
+            )
+        target = Path(path)
+        if target.suffix != ".json":
+            raise ValueError(f"images: a list is a .json file. Got {str(path)!r}.")
+        rows = [[os.path.abspath(p.file), *astuple(p)[1:]] for p in self.places]
         content = {"proteus_images": 1, "description": self.description, "places": rows}
-        Path(path).write_text(json.dumps(content) + "\n")
+        target.write_text(json.dumps(content) + "\n")
 
 
 def open_source(path: Any) -> Any:
@@ -148,12 +156,45 @@ def open_source(path: Any) -> Any:
 
 
 def join(sources: Sequence[ImageSource], description: str | None = None) -> ImageSource:
-    """Several sources one after the other."""
-    return ImageSource(
-        description or ", ".join(source.description for source in sources),
-        [place for source in sources for place in source.places],
-        {name: why for source in sources for name, why in source.passed_over.items()},
-    )
+    """Several sources one after the other; equal names get their source's before them."""
+    description = description or ", ".join(source.description for source in sources)
+    names = Counter(place.name for source in sources for place in source.places)
+    places = [
+        replace(place, name=f"{source.description}/{place.name}")
+        if names[place.name] > 1
+        else place
+        for source in sources
+        for place in source.places
+    ]
+    others = {name: why for source in sources for name, why in source.passed_over.items()}
+    if all(type(source) is ImageSource for source in sources):
+        return ImageSource(description, places, others)
+    owners = [(source, index) for source in sources for index in range(len(source))]
+    return JoinedSource(description, places, others, owners)
+
+
+class JoinedSource(ImageSource):
+    """Sources of several kinds one after the other; each reads its own images."""
+
+    def __init__(
+        self,
+        description: str,
+        places: Sequence[Place],
+        passed_over: dict[str, str],
+        owners: Sequence[tuple[ImageSource, int]],
+    ) -> None:
+        super().__init__(description, places, passed_over)
+        self.owners = list(owners)
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """The encoded bytes of one image, or the image."""
+        source, number = self.owners[index]
+        return source.read(number)
+
+    def select(self, indices: Sequence[int], description: str) -> "JoinedSource":
+        """A part of it, in the given order."""
+        owners = [self.owners[i] for i in indices]
+        return JoinedSource(description, [self.places[i] for i in indices], {}, owners)
 
 
 def _open_path(text: str) -> ImageSource:
@@ -259,9 +300,17 @@ def _saved(file: str) -> ImageSource:
     try:
         content = json.loads(Path(file).read_text())
         places = [Place(*row) for row in content["places"]]
-        return ImageSource(f"{content['description']} ({file})", places)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"images: {file!r} is no list of images. Got {type(error).__name__}: {error}; expected "
             f"a file of ImageSource.save_list or `proteus data --out`."
         ) from error
+    missing = [
+        name for name in sorted({place.file for place in places}) if not os.path.isfile(name)
+    ]
+    if missing or not places:
+        raise ValueError(
+            f"images: {file!r} lists what is not there. Got {len(places)} images, {len(missing)} "
+            f"files missing, such as {missing[:3]}; make the list again where the images are now."
+        )
+    return ImageSource(f"{content['description']} ({file})", places)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .datasets import StreamSource
 from .decoding import CorruptImageError
-from .loader import ImageLoader
+from .loader import ImageLoader, check_settings
 from .samples import CORRUPT_SHARE, Augmentation, Key, Samples
 from .sources import ImageSource
 
@@ -34,12 +34,14 @@ class StreamLoader:
         batch_size: B, of this process.
         image_size: Pixels, square.
         seed: Of shuffling and augmentation.
-        augment: "crop", "fast", "official" (not thread-safe: one thread) or "none".
+        augment: "crop", "fast" or "none". ("official" draws from the process's own generators,
+            which threads must not touch.)
         workers: Threads that decode; None = the cores, at most 8.
         rank: Number of this process among `world_size`; item n goes to process n % world_size.
         world_size: Processes that share the stream.
         device: Where batches go.
         buffer: Images among which the next one is drawn.
+        scale: Range of the crops' area, as a share of the image's.
     """
 
     def __init__(
@@ -55,19 +57,25 @@ class StreamLoader:
         world_size: int = 1,
         device: str | torch.device = "cpu",
         buffer: int = 1000,
+        scale: tuple[float, float] = (0.08, 1.0),
     ) -> None:
+        check_settings(augment, image_size, scale, rank, world_size)
+        if augment == "official" or batch_size < 1:
+            raise ValueError(
+                f"images: a stream cannot do this. Got augment={augment!r}, "
+                f"batch_size={batch_size}; expected 'crop', 'fast' or 'none', and at least one "
+                f"image a batch."
+            )
         self.source, self.batch_size, self.seed, self.buffer = source, batch_size, seed, buffer
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
-        if augment == "official":
-            self.workers = 1
         self.skipped: dict[str, str] = {}
         self._samples = Samples(
             ImageSource(source.description, []),
             size=image_size,
             seed=seed,
             augment=augment,
-            scale=(0.08, 1.0),
+            scale=scale,
             workers=0,
             whole=True,
         )
@@ -91,9 +99,11 @@ class StreamLoader:
             for number, data in enumerate(self.source.items(epoch, self.seed, self.buffer)):
                 if number % self.world_size == self.rank:
                     yield Key(epoch, number, 0), data
-            if number < 0:
+            if number < self.rank:
                 raise ValueError(
-                    f"images: the dataset gives nothing. Got {self.source.description}, empty."
+                    f"images: the dataset gives nothing to process {self.rank}. Got "
+                    f"{number + 1} images in {self.source.description} for {self.world_size} "
+                    f"processes; expected at least one for each."
                 )
 
     def _decoded(self, passed: int) -> Iterator[Tensor]:

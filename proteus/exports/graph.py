@@ -144,6 +144,11 @@ def _export(
             f"export: the model does not say what it is. Got {type(model).__name__} without timm's "
             f"pretrained_cfg; expected a timm model, such as load_pretrained(FOLDER)."
         )
+    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
+        raise ValueError(
+            "export: the model must be float32 on the CPU. Use model.float().cpu(); convert the "
+            "written graph to other types afterwards."
+        )
     size = _image_size(model) or tuple(config.get("input_size", (3, 224, 224)))[1:]
     shapes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))

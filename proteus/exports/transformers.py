@@ -58,10 +58,12 @@ def to_transformers(model: nn.Module, folder: str | Path) -> Path:
 def _describe(model: nn.Module) -> dict[str, Any]:
     """The configuration, or an error that says which part of the model has no place in it."""
     from timm.layers.mlp import GluMlp
-    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer import Block, VisionTransformer
 
     if not isinstance(model, VisionTransformer):
         raise _cannot(f"a {type(model).__name__}", "a timm VisionTransformer")
+    if not isinstance(model.blocks[0], Block):
+        raise _cannot(f"blocks of type {type(model.blocks[0]).__name__}", "timm's plain Block")
     block: Any = model.blocks[0]
     height, width = model.patch_embed.img_size or (0, 0)
     gated = isinstance(block.mlp, GluMlp)

@@ -127,6 +127,19 @@ def strip_prefix(tensors: StateDict, prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def without_classifier(model: nn.Module, tensors: StateDict) -> dict[str, Tensor]:
+    """The tensors without those of the classifier that timm's model had and this one has not."""
+    config = dict(vars(model).get("pretrained_cfg") or {})
+    classifier = config.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    own = model.state_dict()
+    return {
+        name: value
+        for name, value in tensors.items()
+        if name in own or name.rpartition(".")[0] not in heads
+    }
+
+
 def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
     """Load a state dict; any missing, left-over or misshapen key is an error that names it."""
     own = model.state_dict()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .files import load_strictly, model_tensors, read_state_dict
+from .files import load_strictly, model_tensors, read_state_dict, without_classifier
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FILES = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
@@ -31,7 +31,7 @@ def load_folder(folder: str | Path, subject: str) -> nn.Module:
     folder = Path(folder)
     config = read_config(folder, subject)
     described = dict(config.get("pretrained_cfg") or {})
-    arguments = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
+    arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k != "num_classes"}
     described["num_classes"] = 0
     try:
         model = timm.create_model(
@@ -52,18 +52,7 @@ def load_folder(folder: str | Path, subject: str) -> nn.Module:
             f"{subject}: no weights there. Got {str(folder)!r}; expected {WEIGHTS} beside {CONFIG}."
         )
     tensors = model_tensors(read_state_dict(files[0]), subject)
-    classifier = described.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    own = model.state_dict()
-    load_strictly(
-        model,
-        {
-            name: value
-            for name, value in tensors.items()
-            if name in own or name.rpartition(".")[0] not in heads
-        },
-        subject,
-    )
+    load_strictly(model, without_classifier(model, tensors), subject)
     vars(model)["_model_args"] = arguments  # timm records them itself from 1.0.31 on
     return model
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import load_strictly, model_tensors, read_state_dict
+from .files import load_strictly, model_tensors, read_state_dict, without_classifier
 from .official import from_proteus
 from .openai_clip import build_clip, visual_tower
 from .vit import from_dinov2, from_synclr
@@ -38,12 +38,13 @@ def load_checkpoint(model: nn.Module, path: str | Path, subject: str) -> nn.Modu
     """
     content = read_state_dict(path)
     tensors = model_tensors(content, subject)
-    if set(tensors) == set(model.state_dict()):
-        load_strictly(model, tensors, subject)
+    body = without_classifier(model, tensors)
+    if set(body) == set(model.state_dict()):
+        load_strictly(model, body, subject)
         return model
     converted = _convert(model, tensors, subject)
     if converted is None:
-        load_strictly(model, _by_timm(model, tensors, subject), subject)
+        load_strictly(model, _by_timm(model, body, subject), subject)
         return model
     expected = {k: v.shape for k, v in model.state_dict().items() if k != "pos_embed"}
     found = {k: v.shape for k, v in converted.state_dict().items() if k != "pos_embed"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..positions import Rule, check_image_size, resample_positions
+from ..positions import Rule, check_image_size, resample_positions, to_pair
 from .files import StateDict, load_strictly, model_tensors, open_weights, strip_prefix
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -204,6 +204,11 @@ def depth_of(tensors: StateDict, pattern: str) -> int:
 
 def heads_of(width: int, num_heads: int | None, subject: str) -> int:
     """The number of heads, which no tensor tells."""
+    if num_heads is not None and (num_heads < 1 or width % num_heads):
+        raise ValueError(
+            f"{subject}: width {width} cannot be split into num_heads={num_heads}. Expected a "
+            f"divisor of the width."
+        )
     if num_heads is None and width % 64:
         raise ValueError(
             f"{subject}: the number of heads cannot be inferred. Got width {width}, which is not a "
@@ -214,8 +219,7 @@ def heads_of(width: int, num_heads: int | None, subject: str) -> int:
 
 def image_pair(image_size: int | tuple[int, int] | None, native: int) -> tuple[int, int]:
     """The size asked for as (height, width); None = the trained one."""
-    image_size = native if image_size is None else image_size
-    return (image_size, image_size) if isinstance(image_size, int) else image_size
+    return to_pair(native if image_size is None else image_size)
 
 
 def hand_back(model: nn.Module, mask_token: Tensor | None, arguments: dict[str, Any]) -> nn.Module:

@@ -1,3 +1,4 @@
+import io
 import itertools
 
 import numpy as np
@@ -6,7 +7,14 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, TensorDataset
 
-from proteus.data import ImageLoader, StreamLoader, make_loader, open_source
+from proteus.data import (
+    ImageLoader,
+    StreamLoader,
+    make_loader,
+    merge,
+    open_source,
+    single_image,
+)
 
 SIZE = {"batch_size": 4, "image_size": 16}
 
@@ -149,3 +157,84 @@ def test_a_list_file_is_a_source(tmp_path):
     (tmp_path / "list.txt").write_text("2.png\n9.png\n")
     with pytest.raises(ValueError, match=r"lists files that are not there. Got 1 of 2.*9\.png"):
         open_source(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 2, "world_size": 2}, "rank=2"),
+        ({"world_size": 0}, "world_size=0"),
+        ({"augment": "Fast"}, "unknown augmentation. Got 'Fast'"),
+        ({"augment": "official"}, "a stream cannot do this"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"scale": (2, 3)}, r"scale=\(2, 3\)"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_loader(open_source(Stream(8)), **{**SIZE, **options})
+
+
+def test_a_stream_shorter_than_the_number_of_processes_does_not_hang():
+    with pytest.raises(ValueError, match=r"nothing to process 30. Got 24 images"):
+        take(make_loader(open_source(Stream(24)), **SIZE, rank=30, world_size=32), 1)
+
+
+def test_datasets_and_folders_are_merged(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        picture(50 + number).save(tmp_path / f"photos/{number}.png")
+    large = Image.effect_noise((90, 80), 60).convert("RGB")
+    large.save(tmp_path / "large.png")
+    views, _ = single_image(tmp_path / "large.png", 5, size=40)
+    merged, manifest = merge([open_source(Pairs()), open_source(tmp_path / "photos"), views])
+    assert manifest.images == len(merged) == 12 + 4 + 5
+    loader = ImageLoader(merged, batch_size=21, image_size=16, workers=1, augment="fast")
+    assert next(loader.batches()).shape == (21, 3, 16, 16)
+    assert loader.skipped == {}
+    assert np.array_equal(np.asarray(merged.read(20)), np.asarray(views.read(4)))
+    part = merged.select([20, 0], "two")
+    assert np.array_equal(np.asarray(part.read(0)), np.asarray(views.read(4)))
+    for source in (merged, open_source(Pairs())):
+        with pytest.raises(ValueError, match="only files can be listed"):
+            source.save_list(tmp_path / "list.json")
+
+
+def test_black_images_of_different_shapes_are_different():
+    shapes = [("RGB", (8, 16)), ("RGB", (16, 8)), ("L", (24, 16))]
+    merged, _ = merge([open_source([Image.new(mode, size) for mode, size in shapes])])
+    assert len(merged) == 3
+
+
+def test_a_broken_image_in_a_dataset_is_replaced():
+    whole = io.BytesIO()
+    picture(0).save(whole, "JPEG")
+    cut = whole.getvalue()[:-100]
+    for augment in ("crop", "fast"):
+        images = [picture(n) for n in range(40)]
+        images[3] = Image.open(io.BytesIO(cut))
+        loader = ImageLoader(
+            open_source(images), batch_size=40, image_size=16, workers=0, augment=augment
+        )
+        assert next(loader.batches()).shape[0] == 40
+        assert list(loader.skipped) == ["list[3]"]
+
+
+def test_a_turned_image_in_a_dataset_is_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(0).save(tmp_path / "turned.jpg", exif=exif)
+    options = {"batch_size": 1, "image_size": 16, "workers": 0, "augment": "none"}
+    opened = ImageLoader(
+        open_source([Image.open(io.BytesIO((tmp_path / "turned.jpg").read_bytes()))]), **options
+    )
+    folder = ImageLoader(open_source(tmp_path), **options)
+    assert torch.equal(next(opened.batches()), next(folder.batches()))
+
+
+def test_integers_that_are_no_bytes_are_refused():
+    loader = ImageLoader(
+        open_source(TensorDataset(torch.full((8, 3, 9, 9), 300))), **SIZE, workers=0
+    )
+    with pytest.raises(ValueError, match=r"neither uint8 nor float. Got torch.int64"):
+        next(loader.batches())

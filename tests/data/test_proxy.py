@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proteus.data import ImageLoader, merge, open_source, single_image, sub_class, sub_data
+from proteus.data import (
+    CorruptImageError,
+    ImageLoader,
+    merge,
+    open_source,
+    single_image,
+    sub_class,
+    sub_data,
+)
 
 
 @pytest.fixture
@@ -113,3 +121,33 @@ def test_views_of_one_image(tmp_path):
         single_image(tmp_path / "large.png", 10, size=512)
     with pytest.raises(ValueError, match="no files to list"):
         source.save_list(tmp_path / "list.json")
+
+
+def test_a_list_holds_wherever_it_is_opened_and_says_what_is_gone(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_source("set").save_list("list.json")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = open_source("../list.json")
+    assert isinstance(again.read(0), bytes)
+    (folder / "class0/0.png").unlink()
+    with pytest.raises(ValueError, match=r"lists what is not there. Got 60 images, 1 files"):
+        open_source("../list.json")
+    with pytest.raises(ValueError, match=r"a list is a \.json file"):
+        again.save_list("photo.png")
+
+
+def test_equal_names_in_two_folders_are_counted_apart(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for n in range(30):
+            Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / name / f"{n}.png")
+        for n in range(3):
+            (tmp_path / name / f"{n}.png").write_bytes(b"broken")
+    source = open_source([tmp_path / "one", tmp_path / "two"])
+    assert len(set(names(source))) == 60
+    loader = ImageLoader(source, batch_size=60, image_size=8, workers=0)
+    with pytest.raises(CorruptImageError, match="more than 5% are corrupt"):
+        next(loader.batches())
+    _, manifest = merge([open_source(tmp_path / "one"), open_source(tmp_path / "two")])
+    assert manifest.dropped[f"{tmp_path}/two/5.png"] == f"the same file as {tmp_path}/one/5.png"

@@ -114,3 +114,8 @@ def test_numbers_agree_in_numpy_too(model):
     # The oracle of this file is the model itself; it must depend on its input.
     one, two = features(model, torch.zeros(1, 3, 56, 56)), features(model, torch.ones(1, 3, 56, 56))
     assert not np.allclose(one[0], two[0])
+
+
+def test_a_half_precision_model_is_refused_with_the_way_out(model, tmp_path):
+    with pytest.raises(ValueError, match=r"float32 on the CPU. Use model\.float\(\)\.cpu\(\)"):
+        exports.to_torch_export(model.half(), tmp_path / "m.pt2")

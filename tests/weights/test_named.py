@@ -208,3 +208,14 @@ def test_clip_is_distilled_with_the_token_term_alone():
     assert (distiller.loss.token, distiller.loss.feature, distiller.loss.patch) == (1, 0, 0)
     losses = distiller(torch.rand(2, 3, 56, 56))
     assert losses.total == losses.token
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "convnext_atto", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224"]
+)
+def test_timm_s_own_file_with_its_classifier_is_read(name, tmp_path):
+    model = timm.create_model(name)
+    torch.save(model.state_dict(), tmp_path / "timm.pth")
+    teacher = proteus.Teacher(name, checkpoint=tmp_path / "timm.pth")
+    state = teacher.backbone.state_dict()
+    assert all(torch.equal(state[key], model.state_dict()[key]) for key in state)

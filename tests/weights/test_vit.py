@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -163,3 +164,20 @@ def test_a_tensor_of_another_rank_is_an_error(weights):
     weights["cls_token"] = weights["cls_token"].flatten()
     with pytest.raises(ValueError, match=r"cls_token has the wrong shape. Got \(48,\)"):
         from_dinov2(weights, num_heads=3)
+
+
+@pytest.mark.parametrize("heads", [-1, 0, 5])
+def test_a_number_of_heads_that_does_not_divide_the_width_is_an_error(weights, heads):
+    with pytest.raises(ValueError, match=rf"num_heads={heads}. Expected a divisor"):
+        from_dinov2(weights, num_heads=heads)
+
+
+@pytest.mark.parametrize("size", [np.int64(98), [98, 98], (98, 98)])
+def test_sizes_come_in_many_types(weights, size):
+    assert from_dinov2(weights, num_heads=3, image_size=size).patch_embed.img_size == (98, 98)
+
+
+@pytest.mark.parametrize("size", ["98", (98,), 98.5])
+def test_what_is_no_size_is_an_error(weights, size):
+    with pytest.raises(ValueError, match="expected a number of pixels, or two"):
+        from_dinov2(weights, num_heads=3, image_size=size)
