@@ -119,13 +119,11 @@ def sub_data(
     """
     classes = _classes(source, fraction, labels, "sub_data")
     rng = random.Random(f"sub-data/{seed}")
-    chosen, parts = [], {}
-    for name in sorted(classes):
-        count = max(1, round(fraction * len(classes[name])))
-        chosen += rng.sample(classes[name], count)
-        parts[name] = count
-    part, manifest = _part("sub-data", source, sorted(chosen), fraction=fraction, seed=seed)
-    return part, replace(manifest, parts=parts)
+    taken = {
+        name: rng.sample(classes[name], max(1, round(fraction * len(classes[name]))))
+        for name in sorted(classes)
+    }
+    return _part("sub-data", source, taken, fraction=fraction, seed=seed)
 
 
 def sub_class(
@@ -149,10 +147,8 @@ def sub_class(
     classes = _classes(source, fraction, labels, "sub_class")
     rng = random.Random(f"sub-class/{seed}")
     names = sorted(rng.sample(sorted(classes), max(1, round(fraction * len(classes)))))
-    chosen = sorted(index for name in names for index in classes[name])
-    parts = {name: len(classes[name]) for name in names}
-    part, manifest = _part("sub-class", source, chosen, fraction=fraction, seed=seed)
-    return part, replace(manifest, parts=parts)
+    taken = {name: classes[name] for name in names}
+    return _part("sub-class", source, taken, fraction=fraction, seed=seed)
 
 
 def _classes(
@@ -180,10 +176,15 @@ def _classes(
 
 
 def _part(
-    kind: str, source: ImageSource, chosen: list[int], *, fraction: float, seed: int
+    kind: str, source: ImageSource, taken: dict[str, list[int]], *, fraction: float, seed: int
 ) -> tuple[ImageSource, Manifest]:
+    """What was taken of each class as a source, in the order of the whole one."""
+    chosen = sorted(index for indices in taken.values() for index in indices)
     part = source.select(chosen, f"{kind} {fraction:g} of {source.description}")
-    return part, _manifest(kind, part, seed, {}, {"fraction": fraction, "of": source.description})
+    parts = {name: len(indices) for name, indices in taken.items()}
+    return part, _manifest(
+        kind, part, seed, parts, {"fraction": fraction, "of": source.description}
+    )
 
 
 def single_image(
