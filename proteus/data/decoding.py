@@ -86,12 +86,17 @@ def decode_pixels(data: bytes | Image.Image, least: tuple[int, int] | None = Non
         CorruptImageError: If it is damaged, truncated, or larger than Pillow's safety limit.
     """
     if isinstance(data, bytes) and plain_jpeg_size(data) is not None:
-        height, width = least or (0, 0)
-        # Scales above 1/2 are decoded more slowly than the whole.
-        options = {"min_height": height, "min_width": width, "min_factor": 2} if least else {}
-        try:
-            pixels: Pixels = _simplejpeg.decode_jpeg(data, "RGB", **options)
-            return pixels
-        except ValueError:
-            pass  # damaged, or a PNG by another name: Pillow says which
+        return decode_plain_jpeg(data, least)
     return np.array(decode(data))
+
+
+def decode_plain_jpeg(data: bytes, least: tuple[int, int] | None = None) -> Pixels:
+    """`decode_pixels` for what `plain_jpeg_size` has said yes to; does not ask it again."""
+    height, width = least or (0, 0)
+    # Scales above 1/2 are decoded more slowly than the whole.
+    options = {"min_height": height, "min_width": width, "min_factor": 2} if least else {}
+    try:
+        pixels: Pixels = _simplejpeg.decode_jpeg(data, "RGB", **options)
+        return pixels
+    except ValueError:  # damaged, or a PNG by another name: Pillow says which
+        return np.array(decode(data))

@@ -1,7 +1,6 @@
 """An endless, seeded, resumable stream of uint8 batches."""
 
 import contextlib
-import itertools
 import logging
 import multiprocessing
 import os
@@ -118,7 +117,7 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[Tensor]:
         """One epoch, the first."""
-        return itertools.islice(self._stream(0, len(self)), len(self))
+        return self._stream(0, len(self))
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
         """Batch number `start`, `start` + 1, …, the same ones in every run, without end.

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from .decoding import CorruptImageError, Pixels, decode, decode_pixels, plain_jpeg_size
+from .decoding import CorruptImageError, Pixels, decode, decode_plain_jpeg, plain_jpeg_size
 from .finishing import apply
 from .sources import ImageSource
 from .transforms import (
@@ -189,14 +189,14 @@ class Samples(Dataset[Batch]):
 
     def _fast(self, data: bytes | Image.Image, keys: Sequence[Key]) -> list[_Sample]:
         rngs = [self._rng(key) for key in keys]
-        size = plain_jpeg_size(data) if isinstance(data, bytes) else None
-        pixels: Pixels | None = None
-        if size is None:
-            pixels = decode_pixels(data)
+        if isinstance(data, bytes) and (plain := plain_jpeg_size(data)) is not None:
+            size = plain
+            crops = [draw_crop(*size, rng, self.scale) for rng in rngs]
+            pixels = decode_plain_jpeg(data, self._least(size, crops))
+        else:
+            pixels = np.array(decode(data))
             size = pixels.shape[:2]
-        crops = [draw_crop(*size, rng, self.scale) for rng in rngs]
-        if pixels is None:
-            pixels = decode_pixels(data, self._least(size, crops))
+            crops = [draw_crop(*size, rng, self.scale) for rng in rngs]
         scaled = [_scale(crop, size, pixels) for crop in crops]
         samples: list[_Sample] = []
         for crop, rng in zip(scaled, rngs, strict=True):
