@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .saving import sync
 from .version import __version__
 
 KEPT = 2  # the newest, and the one before it
@@ -95,12 +96,12 @@ def save(
     save_file(_flatten(optimizer), staging / "optimizer.safetensors")
     (staging / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for file in staging.iterdir():
-        _sync(file)
-    _sync(staging)
+        sync(file)
+    sync(staging)
     final = folder / f"step-{step:08d}"
     shutil.rmtree(final, ignore_errors=True)
     staging.replace(final)
-    _sync(folder)
+    sync(folder)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
     return final
@@ -175,12 +176,3 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) 
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk before the rename that publishes it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -90,13 +90,20 @@ def _is_running(pid: str) -> bool:
     return True
 
 
+def sync(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk before the rename that publishes it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_files(staging: Path, folder: Path) -> None:
     """Move complete files into place: on disk first, then renamed, so that none is ever half."""
     files = sorted(staging.iterdir())
     for path in (*files, staging):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        sync(path)
     umask = os.umask(0)
     os.umask(umask)
     for file in files:

@@ -61,7 +61,7 @@ def test_a_save_that_died_is_neither_used_nor_in_the_way(tmp_path, run, monkeypa
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", die)
+        patch.setattr(checkpoint, "sync", die)
         with pytest.raises(OSError, match="No space"):
             checkpoint.save(tmp_path, 2, *run, {})
     assert checkpoint.newest(tmp_path).name == "step-00000001"
