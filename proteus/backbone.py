@@ -7,13 +7,13 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import nn
 
 from .catalog import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
+from .features import IMAGENET
 from .positions import Resizable, check_image_size, fit_positions, to_pair
 from .reader import Statistics
 from .weights import load_checkpoint
 from .weights.folder import load_folder
 
 OBJECTIVES = ("token", "feature", "patch")
-IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+# Mean and std of ImageNet, RGB in [0, 1]: the statistics of most models, and of the recipe.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 
 class ShapeError(ValueError):
     """Two things that must have the same shape do not; the message says which and what to do."""

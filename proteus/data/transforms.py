@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..features import IMAGENET
 from .decoding import Pixels
 
 OPERATIONS = (
@@ -24,7 +25,7 @@ OPERATIONS = (
     "SharpnessIncreasing", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
 )  # fmt: skip
 NONE = -1  # no operation
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET
 FILL = (124, 116, 104)  # the mean as timm rounds it, for what Rotate, Shear and Translate uncover
 _MAGNITUDE, _MAGNITUDE_STD, _PROBABILITY = 9.0, 0.5, 0.5  # rand-m9-mstd0.5-inc1
 _ERASE = 0.25

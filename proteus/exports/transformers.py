@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..features import IMAGENET
 from ..saving import replace_files
 
 _BLOCK = {
@@ -165,7 +166,7 @@ def _preprocessing(model: nn.Module, size: int) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(config.get("mean", (0.485, 0.456, 0.406))),
-        "image_std": list(config.get("std", (0.229, 0.224, 0.225))),
+        "image_mean": list(config.get("mean", IMAGENET[0])),
+        "image_std": list(config.get("std", IMAGENET[1])),
         "do_convert_rgb": True,
     }

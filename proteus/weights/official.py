@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ..features import IMAGENET
 from .files import StateDict, model_tensors, open_weights
 from .openai_clip import build_clip
-from .vit import IMAGENET, build_vit
+from .vit import build_vit
 
 _STUDENT = "student.backbone."
 # What a training checkpoint holds beside the student.
@@ -76,7 +77,8 @@ def from_proteus(
         return build_vit(tensors, image_size, num_heads, "from_proteus")
     model = build_clip(tensors, image_size, num_heads, "from_proteus")
     # The authors feed ImageNet's statistics to CLIP and to its student.
-    vars(model)["pretrained_cfg"] = {**vars(model)["pretrained_cfg"], **IMAGENET}
+    mean, std = IMAGENET
+    vars(model)["pretrained_cfg"] = {**vars(model)["pretrained_cfg"], "mean": mean, "std": std}
     return model
 
 

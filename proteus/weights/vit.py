@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..positions import Rule, check_image_size, resample_positions, to_pair
 from .files import StateDict, load_strictly, model_tensors, open_weights, strip_prefix
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # Rank of the tensors from which the architecture is read.
 _NEEDED = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "norm.weight": 1}
 
