@@ -1,7 +1,7 @@
 """Distiller: images -> Losses. The whole step, in one forward."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class Distiller(nn.Module):
     """
 
     teacher: Teacher
+    num_inputs: ClassVar[int] = 1  # what the loop takes from each batch: the images alone
 
     def __init__(
         self,
@@ -82,13 +83,24 @@ class Distiller(nn.Module):
             # A parameter that never gets a gradient stops DDP.
             student.mask_token.requires_grad_(False)
 
-    def forward(self, images: Tensor, hidden: Tensor | None = None) -> Losses:
+    def forward(
+        self,
+        images: Tensor,
+        hidden: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> Losses:
         """One distillation step, up to `.backward()`.
 
         Args:
             images: RGB [B, 3, H, W], uint8 or float in [0, 1].
             hidden: bool [B, N] to fix the masks; None = drawn by `masks`. Give it on the CPU: which
                 images have a mask must be known to the host, and asking a GPU stalls it.
+            generator: Of the masks, on the images' device; None = torch's global one.
+            part: (n, of): the images are every `of`-th one of a larger batch, which processes or
+                accumulated steps share. The mean of the parts' losses is the larger batch's, if
+                all parts seed `generator` alike.
 
         Returns:
             `Losses`; call `.total.backward()`.
@@ -100,10 +112,13 @@ class Distiller(nn.Module):
                     "Distiller: `hidden` would be ignored. Got masks with a patch weight of 0; "
                     "leave it out, or build the loss with patch > 0."
                 )
-            return self._call_loss(self.student(images), target)
+            return cast("Losses", self.loss(self.student(images), target))
         chosen: slice | Tensor
+        hidden_count: Tensor | None = None
         if hidden is None:
-            hidden, chosen = self.masks.draw(images.shape[0], device=images.device)
+            hidden, chosen, hidden_count = self.masks.draw(
+                images.shape[0], generator, images.device, part
+            )
         else:
             self._check_hidden(hidden, images)
             chosen = hidden.any(dim=1).nonzero().squeeze(1).to(images.device)
@@ -115,18 +130,10 @@ class Distiller(nn.Module):
         count = images.shape[0]
         student = Features(both.cls[:count], both.patches[:count], both.grid)
         masked = Features(both.cls[count:], both.patches[count:], both.grid)
-        return self._call_loss(student, target, masked, hidden, chosen)
-
-    def _call_loss(
-        self,
-        student: Features,
-        target: Features,
-        masked: Features | None = None,
-        hidden: Tensor | None = None,
-        images: slice | Tensor | None = None,
-    ) -> Losses:
-        losses: Losses = self.loss(student, target, masked, hidden, images=images)
-        return losses
+        losses = self.loss(
+            student, target, masked, hidden, images=chosen, hidden_count=hidden_count
+        )
+        return cast("Losses", losses)
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Everything an optimizer should have: student, mask token, heads; never the teacher."""

@@ -134,7 +134,11 @@ def feature_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -
 
 
 def patch_loss(
-    student: Tensor, teacher: Tensor, hidden: Tensor | None = None, distance: Distance = "mse"
+    student: Tensor,
+    teacher: Tensor,
+    hidden: Tensor | None = None,
+    distance: Distance = "mse",
+    hidden_count: Tensor | None = None,
 ) -> Tensor:
     """Mean distance over the patches hidden from the student (Eq. 7).
 
@@ -144,6 +148,8 @@ def patch_loss(
         teacher: Teacher patches at the same positions; the teacher saw the whole image.
         hidden: bool [b, N], True where the student did not see the patch.
         distance: See `token_distance`.
+        hidden_count: Scalar to divide by instead of the number of hidden patches, where these are
+            a part of a larger batch: its number for each part, see `masking.Hidden`.
 
     Returns:
         Scalar, mean over hidden patches and Dt. Zero if nothing is hidden.
@@ -172,7 +178,9 @@ def patch_loss(
     # A weighted mean and not `distances[hidden]`: boolean indexing asks the device how many are
     # True, and the step must not wait for the device.
     weight = hidden.to(distances.dtype)
-    return (distances * weight).sum() / weight.sum().clamp(min=1)
+    if hidden_count is None:
+        hidden_count = weight.sum()
+    return (distances * weight).sum() / hidden_count.to(weight).clamp(min=1e-9)
 
 
 class ProteusLoss(nn.Module):
@@ -250,6 +258,7 @@ class ProteusLoss(nn.Module):
         hidden: Tensor | None = None,
         *,
         images: Tensor | slice | None = None,
+        hidden_count: Tensor | None = None,
     ) -> Losses:
         """Compare student and teacher.
 
@@ -260,6 +269,7 @@ class ProteusLoss(nn.Module):
             hidden: bool, [B, N]: True = hidden from the student in the masked view.
             images: Which of the B images `masked` holds (a slice or an index tensor [b]);
                 None = all.
+            hidden_count: See `patch_loss`.
 
         Returns:
             `Losses`; the three terms are not yet multiplied by their weights.
@@ -288,6 +298,7 @@ class ProteusLoss(nn.Module):
                 teacher.patches[chosen],
                 hidden[chosen],
                 self.distance,
+                hidden_count,
             )
         total = self.token * token + self.feature * feature + self.patch * patch
         return Losses(total, token, feature, patch)

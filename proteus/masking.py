@@ -22,10 +22,13 @@ class Hidden(NamedTuple):
     Attributes:
         hidden: bool [B, N].
         images: Which images have a mask: a slice (the first ones) or indices [b] on the device.
+        hidden_count: Hidden patches of the whole batch for each of its parts, a scalar; None = as
+            many as `hidden` holds, which is so where the batch is not shared.
     """
 
     hidden: Tensor
     images: slice | Tensor
+    hidden_count: Tensor | None = None
 
 
 class MaskGenerator:
@@ -109,12 +112,23 @@ class MaskGenerator:
         batch_size: int,
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Hidden:
-        """The same masks, and which images have one (known without looking at the masks)."""
+        """The same masks, and which images have one (known without looking at the masks).
+
+        Args:
+            batch_size: Images of this part.
+            generator: As in `masks`. Processes that share a batch must seed it alike.
+            device: As in `masks`.
+            part: (n, of): these are every `of`-th image of a larger batch from the n-th on. Masks
+                are drawn for the larger batch, so that they do not depend on how it is shared. With
+                `shuffle`, the device is then asked once which images are of this part.
+        """
         if device is None:
             device = generator.device if generator is not None else "cpu"
         device = torch.device(device)
-        count = int(batch_size * self.probability)
+        number, parts = part
+        count = int(batch_size * parts * self.probability)
         patches = self.grid[0] * self.grid[1]
         wanted = self._counts(count, generator, device)
         if self.strategy == "random":
@@ -123,12 +137,17 @@ class MaskGenerator:
         else:
             chosen = self._block(wanted, generator)
         hidden = torch.zeros(batch_size, patches, dtype=torch.bool, device=device)
+        share = chosen.sum() / parts if parts > 1 else None
         if not self.shuffle:
-            hidden[:count] = chosen
-            return Hidden(hidden, slice(0, count))
-        images = torch.randperm(batch_size, generator=generator, device=device)[:count]
+            mine = chosen[number::parts]
+            hidden[: len(mine)] = mine
+            return Hidden(hidden, slice(0, len(mine)), share)
+        images = torch.randperm(batch_size * parts, generator=generator, device=device)[:count]
+        if parts > 1:
+            here = images % parts == number
+            images, chosen = images[here] // parts, chosen[here]
         hidden[images] = chosen
-        return Hidden(hidden, images)
+        return Hidden(hidden, images, share)
 
     def _counts(
         self, count: int, generator: torch.Generator | None, device: torch.device

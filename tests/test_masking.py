@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_masks(strategy, shuffle):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_the_images_said_to_be_masked_are_the_masked_ones(shuffle):
-    hidden, images = MaskGenerator(4, shuffle=shuffle).draw(9)
+    hidden, images, _ = MaskGenerator(4, shuffle=shuffle).draw(9)
     rows = torch.arange(9)[images]
     assert sorted(rows.tolist()) == hidden.any(1).nonzero().squeeze(1).tolist()
 

@@ -36,7 +36,9 @@ def generator_for(seed: int, epoch: int) -> torch.Generator:
 class Shuffled:
     """Every image once an epoch, in a new order each time; the last, incomplete batch left out.
 
-    Global batch b is the same whatever the number of processes: process r takes the r-th part.
+    Global batch b is the same whatever the number of processes: they take turns image by image, so
+    that the first images of the processes together are the first images of the batch (which is
+    where `MaskGenerator` hides patches).
 
     Args:
         count: Number of images.
@@ -47,7 +49,7 @@ class Shuffled:
         >>> Shuffled(5, shuffle=False).indices(0, batch_size=2).tolist()
         [0, 1, 2, 3]
         >>> Shuffled(8, shuffle=False).indices(0, batch_size=2, rank=1, world_size=2).tolist()
-        [2, 3, 6, 7]
+        [1, 3, 5, 7]
     """
 
     count: int
@@ -65,7 +67,7 @@ class Shuffled:
         if self.shuffle:
             order = torch.randperm(self.count, generator=generator_for(self.seed, epoch))
         whole = self.count // (batch_size * world_size) * batch_size * world_size
-        return order[:whole].view(-1, world_size, batch_size)[:, rank].reshape(-1)
+        return order[rank:whole:world_size]
 
 
 @dataclass(frozen=True)
