@@ -14,6 +14,7 @@ from .weights import load_checkpoint
 from .weights.folder import load_folder
 
 OBJECTIVES = ("token", "feature", "patch")
+_TRAINING = ("num_classes", "drop_path_rate")  # arguments that no saved model needs
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def load_backbone(
     pretrained: bool,
     checkpoint: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
+    drop_path: float = 0.0,
 ) -> Backbone:
     """Build the model a user asked for, or raise; never a different one.
 
@@ -66,6 +68,8 @@ def load_backbone(
         checkpoint: A local `.safetensors` or `.pth` file with the weights instead.
         image_size: Pixels; None = the model's own. Positions are resampled here, once, by the rule
             of the model's family.
+        drop_path: Rate of stochastic depth in training, for names. It is no part of the weights, so
+            it is not among the recorded arguments.
 
     Raises:
         ValueError: If the name is unknown, weights are missing, or the size does not fit.
@@ -77,9 +81,14 @@ def load_backbone(
                 f"{subject}: checkpoint= goes with a name. Got a module of type "
                 f"{type(model).__name__}; load its weights before, with load_state_dict."
             )
+        if drop_path:
+            raise ValueError(
+                f"{subject}: drop_path= goes with a name. Got a module of type "
+                f"{type(model).__name__}; build it with stochastic depth instead."
+            )
         backbone = _describe(model, type(model).__name__, size)
     else:
-        backbone = _create(model, subject, pretrained, checkpoint, size)
+        backbone = _create(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
     if isinstance(backbone.model, Resizable):
         patch = backbone.model.patch_embed.patch_size
         check_image_size(size or backbone.image_size, patch, subject)
@@ -98,6 +107,8 @@ def _create(
     pretrained: bool,
     checkpoint: str | Path | None,
     size: tuple[int, int] | None,
+    *,
+    drop_path: float,
 ) -> Backbone:
     """A named model; at its native size if it gets weights, else directly at the wanted one."""
     import timm
@@ -109,6 +120,11 @@ def _create(
             raise ValueError(
                 f"{subject}: checkpoint= would be ignored. Got {name!r}, which brings its own "
                 f"weights; leave checkpoint= out."
+            )
+        if drop_path:
+            raise ValueError(
+                f"{subject}: drop_path= would be ignored. Got {name!r}, which is rebuilt from its "
+                f"own description; expected a timm name."
             )
         model = load_folder(source.removeprefix("local-dir:"), subject)
         return replace(_describe(model, name, size), objectives=entry.objectives)
@@ -133,7 +149,8 @@ def _create(
     try:
         if weights and config and config.hf_hub_id:
             _reach(config.hf_hub_id.partition("@")[0])
-        model = timm.create_model(source, pretrained=weights, num_classes=0, **arguments)
+        extra: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        model = timm.create_model(source, pretrained=weights, num_classes=0, **arguments, **extra)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         if size is not None and "img_size" in arguments and not weights:
             raise ValueError(f"{subject}: {name} cannot be built at {size}. {error}") from error
@@ -195,7 +212,7 @@ def _describe(model: nn.Module, name: str, size: tuple[int, int] | None) -> Back
         architecture=config.get("architecture") or "",
         # Recorded by timm from 1.0.31 on and by `proteus.weights`; img_size may have changed since.
         arguments={
-            **{k: v for k, v in vars(model).get("_model_args", {}).items() if k != "num_classes"},
+            **{k: v for k, v in vars(model).get("_model_args", {}).items() if k not in _TRAINING},
             **({"img_size": native} if fixed else {}),
         },
         license=config.get("license") or "",

@@ -32,7 +32,7 @@ class Entry:
 
 def _student(architecture: str, **arguments: Any) -> Entry:
     # LayerScale 1.0 as in the authors' code; timm's DINOv2 architectures start at 1e-5.
-    arguments = {**arguments, "init_values": 1.0}
+    arguments = {"init_values": 1.0, **arguments}
     return Entry(architecture, MappingProxyType(arguments), image_size=224, published=False)
 
 
@@ -43,6 +43,15 @@ STUDENTS: Mapping[str, Entry] = MappingProxyType(
         "vit_small_patch14": _student("vit_small_patch14_dinov2"),
         "vit_base_patch14": _student("vit_base_patch14_dinov2"),
         "vit_large_patch14": _student("vit_large_patch14_dinov2"),
+        # The students of SynCLR and of CLIP have their teachers' form: no LayerScale; QuickGELU
+        # and a norm before the blocks.
+        "vit_base_patch14_synclr": _student("vit_base_patch14_dinov2", init_values=0.0),
+        "vit_base_patch14_clip": Entry(
+            "vit_base_patch16_clip_quickgelu_224",
+            MappingProxyType({"patch_size": 14}),
+            image_size=224,
+            published=False,
+        ),
         # Fits the demo's teacher: same grid, a quarter of its size.
         "demo-student": Entry(
             "vit_small_patch8_224",

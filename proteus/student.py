@@ -56,6 +56,8 @@ class Student(nn.Module):
         image_size: Pixels, a number or (height, width).
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
             (mean, std) in [0, 1] units = these; False = images arrive normalised.
+        drop_path: Rate of stochastic depth in training, for timm names. The paper's words say 0.1;
+            the authors' code never passes it on.
 
     Attributes:
         backbone: The plain model; it is what `save_pretrained` writes.
@@ -90,10 +92,15 @@ class Student(nn.Module):
         pretrained: bool = False,
         image_size: int | tuple[int, int] = 224,
         normalize: bool | Statistics = True,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         loaded = load_backbone(
-            model, subject="Student", pretrained=pretrained, image_size=image_size
+            model,
+            subject="Student",
+            pretrained=pretrained,
+            image_size=image_size,
+            drop_path=drop_path,
         )
         self.name, self.image_size = loaded.name, loaded.image_size
         self.architecture, self.arguments = loaded.architecture, loaded.arguments
