@@ -1,6 +1,5 @@
 """The Hugging Face Hub: get a distilled student, publish one."""
 
-import hashlib
 import logging
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ from torch import nn
 from .catalog import nearest, position_rule
 from .positions import Resizable, fit_positions, to_pair
 from .pretrained import PRETRAINED, Pretrained
-from .saving import save_pretrained
+from .saving import save_pretrained, sha256_of
 from .version import __version__
 from .weights.folder import CONFIG, WEIGHTS, load_folder, read_config
 
@@ -123,15 +122,6 @@ def _released(
                 f"sha256 {found}; expected {entry.sha256}. Call again to download it again."
             )
     return folder
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def download(

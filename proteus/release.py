@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .hub import download, sha256_of, upload
+from .hub import download, upload
 from .pretrained import PRETRAINED, Pretrained
-from .saving import save_pretrained
+from .saving import save_pretrained, sha256_of
 from .student import Student
 from .weights import from_dinov2, from_openai_clip, from_proteus, from_synclr
 from .weights.folder import WEIGHTS

@@ -1,5 +1,6 @@
 """What leaves the library: timm's Hub layout, which loads without us."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -97,6 +98,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def replace_files(staging: Path, folder: Path) -> None:

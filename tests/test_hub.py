@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import proteus
 from proteus import hub, pretrained
-from proteus.hub import download, sha256_of, upload
+from proteus.hub import download, upload
+from proteus.saving import sha256_of
 
 OWNER = "me/student"
 
