@@ -1,28 +1,55 @@
-"""Resume a run exactly. A checkpoint resumes a run; an export is used by others.
+"""Checkpoints: they resume a run exactly, where an export (see `hub`) is for others to use.
 
-`RUN/checkpoint/step-00000500/` holds `weights.safetensors` (student, mask token, heads; never the
-teacher), `optimizer.safetensors` and `state.json`. No pickle. A checkpoint is written under another
-name and renamed when complete, so that whatever is there under its own name is whole.
+A checkpoint is a folder with safetensors files (student, mask token and heads; the optimizer; a
+moving average where there is one; never the teacher) and `state.json`. No pickle. It is written
+under another name and renamed when complete, and `state.json` holds the checksum of each file, so
+that what is there under its own name is whole or known not to be.
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .saving import sync
+from .saving import sha256_of, sync
 from .version import __version__
 
-KEPT = 2  # the newest, and the one before it
+_logger = logging.getLogger(__name__)
+_STATE = "state.json"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved.
+
+    Attributes:
+        step: Steps done.
+        tensors: File name without its ending -> named tensors.
+        facts: JSON-able; what is neither a tensor nor a setting.
+        settings: JSON-able; a run goes on with the same ones only.
+        path: Its folder.
+    """
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    facts: dict[str, Any]
+    settings: dict[str, Any]
+    path: Path
+
+
+def holds_run(out: Path) -> bool:
+    """Whether a run wrote here."""
+    return (out / "log.jsonl").exists() or (out / "checkpoint").exists()
 
 
 def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -34,12 +61,12 @@ def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         overwrite: What a run wrote there before is removed. Other files stay.
 
     Raises:
-        ValueError: If the folder holds a run and neither is set, or holds none and `resume` is.
+        ValueError: If the folder holds a run and neither is set, or holds none and `resume` is, or
+            if nothing can be written there.
     """
     if resume and overwrite:
         raise ValueError("run folder: resume and overwrite exclude each other. Got both.")
-    holds_run = (out / "log.jsonl").exists() or (out / "checkpoint").exists()
-    if holds_run and not (resume or overwrite):
+    if holds_run(out) and not (resume or overwrite):
         raise ValueError(
             f"run folder: {str(out)!r} already holds a run. Pass resume (--resume) to go on with "
             f"it, overwrite (--overwrite) to replace it, or another folder."
@@ -51,37 +78,58 @@ def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if out.exists() and not out.is_dir():
         raise ValueError(f"run folder: not a folder. Got {str(out)!r}, which is a file.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".tmp-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"run folder: nothing can be written there. Got {str(out)!r} and {error}. Choose "
+            f"another folder, or mend its rights. What it holds was not touched."
+        ) from error
     if overwrite:
-        for name in ("checkpoint", "export"):
+        for name in ("checkpoint", "export", "export-ema"):
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("log.jsonl", "curves.png", "pca.png", "report.html"):
-            (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+        for pattern in ("*.jsonl", "curves.png", "pca.png", "masks.png", "report.html"):
+            for file in out.glob(pattern):
+                file.unlink()
+
+
+def all_steps(out: Path) -> list[Path]:
+    """The checkpoints of a run that were completed, oldest first."""
+    return sorted((out / "checkpoint").glob("step-*"))
 
 
 def newest(out: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
-    return max((out / "checkpoint").glob("step-*"), default=None)
+    """The newest completed checkpoint of a run, or None."""
+    return max(all_steps(out), default=None)
 
 
 def save(
     out: Path,
     step: int,
-    modules: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    *,
     settings: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    keep: int = 2,
 ) -> Path:
-    """Write a checkpoint and drop all but the newest two.
+    """Write a checkpoint and drop all but the newest few.
 
     Args:
         out: The run's folder.
         step: Steps done.
-        modules: The `Distiller`: its state dict has student, mask token and heads.
-        optimizer: Its optimizer.
-        settings: JSON-able; `load` refuses to go on with others.
+        tensors: File name without its ending -> named tensors on the CPU.
+        settings: JSON-able; `check_settings` refuses to go on with others.
+        facts: JSON-able; handed back by `load`.
+        keep: How many checkpoints stay, at least 1.
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk. What was saved before stays.
     """
     from safetensors.torch import save_file
 
@@ -91,88 +139,93 @@ def save(
         shutil.rmtree(left_over, ignore_errors=True)
     staging = folder / f".tmp-{os.getpid()}"
     staging.mkdir()
-    state = {"step": step, "proteus": __version__, "settings": dict(settings)}
-    save_file(_on_cpu(modules.state_dict()), staging / "weights.safetensors")
-    save_file(_flatten(optimizer), staging / "optimizer.safetensors")
-    (staging / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-    for file in staging.iterdir():
-        sync(file)
-    sync(staging)
+    try:
+        sums = {}
+        for name, named in tensors.items():
+            file = staging / f"{name}.safetensors"
+            save_file({key: value.contiguous() for key, value in named.items()}, file)
+            sums[file.name] = sha256_of(file)
+        state = {
+            "step": step,
+            "proteus": __version__,
+            "settings": dict(settings),
+            "facts": dict(facts or {}),
+            "sha256": sums,
+        }
+        (staging / _STATE).write_text(json.dumps(state, indent=2) + "\n")
+        for path in (*staging.iterdir(), staging):
+            sync(path)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)  # a full disk gets its space back
+        if type(error).__name__ == "SafetensorError":  # what it makes of a full disk
+            raise OSError(f"{staging}: {error}") from error
+        raise
     final = folder / f"step-{step:08d}"
-    shutil.rmtree(final, ignore_errors=True)
+    _remove(final)  # only there if it was found damaged
     staging.replace(final)
     sync(folder)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+    for old in all_steps(out)[:-keep]:
+        _remove(old)
     return final
 
 
-def load(
-    out: Path,
-    modules: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    settings: Mapping[str, Any],
-) -> int:
-    """Restore the newest checkpoint in place.
+def _remove(folder: Path) -> None:
+    """Rename, then delete: a folder that is half deleted never has the name of a whole one."""
+    if folder.exists():
+        doomed = folder.with_name(f".tmp-old-{folder.name}")
+        folder.replace(doomed)
+        shutil.rmtree(doomed)
 
-    Returns:
-        Steps done.
+
+def load(out: Path) -> Checkpoint:
+    """The newest checkpoint that is whole; a damaged one is passed over with a warning.
 
     Raises:
-        CheckpointError: If there is none, it does not fit the model, or was made with other
-            settings.
+        CheckpointError: If there is none, or none that is whole.
     """
+    damage = []
+    for folder in reversed(all_steps(out)):
+        try:
+            found = _read(folder)
+        except CheckpointError as error:
+            damage.append(str(error))
+            _logger.warning("%s Going on from the one before.", error)
+            continue
+        return found
+    if damage:
+        raise CheckpointError(f"checkpoint: none in {str(out)!r} is whole. {' '.join(damage)}")
+    raise CheckpointError(f"checkpoint: none found in {str(out)!r}.")
+
+
+def _read(folder: Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = newest(out)
-    if folder is None:
-        raise CheckpointError(f"checkpoint: none found in {str(out)!r}.")
     try:
-        state = json.loads((folder / "state.json").read_text())
-        weights = load_file(folder / "weights.safetensors")
-        moments = load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        state = json.loads((folder / _STATE).read_text())
+        tensors = {}
+        for name, digest in state["sha256"].items():
+            if sha256_of(folder / name) != digest:
+                raise ValueError(f"{name} is not what was saved")
+            tensors[Path(name).stem] = load_file(folder / name)
+        return Checkpoint(int(state["step"]), tensors, state["facts"], state["settings"], folder)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"checkpoint: {folder} is damaged. Got {type(error).__name__}: {error}. Remove that "
-            f"folder to resume from the one before."
+            f"checkpoint: {folder} is damaged ({type(error).__name__}: {error})."
         ) from error
-    _compare(state["settings"], dict(settings), folder)
-    try:
-        modules.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"checkpoint: {folder} belongs to another student or loss. {error}"
-        ) from error
-    _unflatten(optimizer, moments)
-    return int(state["step"])
 
 
-def _compare(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with other settings than those it was made with.
+
+    Raises:
+        CheckpointError: Naming what differs.
+    """
+    saved, now = checkpoint.settings, json.loads(json.dumps(dict(settings)))
     changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
     if changed:
         lines = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed)
         raise CheckpointError(
-            f"checkpoint: {folder} was made with other settings. Got {lines}. Resume with the "
-            f"settings of the run, or start a new one in another folder."
+            f"checkpoint: {checkpoint.path} was made with other settings. Got {lines}. Resume with "
+            f"the settings of the run, or start a new one in another folder."
         )
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`{0: {"exp_avg": t}}` -> `{"0.exp_avg": t}`; all of AdamW's state is tensors."""
-    state = optimizer.state_dict()["state"]
-    return _on_cpu({f"{i}.{key}": value for i, row in state.items() for key, value in row.items()})
-
-
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

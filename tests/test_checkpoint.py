@@ -1,52 +1,42 @@
-import json
+import logging
 
 import pytest
 import torch
-from torch import nn
 
 from proteus import checkpoint
 from proteus.checkpoint import CheckpointError
 
 
 @pytest.fixture
-def run():
-    model = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(torch.randn(4, 3)).square().sum().backward()
-    optimizer.step()
-    return model, optimizer
+def tensors():
+    return {
+        "weights": {"weight": torch.randn(3, 2), "bias": torch.randn(3)},
+        "optimizer": {"weight/exp_avg": torch.randn(3, 2), "weight/step": torch.tensor(4.0)},
+    }
 
 
-def fresh():
-    model = nn.Linear(3, 2)
-    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+def test_tensors_and_facts_come_back_bit_for_bit(tmp_path, tensors):
+    checkpoint.save(tmp_path, 7, tensors, settings={"lr": 0.1}, facts={"scaler": {"scale": 2.0}})
+    found = checkpoint.load(tmp_path)
+    assert (found.step, found.settings, found.facts) == (
+        7, {"lr": 0.1}, {"scaler": {"scale": 2.0}},
+    )  # fmt: skip
+    assert found.tensors.keys() == tensors.keys()
+    for name, named in tensors.items():
+        assert found.tensors[name].keys() == named.keys()
+        assert all(torch.equal(found.tensors[name][key], named[key]) for key in named)
 
 
-def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path, run):
-    model, optimizer = run
-    checkpoint.save(tmp_path, 7, model, optimizer, {"lr": 0.1})
-    twin, twin_optimizer = fresh()
-    assert checkpoint.load(tmp_path, twin, twin_optimizer, {"lr": 0.1}) == 7
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
-    )
-    ours, theirs = optimizer.state_dict(), twin_optimizer.state_dict()
-    assert ours["param_groups"] == theirs["param_groups"]
-    for i, state in ours["state"].items():
-        assert all(torch.equal(state[key], theirs["state"][i][key]) for key in state)
-
-
-def test_the_newest_two_are_kept(tmp_path, run):
+@pytest.mark.parametrize(("keep", "left"), [(1, [10]), (2, [3, 10]), (9, [1, 2, 3, 10])])
+def test_the_newest_few_are_kept(tmp_path, tensors, keep, left):
     for step in (1, 2, 3, 10):
-        checkpoint.save(tmp_path, step, *run, {})
-    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == [
-        "step-00000003",
-        "step-00000010",
-    ]
+        checkpoint.save(tmp_path, step, tensors, settings={}, keep=keep)
+    names = sorted(p.name for p in (tmp_path / "checkpoint").iterdir())
+    assert names == [f"step-{step:08d}" for step in left]
 
 
-def test_no_pickle_is_written(tmp_path, run):
-    folder = checkpoint.save(tmp_path, 1, *run, {})
+def test_no_pickle_is_written(tmp_path, tensors):
+    folder = checkpoint.save(tmp_path, 1, tensors, settings={})
     assert sorted(p.name for p in folder.iterdir()) == [
         "optimizer.safetensors",
         "state.json",
@@ -54,8 +44,8 @@ def test_no_pickle_is_written(tmp_path, run):
     ]
 
 
-def test_a_save_that_died_is_neither_used_nor_in_the_way(tmp_path, run, monkeypatch):
-    checkpoint.save(tmp_path, 1, *run, {})
+def test_a_save_that_fails_leaves_no_trace_and_is_not_in_the_way(tmp_path, tensors, monkeypatch):
+    checkpoint.save(tmp_path, 1, tensors, settings={})
 
     def die(path):
         raise OSError("No space left on device")
@@ -63,30 +53,73 @@ def test_a_save_that_died_is_neither_used_nor_in_the_way(tmp_path, run, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "sync", die)
         with pytest.raises(OSError, match="No space"):
-            checkpoint.save(tmp_path, 2, *run, {})
-    assert checkpoint.newest(tmp_path).name == "step-00000001"
-    checkpoint.save(tmp_path, 3, *run, {})
+            checkpoint.save(tmp_path, 2, tensors, settings={})
+    assert [p.name for p in (tmp_path / "checkpoint").iterdir()] == ["step-00000001"]
+    checkpoint.save(tmp_path, 3, tensors, settings={})
+    assert checkpoint.load(tmp_path).step == 3
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path, tensors):
+    (tmp_path / "checkpoint/.tmp-123").mkdir(parents=True)
+    (tmp_path / "checkpoint/.tmp-123/weights.safetensors").write_bytes(b"half")
+    assert checkpoint.newest(tmp_path) is None
+    checkpoint.save(tmp_path, 3, tensors, settings={})
     assert not list((tmp_path / "checkpoint").glob(".tmp-*"))
 
 
-def test_other_settings_are_named(tmp_path, run):
-    checkpoint.save(tmp_path, 1, *run, {"lr": 0.1, "steps": 10})
+def test_other_settings_are_named(tmp_path, tensors):
+    checkpoint.save(tmp_path, 1, tensors, settings={"lr": 0.1, "steps": 10})
     with pytest.raises(CheckpointError, match=r"steps was 10, is 20"):
-        checkpoint.load(tmp_path, *fresh(), {"lr": 0.1, "steps": 20})
+        checkpoint.check_settings(checkpoint.load(tmp_path), {"lr": 0.1, "steps": 20})
 
 
-def test_another_model_is_refused(tmp_path, run):
-    checkpoint.save(tmp_path, 1, *run, {})
-    with pytest.raises(CheckpointError, match="another student"):
-        checkpoint.load(tmp_path, nn.Linear(4, 2), run[1], {})
+def test_settings_are_compared_as_json(tmp_path, tensors):
+    checkpoint.save(tmp_path, 1, tensors, settings={"size": (2, 3)})
+    checkpoint.check_settings(checkpoint.load(tmp_path), {"size": (2, 3)})
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_damaged_file_is_named(tmp_path, run, name):
-    folder = checkpoint.save(tmp_path, 1, *run, {})
-    (folder / name).write_bytes(b"{")
-    with pytest.raises(CheckpointError, match="step-00000001 is damaged"):
-        checkpoint.load(tmp_path, *fresh(), {})
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "a flipped bit": flip_a_bit,
+    "a cut file": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "an empty file": lambda path: path.write_bytes(b""),
+    "a missing file": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, tensors, name, damage, caplog):
+    checkpoint.save(tmp_path, 1, tensors, settings={})
+    folder = checkpoint.save(tmp_path, 2, tensors, settings={})
+    DAMAGES[damage](folder / name)
+    with caplog.at_level(logging.WARNING, logger="proteus"):
+        assert checkpoint.load(tmp_path).step == 1
+    assert "step-00000002 is damaged" in caplog.text
+    # The run goes on and reaches that step again.
+    checkpoint.save(tmp_path, 2, tensors, settings={})
+    assert checkpoint.load(tmp_path).step == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]"])
+def test_a_state_file_that_says_nothing_is_damage(tmp_path, tensors, text):
+    for step in (1, 2):
+        folder = checkpoint.save(tmp_path, step, tensors, settings={})
+    (folder / "state.json").write_text(text)
+    assert checkpoint.load(tmp_path).step == 1
+
+
+def test_with_nothing_whole_every_damage_is_named(tmp_path, tensors):
+    for step in (1, 2):
+        folder = checkpoint.save(tmp_path, step, tensors, settings={})
+        flip_a_bit(folder / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"none.*is whole.*step-00000002.*step-00000001"):
+        checkpoint.load(tmp_path)
 
 
 class TestClaimFolder:
@@ -99,8 +132,8 @@ class TestClaimFolder:
         with pytest.raises(ValueError, match=r"already holds a run.*--resume.*--overwrite"):
             checkpoint.claim_folder(tmp_path, resume=False, overwrite=False)
 
-    def test_overwrite_removes_the_run_and_nothing_else(self, tmp_path, run):
-        checkpoint.save(tmp_path, 1, *run, {})
+    def test_overwrite_removes_the_run_and_nothing_else(self, tmp_path, tensors):
+        checkpoint.save(tmp_path, 1, tensors, settings={})
         (tmp_path / "log.jsonl").write_text("{}\n")
         (tmp_path / "mine.txt").write_text("keep")
         checkpoint.claim_folder(tmp_path, resume=False, overwrite=True)
@@ -118,9 +151,3 @@ class TestClaimFolder:
         (tmp_path / "f").write_text("")
         with pytest.raises(ValueError, match="is a file"):
             checkpoint.claim_folder(tmp_path / "f", resume=False, overwrite=False)
-
-
-def test_settings_are_compared_as_json(tmp_path, run):
-    checkpoint.save(tmp_path, 1, *run, {"size": (2, 3)})
-    assert json.loads((checkpoint.newest(tmp_path) / "state.json").read_text())["step"] == 1
-    checkpoint.load(tmp_path, *fresh(), {"size": (2, 3)})

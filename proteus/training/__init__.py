@@ -1,0 +1,31 @@
+"""Training: the loop, and what surrounds it."""
+
+from .batches import Resumable as Resumable
+from .engine import Engine as Engine
+from .groups import parameter_groups as parameter_groups
+from .interrupt import RunStopped as RunStopped
+from .log import NonFiniteLossError as NonFiniteLossError
+from .loop import History as History
+from .loop import fit as fit
+from .parallel import World as World
+from .parallel import choose_device as choose_device
+from .parallel import join as join
+from .results import compare as compare
+from .schedule import EpochSchedule as EpochSchedule
+from .schedule import learning_rate as learning_rate
+
+__all__ = [
+    "Engine",
+    "EpochSchedule",
+    "History",
+    "NonFiniteLossError",
+    "Resumable",
+    "RunStopped",
+    "World",
+    "choose_device",
+    "compare",
+    "fit",
+    "join",
+    "learning_rate",
+    "parameter_groups",
+]

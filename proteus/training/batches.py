@@ -1,0 +1,106 @@
+"""Batches of a run, from any step on."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .engine import seed_everything
+from .parallel import World
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """Data that can start at any batch, such as `proteus.data.ImageLoader`."""
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Batch number `start`, `start` + 1, … without end."""
+
+
+@runtime_checkable
+class _Shared(Protocol):
+    """Data that knows how many processes share it, such as `proteus.data.ImageLoader`."""
+
+    rank: int
+    world_size: int
+
+
+def count_steps(data: Iterable[Any] | Resumable, steps: int | None, epochs: float | None) -> int:
+    """Steps of the run; exactly one of the two is given."""
+    if (steps is None) == (epochs is None):
+        raise ValueError(
+            f"fit: exactly one of steps and epochs is needed. Got steps={steps}, epochs={epochs}."
+        )
+    if steps is None:
+        if not isinstance(data, Sized):
+            raise ValueError("fit: epochs needs data with a length. Got none; pass steps=.")
+        assert epochs is not None
+        steps = round(epochs * len(data))
+    if steps < 1:
+        raise ValueError(f"fit: nothing to do. Got {steps} steps; expected at least 1.")
+    return steps
+
+
+def check_shares(data: Any, world: World) -> None:
+    """Refuse data that was built for another number of processes than there are."""
+    if isinstance(data, _Shared) and (data.rank, data.world_size) != (world.rank, world.size):
+        raise ValueError(
+            f"fit: the data are shared among other processes than there are. Got rank={data.rank}, "
+            f"world_size={data.world_size}; expected rank={world.rank}, world_size={world.size}. "
+            f"Build the loader with those."
+        )
+
+
+def batches(
+    data: Iterable[Any] | Resumable, start: int, stop: int, *, inputs: int, seed: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batch `start` … `stop` - 1, going round as often as needed.
+
+    Data that cannot start anywhere are read from the beginning. The global generators are seeded
+    before each pass and before each batch with the number of it alone, so that what shuffles and
+    augments with them gives the same batches after a resume.
+
+    Args:
+        data: See `fit`.
+        start: First batch.
+        stop: One more than the last.
+        inputs: How many tensors the model takes from a batch.
+        seed: Of the generators.
+    """
+    if isinstance(data, Resumable):
+        stream = itertools.islice(data.batches(start), stop - start)
+    else:
+        stream = itertools.islice(_rounds(data, seed), start, stop)
+    for batch in stream:
+        items = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+        if len(items) < inputs or not all(isinstance(item, Tensor) for item in items[:inputs]):
+            raise ValueError(
+                f"fit: data must give batches of "
+                f"{'images' if inputs == 1 else 'images and labels'}. Got "
+                f"{', '.join(type(item).__name__ for item in items)}; expected a tensor "
+                f"[B, 3, H, W], or a tuple that starts with one"
+                f"{'' if inputs == 1 else ', then labels [B]'}."
+            )
+        yield items[:inputs]
+
+
+def _rounds(data: Iterable[Any], seed: int) -> Iterator[Any]:
+    for number in itertools.count():
+        seed_everything(seed, "pass", number)
+        items = iter(data)
+        for count in itertools.count():
+            seed_everything(seed, "batch", number, count)
+            try:
+                batch = next(items)
+            except StopIteration:
+                break
+            yield batch
+        if count == 0:
+            raise ValueError("fit: data ran out. Got an iterable that gives nothing (any more).")
+
+
+def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """All tensors of a batch, without waiting where memory is pinned."""
+    return tuple(item.to(device, non_blocking=True) for item in batch)

@@ -1,0 +1,62 @@
+"""A moving average of the student's weights."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Exponential moving average of everything in a module's state, batch norm's buffers included.
+
+    `torch.optim.swa_utils` and timm average a deep copy of the module, which a module sharded by
+    FSDP2 refuses; here it is the tensors alone, so it works on sharded ones as well.
+
+    Args:
+        module: The student's backbone.
+        decay: Weight of the past, in (0, 1).
+
+    Raises:
+        ValueError: If the decay is out of range.
+
+    Examples:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> average = Ema(layer, decay=0.9)
+        >>> _ = nn.init.constant_(layer.weight, 1.0), nn.init.zeros_(average.tensors["weight"])
+        >>> average.update(layer)
+        >>> round(average.tensors["weight"].item(), 4)
+        0.1
+
+    Source:
+        Proteus `pretrain/main.py` (timm's `ModelEma`, 0.99996).
+        *Same:* constant decay, no warm-up, every entry, also after steps that fp16 skipped.
+        *Different:* whole numbers (batch norm's counters) are copied and not averaged.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(
+                f"ema: the decay is out of range. Got {decay}; expected a number between 0 and 1, "
+                f"such as 0.99996."
+            )
+        self.decay = decay
+        self.tensors = {name: t.detach().clone() for name, t in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move towards the module's present weights."""
+        now = module.state_dict()
+        floating = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.tensors[name] for name in floating],
+            [now[name].detach() for name in floating],
+            1 - self.decay,
+        )
+        for name in self.tensors.keys() - set(floating):
+            self.tensors[name].copy_(now[name])
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over saved averages."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])

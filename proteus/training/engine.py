@@ -1,0 +1,325 @@
+"""One optimizer step, whatever the precision and the number of processes."""
+
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..student import Student
+from ..teacher import Teacher
+from .ema import Ema
+from .groups import parameter_groups
+from .parallel import Parallel, World, blocks_of, wrap
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Objective(Protocol):
+    """What the loop trains: `Distiller`, `LogitDistiller`, or a module of the same form.
+
+    Attributes:
+        teacher: The frozen model, outside the module tree.
+        student: The model that learns.
+        num_inputs: How many items of a batch its forward takes: images, then labels.
+    """
+
+    num_inputs: ClassVar[int]
+    student: Student
+    teacher: Teacher
+
+
+class EngineState(NamedTuple):
+    """What a checkpoint holds of an engine: named tensors in named files, and plain facts."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    facts: dict[str, Any]
+
+
+@runtime_checkable
+class _Checkpointable(Protocol):
+    """timm's models."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None: ...
+
+
+class Engine:
+    """A model with its optimizer, and all that happens between two batches.
+
+    Args:
+        model: See `Objective`; moved to the world's device and put in train mode.
+        world: The processes, see `join`.
+        lr: First learning rate; `step` is given each one.
+        weight_decay: See `parameter_groups`.
+        undecayed: See `parameter_groups`.
+        seed: Of masks, drop path and whatever else is random in a step.
+        precision: `fp32`; `bf16` or `fp16` = autocast, the latter with a gradient scaler. Weights,
+            losses and the optimizer stay float32.
+        accumulate: Parts of a batch that go through the model one after the other.
+        clip_grad: Largest norm of the gradient; None = no clipping, as in the paper.
+        ema: Decay of a moving average of the student's backbone; None = none.
+        parallel: `auto` (DDP where there are several processes), `ddp` or `fsdp` (FSDP2: student,
+            heads and teacher sharded).
+        compile: Compile teacher and student with `torch.compile`.
+        activation_checkpointing: Compute the blocks' activations twice instead of keeping them.
+
+    Raises:
+        ValueError: If a setting is unknown, or the model cannot do what is asked.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        world: World,
+        *,
+        lr: float,
+        weight_decay: float = 0.05,
+        undecayed: Collection[str] | None = None,
+        seed: int = 0,
+        precision: Precision = "fp32",
+        accumulate: int = 1,
+        clip_grad: float | None = None,
+        ema: float | None = None,
+        parallel: Parallel = "auto",
+        compile: bool = False,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        _check(precision, accumulate, clip_grad, parallel)
+        self.world, self.seed, self.precision = world, seed, precision
+        self.accumulate, self.clip_grad = accumulate, clip_grad
+        self.plain = model.to(world.device).train()
+        # An export needs whole weights in a plain module, which a sharded one cannot be again.
+        self._twin = copy.deepcopy(model.student).cpu() if parallel == "fsdp" else None
+        if activation_checkpointing:
+            _keep_few_activations(model.student)
+        if compile:
+            _compile(model, blocks_only=parallel == "fsdp")
+        self.model = wrap(model, _parts(model), world, parallel)
+        groups = parameter_groups(model, weight_decay, undecayed)
+        # Fused: the fp16 scaler then decides on the device whether a step is skipped.
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=world.device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
+        self.ema = Ema(model.student.backbone, ema) if ema is not None else None
+        self._parameters = [p for group in groups for p in group["params"]]
+
+    def step(self, batch: Sequence[Tensor], step: int, lr: float) -> tuple[list[str], Tensor]:
+        """Forward, backward, update.
+
+        Args:
+            batch: Images, and what else the model takes, of this process.
+            step: Number of the step; with the seed it fixes everything random in it.
+            lr: Learning rate of this step.
+
+        Returns:
+            Names and values [n] (on the device, float32) of this process's losses and of the
+            gradient's norm before clipping, which comes last.
+        """
+        if len(batch[0]) % self.accumulate:
+            raise ValueError(
+                f"accumulate: the batch cannot be divided. Got {len(batch[0])} images for each "
+                f"process and accumulate={self.accumulate}; expected a multiple."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        seed_everything(self.seed, step, self.world.rank)
+        names: list[str] = []
+        total = torch.zeros((), device=self.world.device)
+        for part in range(self.accumulate):
+            losses = self._forward_backward(batch, step, part)
+            names = list(losses._fields)
+            total = total + torch.stack([term.detach().float() for term in losses])
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.plain.student.backbone)
+        return [*names, "grad_norm"], torch.cat([total / self.accumulate, norm.float()[None]])
+
+    def _forward_backward(self, batch: Sequence[Tensor], step: int, part: int) -> Any:
+        count = self.accumulate
+        inputs = [item[part::count] for item in batch[: self.plain.num_inputs]]
+        # Seeded alike for every part and process: each draws the masks of the whole batch.
+        generator = torch.Generator(self.world.device).manual_seed(_hash(self.seed, step))
+        place = (self.world.rank + self.world.size * part, self.world.size * count)
+        with self._last_part(part == count - 1):
+            with self._autocast():
+                losses = self.model(*inputs, generator=generator, part=place)
+            self.scaler.scale(losses.total / count).backward()
+        return losses
+
+    @contextlib.contextmanager
+    def _last_part(self, last: bool) -> Iterator[None]:
+        """Gradients travel between processes once a step."""
+        if isinstance(self.model, nn.parallel.DistributedDataParallel) and not last:
+            with self.model.no_sync():
+                yield
+            return
+        if self._twin is not None:
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        yield
+
+    def _autocast(self) -> Any:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.world.device.type, _HALF[self.precision])
+
+    def _clip(self) -> Tensor:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad, norm)
+        return whole(norm)
+
+    def state(self) -> EngineState:
+        """Everything that a resumed run needs; whole tensors on the CPU of the first process.
+
+        All processes must call it together.
+        """
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        saved: Any = get_state_dict(self.plain, self.optimizer, options=options)
+        weights, optimizer = saved
+        moments = {
+            f"{name}/{key}": value
+            for name, row in optimizer.get("state", {}).items()
+            for key, value in row.items()
+        }
+        tensors: dict[str, dict[str, Tensor]] = {"weights": dict(weights), "optimizer": moments}
+        if self.ema is not None:
+            tensors["ema"] = {k: whole(t).cpu() for k, t in self.ema.tensors.items()}
+        return EngineState(tensors, {"scaler": self.scaler.state_dict()})
+
+    def load_state(self, state: EngineState) -> None:
+        """Take over a saved state; all processes must call it together, each with the whole of it.
+
+        Raises:
+            ValueError: If the tensors do not fit the model.
+        """
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_optimizer_state_dict,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
+
+        if ("ema" in state.tensors) != (self.ema is not None):
+            raise ValueError("ema: the checkpoint and the run differ in whether they keep one.")
+        options = StateDictOptions(full_state_dict=True, strict=True)
+        try:
+            set_model_state_dict(self.plain, dict(state.tensors["weights"]), options=options)
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"it belongs to another student or loss. {error}") from error
+        rows: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.tensors["optimizer"].items():
+            parameter, _, key = name.rpartition("/")
+            rows.setdefault(parameter, {})[key] = value
+        groups = get_optimizer_state_dict(self.plain, self.optimizer)["param_groups"]
+        saved: dict[str, Any] = {"state": rows, "param_groups": groups}
+        set_optimizer_state_dict(self.plain, self.optimizer, saved, options=options)
+        if self.ema is not None:
+            self.ema.load(
+                {k: shared_like(t, self.ema.tensors[k]) for k, t in state.tensors["ema"].items()}
+            )
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.facts["scaler"])
+
+    def export_student(self, state: EngineState, weights: Literal["weights", "ema"]) -> Student:
+        """A plain student with the run's weights, or with their average (first process only)."""
+        if weights == "weights" and self._twin is None:
+            return self.plain.student  # type: ignore[no-any-return]
+        student: Student = self._twin or copy.deepcopy(self.plain.student)
+        tensors: Mapping[str, Tensor] = state.tensors[weights]
+        if weights == "weights":
+            prefix = "student.backbone."
+            tensors = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+        student.backbone.load_state_dict(tensors)
+        return student
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all processes; another one as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, sharded as the example is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(example, DTensor):
+        return tensor
+    return distribute_tensor(
+        tensor.to(example.device), example.device_mesh, list(example.placements)
+    )
+
+
+def seed_everything(*parts: int | str) -> None:
+    """Seed Python's, NumPy's and torch's global generators with the hash of some numbers."""
+    value = _hash(*parts)
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def _hash(*parts: int | str) -> int:
+    # 32 bits, because torch's generator for the CPU and NumPy's look at no more.
+    return random.Random("/".join(map(str, parts))).getrandbits(32)
+
+
+def _check(precision: str, accumulate: int, clip_grad: float | None, parallel: Parallel) -> None:
+    if precision not in get_args(Precision):
+        raise ValueError(
+            f"precision: unknown. Got {precision!r}; expected {', '.join(get_args(Precision))}."
+        )
+    if accumulate < 1:
+        raise ValueError(f"accumulate: got {accumulate}; expected at least 1.")
+    if clip_grad is not None and not clip_grad > 0:
+        raise ValueError(f"clip_grad: got {clip_grad}; expected a positive norm, or None.")
+    if precision == "fp16" and parallel == "fsdp":
+        raise ValueError(
+            "precision: fp16 with fsdp is not supported, because each process would look for "
+            "overflows in its own shards only. Use bf16, or parallel='ddp'."
+        )
+
+
+def _parts(model: Any) -> Iterable[nn.Module]:
+    """What FSDP shards one by one, inner parts first; heads, which `project` calls alone."""
+    yield from blocks_of(model.teacher.backbone)
+    yield model.teacher
+    yield from blocks_of(model.student.backbone)
+    yield model.student
+    yield from (
+        module
+        for name, module in model.named_modules()
+        if name.startswith("loss.") and name.count(".") == 1
+    )
+
+
+def _keep_few_activations(student: Student) -> None:
+    if not isinstance(student.backbone, _Checkpointable):
+        raise ValueError(
+            f"activation_checkpointing: the student cannot do this. Got {student.name!r}; expected "
+            f"a timm model."
+        )
+    student.backbone.set_grad_checkpointing(True)
+
+
+def _compile(model: Any, *, blocks_only: bool) -> None:
+    """In place, so that names in state dicts stay as they are."""
+    compile_module: Callable[[nn.Module], None] = lambda module: module.compile()  # noqa: E731
+    for part in (model.teacher, model.student):
+        for module in blocks_of(part.backbone) if blocks_only else [part]:
+            compile_module(module)

@@ -1,0 +1,55 @@
+"""Which parameters decay."""
+
+from collections.abc import Collection
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+TOKENS = ("pos_embed", "cls_token", "reg_token", "dist_token", "mask_token", "register_tokens")
+
+
+@runtime_checkable
+class _NamesUndecayed(Protocol):
+    def no_weight_decay(self) -> set[str]: ...
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, undecayed: Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """Two groups for AdamW: matrices, which decay, and all else, which does not.
+
+    Biases, norms and LayerScale (at most one dimension) are never decayed.
+
+    Args:
+        model: A `Distiller`, or any module.
+        weight_decay: Of the first group.
+        undecayed: Last parts of further parameters' names that are not decayed. None = class,
+            register and mask tokens, positions, and what the timm model lists itself. `()` = no
+            others, which is what the authors' code does.
+
+    Source:
+        DeiT `main.py` (`no_weight_decay`); timm `param_groups_weight_decay`.
+        *Same:* with `undecayed=()`, the groups of the authors' code, which decays positions, class
+        and mask token because its wrapper hides the model's own list. CLIP's class token is a
+        vector there and so not decayed: `undecayed=("cls_token",)`.
+        *Different:* by default, positions and tokens are not decayed.
+    """
+    listed = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if undecayed is None and isinstance(module, _NamesUndecayed)
+        for name in module.no_weight_decay()
+    }
+    ends = TOKENS if undecayed is None else tuple(undecayed)
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        end = name.rsplit(".", 1)[-1]
+        spare = parameter.ndim <= 1 or end == "bias" or name in listed or end in ends
+        (spared if spare else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,271 @@
+"""The log of a run: losses, speed, the progress bar, and the watch for losses that are not finite.
+
+Losses stay on the device until a flush, about once a second: reading a number makes the host wait
+for the device. All processes flush after the same steps, because a flush is also where they agree:
+on the mean of their losses, on when to flush next, and on whether to stop.
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..saving import sync
+from .parallel import World
+
+Row = dict[str, Any]
+Item = TypeVar("Item")
+LOG, TIMING, WATCH = "log.jsonl", "timing.jsonl", "watch.jsonl"
+_MOST_STEPS = 200  # between two flushes
+_MOST_OVERFLOWS = 40  # in a row: the scaler has then tried every scale there is
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss or gradient became NaN or infinite; the message says which, when, and what is kept."""
+
+
+class Tracker(Protocol):
+    """Somewhere else that numbers go, such as TensorBoard; see `proteus.trackers`."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take the values of a step."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class RunLog:
+    """Rows of a run.
+
+    `log.jsonl` holds one row a step and nothing that depends on the machine, so that a resumed run
+    has the same file as an uninterrupted one; `timing.jsonl` one row a flush; `watch.jsonl` what
+    was measured in between.
+
+    Args:
+        folder: The run's; None = keep rows in memory only.
+        start: Steps done before; later rows, of a run that died, are cut from the files.
+        total: Steps of the run.
+        world: The processes; only the first writes and shows progress.
+        progress: Show a progress bar.
+        overflows: Infinite gradients are the fp16 scaler's business, up to 40 steps in a row.
+        trackers: Get the newest row at each flush.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        start: int,
+        total: int,
+        world: World,
+        *,
+        progress: bool,
+        overflows: bool = False,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        from tqdm import tqdm
+
+        self.world, self.step, self.overflows = world, start, overflows
+        self.folder = folder
+        self.trackers = trackers if world.first else ()
+        self.names: list[str] = []
+        self.stop_agreed = False
+        self._kept: list[Row] = []
+        self._files: dict[str, IO[str]] = {}
+        if folder is not None and world.first:
+            for name in (LOG, TIMING, WATCH):
+                _cut(folder / name, start)
+                self._files[name] = (folder / name).open("a", encoding="utf-8")
+        self._pending: list[tuple[Tensor, float, int]] = []
+        self._interval, self._skipped_in_a_row = 1, 0
+        self._waited = 0.0
+        self._bar = tqdm(
+            initial=start, total=total, unit="step", disable=not (progress and world.first)
+        )
+        self._begin = self._since = time.perf_counter()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._bar.close()
+        # On a full disk, closing fails once more, and must not hide the first error.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            for file in self._files.values():
+                file.close()
+        for tracker in self.trackers:
+            tracker.close()
+
+    def timed(self, stream: Iterable[Item]) -> Iterator[Item]:
+        """The same items; how long the loop waits for each is noted."""
+        items = iter(stream)
+        while True:
+            began = time.perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - began
+            yield item
+
+    def add(
+        self, names: list[str], values: Tensor, rate: float, images: int, *, stop: bool = False
+    ) -> None:
+        """Note a step; `stop` = this process was asked to end the run."""
+        self.names = names
+        self._pending.append((values, rate, images))
+        if len(self._pending) >= self._interval or (stop and self.world.size == 1):
+            self.flush(stop=stop)
+
+    def flush(self, *, durable: bool = False, stop: bool = False) -> None:
+        """Read the pending losses, write their rows, and stop the run if one is not finite.
+
+        Args:
+            durable: Put the rows on the disk before returning.
+            stop: This process was asked to end the run; `stop_agreed` then is set on all of them.
+        """
+        if self._pending:
+            self._write_pending(stop)
+        if durable:
+            for name, file in self._files.items():
+                file.flush()
+                assert self.folder is not None
+                sync(self.folder / name)
+
+    def _write_pending(self, stop: bool) -> None:
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        wanted = min(_MOST_STEPS, max(1, int(len(self._pending) / elapsed)))
+        losses = torch.stack([values for values, _, _ in self._pending])  # [steps, terms]
+        agreed = losses.new_tensor([float(wanted if self.world.first else 0), float(stop)])
+        packed = self.world.sum(torch.cat([losses.flatten(), agreed])).tolist()
+        self.stop_agreed = packed[-1] > 0
+        self._interval = max(1, round(packed[-2])) if math.isfinite(packed[-2]) else 1
+        width = len(self.names)
+        for number, (_, rate, _) in enumerate(self._pending):
+            mean = [v / self.world.size for v in packed[number * width : (number + 1) * width]]
+            self._write_row(dict(zip(self.names, mean, strict=True)), rate)
+        if LOG in self._files:
+            self._files[LOG].flush()
+        self._show(elapsed)
+        self._pending.clear()
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    def _write_row(self, values: dict[str, float], rate: float) -> None:
+        terms = [name for name in self.names if name != "grad_norm"]
+        bad = [name for name in terms if not math.isfinite(values[name])]
+        if bad:
+            bad = [name for name in bad if name != "total"] or bad
+            self._stop(f"the {' and '.join(bad)} loss is not finite", {n: values[n] for n in bad})
+        norm: float | None = values["grad_norm"]
+        if norm is not None and not math.isfinite(norm):
+            self._skipped_in_a_row += 1
+            if not self.overflows or self._skipped_in_a_row > _MOST_OVERFLOWS:
+                self._stop("the gradient is not finite", {"grad_norm": norm})
+            norm = None  # JSON has no infinity; the scaler left this step out
+        else:
+            self._skipped_in_a_row = 0
+        row: Row = {"step": self.step, **{n: values[n] for n in terms}}
+        row |= {"lr": rate, "grad_norm": norm}
+        self.step += 1
+        if self._files:
+            self._files[LOG].write(json.dumps(row) + "\n")
+        elif self.folder is None:
+            self._kept.append(row)
+        self._last = row
+
+    def _show(self, elapsed: float) -> None:
+        images = sum(count for _, _, count in self._pending) * self.world.size
+        speed = {
+            "images_per_second": round(images / elapsed, 2),
+            "data_wait": round(min(1.0, self._waited / elapsed), 4),
+            "memory_mib": memory_mib(self.world.device),
+            "seconds": round(time.perf_counter() - self._begin, 2),
+        }
+        if self._files:
+            row = {"step": self.step - 1, **speed}
+            self._files[TIMING].write(json.dumps(row) + "\n")
+            self._files[TIMING].flush()
+        self._bar.update(len(self._pending))
+        losses = {n: f"{self._last[n]:.4f}" for n in self.names if n != "grad_norm"}
+        shown = {
+            "images/s": f"{speed['images_per_second']:.0f}",
+            "wait": f"{speed['data_wait']:.0%}",
+        }
+        self._bar.set_postfix({**losses, **shown}, refresh=False)
+        values = {k: v for k, v in self._last.items() if v is not None and k != "step"}
+        for tracker in self.trackers:
+            tracker.log(values | speed, self.step - 1)
+
+    def watch(self, values: Mapping[str, float]) -> None:
+        """Note what was measured after the newest step; the rows up to it are written first."""
+        self.flush()
+        if self._files:
+            row = {"step": self.step - 1, **values}
+            self._files[WATCH].write(json.dumps(row) + "\n")
+            self._files[WATCH].flush()
+        for tracker in self.trackers:
+            tracker.log(values, self.step - 1)
+        self._since = time.perf_counter()  # measuring is not training
+
+    def rows(self) -> list[Row]:
+        """All rows of the run, those before a resume included."""
+        if self.folder is None:
+            return self._kept
+        return read_rows(self.folder / LOG)
+
+    def _stop(self, what: str, values: Mapping[str, float]) -> None:
+        kept = None
+        if self.folder is not None:
+            kept = max((self.folder / "checkpoint").glob("step-*"), default=None)
+        rescue = (
+            f"The last good checkpoint is kept: {kept}." if kept else "No checkpoint exists yet."
+        )
+        numbers = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise NonFiniteLossError(
+            f"Training stopped: {what} at step {self.step}. Got {numbers}. {rescue} Lower the "
+            f"learning rate (--lr), or look at the images around that step."
+        )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a JSONL file; a torn last line, of a run that was killed, is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _cut(path: Path, start: int) -> None:
+    """Cut rows of steps from `start` on, in place: this needs no space and loses nothing before."""
+    if not path.exists():
+        return
+    keep = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n") or json.loads(line)["step"] >= start:
+            break
+        keep += len(line)
+    os.truncate(path, keep)
+
+
+def memory_mib(device: torch.device) -> int:
+    """Most memory so far: the device's, or the process's where it computes on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device) >> 20)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak >> 20 if sys.platform == "darwin" else peak >> 10)
+
+
+def summary_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The losses of a row, rounded for people."""
+    return {k: round(v, 4) for k, v in row.items() if k not in ("step", "lr", "grad_norm")}

@@ -1,0 +1,56 @@
+"""What a finished run leaves: the export, and pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import visualize
+from ..distiller import Distiller
+from ..features import Features
+from ..saving import save_pretrained
+from .engine import Engine
+from .log import RunLog, summary_of
+
+
+def write_results(
+    engine: Engine, log: RunLog, folder: Path, images: Tensor, settings: Mapping[str, Any]
+) -> None:
+    """Export and pictures of a finished run; all processes must call it together."""
+    state = engine.state()  # whole weights, gathered from all processes
+    model, pictures = engine.plain, None
+    if isinstance(model, Distiller) and model.loss.feature_head is not None:
+        pictures = compare(model, images[:8])
+    if not engine.world.first:
+        return
+    rows = log.rows()
+    recipe = dict(settings)
+    details = {
+        "data": recipe.pop("data", None),
+        "teacher": recipe.pop("teacher"),
+        "license": model.teacher.license or None,
+        "recipe": recipe,
+        "losses": summary_of(rows[-1]),
+    }
+    if model.student.architecture:
+        student = engine.export_student(state, "weights")
+        save_pretrained(student, folder / "export", details=details)
+        if engine.ema is not None:
+            average = engine.export_student(state, "ema")
+            save_pretrained(average, folder / "export-ema", details=details)
+    visualize.save_curves(rows, folder / "curves.png")
+    if pictures is not None:
+        visualize.save_pca(images[:8], pictures, folder / "pca.png")
+
+
+@torch.no_grad()
+def compare(distiller: Distiller, images: Tensor) -> dict[str, Features]:
+    """Teacher features and the student's, projected to the teacher's width, of the same images."""
+    training = distiller.training
+    distiller.eval()
+    images = images.to(next(distiller.parameters()).device)
+    student = distiller.loss.project(distiller.student(images))
+    distiller.train(training)
+    return {"teacher": distiller.teacher(images), "student": student}
