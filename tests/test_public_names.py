@@ -16,7 +16,7 @@ LAYERS = [
     {"training"},
     {"checkpoint", "hub", "exports", "evaluation", "visualize", "report"},
     {"saving"},
-    {"card", "distiller"},
+    {"card", "distiller", "logits", "inheritance"},
     {"teacher", "student"},
     {"backbone"},
     {"weights", "reader"},

@@ -45,12 +45,18 @@ class ImageLoader:
         world_size: Processes that share an epoch.
         device: Where batches go. With a GPU, the fast pipeline's last steps run there; on the CPU
             they run in the workers.
+        labels: True = yield `(images, labels)`, int64 [B] on `device`: the place of the source's
+            own label (`source.label`) among all of its labels, sorted, by value where all are whole
+            numbers. A list of names = their order instead, for a part of the classes that must be
+            numbered as the whole. A batch holds the same images as without.
 
     Attributes:
         skipped: Name -> reason, of the corrupt images met so far.
+        classes: Names of the classes in the order of their numbers; empty without `labels`.
 
     Raises:
-        ValueError: If there are fewer images than one batch needs, or a setting is out of range.
+        ValueError: If there are fewer images than one batch needs, a setting is out of range, or
+            an image has no label where they are asked for.
 
     Examples:
         >>> import tempfile
@@ -78,6 +84,7 @@ class ImageLoader:
         rank: int = 0,
         world_size: int = 1,
         device: str | torch.device = "cpu",
+        labels: bool | Sequence[str] = False,
     ) -> None:
         check_settings(augment, image_size, scale, rank, world_size)
         if repeats < 1 or (repeats > 1 and augment == "none"):
@@ -101,6 +108,10 @@ class ImageLoader:
         self.workers = min(8, (os.cpu_count() or 1) - 1) if workers is None else workers
         self.skipped: dict[str, str] = {}
         self._length = length // batch_size
+        self.classes: list[str] = []
+        numbers: Tensor | None = None
+        if labels is not False:
+            self.classes, numbers = number_labels(source, None if labels is True else labels)
         self.samples = Samples(
             source,
             size=image_size,
@@ -109,18 +120,21 @@ class ImageLoader:
             scale=scale,
             workers=self.workers,
             whole=self.device.type == "cpu",
+            labels=numbers,
         )
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return self._length
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         """One epoch, the first."""
         return self._stream(0, len(self))
 
-    def batches(self, start: int = 0) -> Iterator[Tensor]:
+    def batches(self, start: int = 0) -> Iterator[Any]:
         """Batch number `start`, `start` + 1, …, the same ones in every run, without end.
+
+        Images, or (images, labels).
 
         Raises:
             CorruptImageError: When more than 5 % of the images have turned out to be corrupt.
@@ -133,7 +147,7 @@ class ImageLoader:
             epoch, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size
         )
 
-    def _stream(self, start: int, stop: int | None) -> Iterator[Tensor]:
+    def _stream(self, start: int, stop: int | None) -> Iterator[Any]:
         on_device = self.device.type != "cpu"
         loader = DataLoader(
             self.samples,
@@ -163,14 +177,16 @@ class ImageLoader:
                 del stream
                 raise RuntimeError(message) from error.with_traceback(None)
             self._note(batch.faults)
-            if not on_device:
-                yield batch.images
-                continue
-            images = batch.images.to(self.device, non_blocking=True)
-            if batch.draws is not None:
-                generator = torch.Generator(self.device).manual_seed(batch.seed)
-                images = finish(images, batch.draws, generator)
-            yield images
+            images = batch.images
+            if on_device:
+                images = images.to(self.device, non_blocking=True)
+                if batch.draws is not None:
+                    generator = torch.Generator(self.device).manual_seed(batch.seed)
+                    images = finish(images, batch.draws, generator)
+            if batch.labels is None:
+                yield images
+            else:
+                yield images, batch.labels.to(self.device, non_blocking=True)
 
     def _note(self, faults: Faults) -> None:
         for name, reason in faults:
@@ -224,6 +240,44 @@ def check_settings(
             f"images: got image_size={image_size}, scale={scale}; expected at least one pixel and "
             f"a range of areas within (0, 1]."
         )
+
+
+def number_labels(
+    source: ImageSource, classes: Sequence[str] | None = None
+) -> tuple[list[str], Tensor]:
+    """The classes of a source in order, and the class of each image.
+
+    Args:
+        source: The images; their labels are `source.label(i)`.
+        classes: The order of the classes; None = the source's own, sorted (by value where all are
+            whole numbers: "10" comes after "9").
+
+    Returns:
+        Names, and int64 [images].
+
+    Raises:
+        ValueError: If an image has no label, or one that is not among the classes.
+    """
+    labels = [source.label(index) for index in range(len(source))]
+    if None in labels:
+        raise ValueError(
+            f"images: labels are asked for and not known. Got "
+            f"{source.name(labels.index(None))} of {source.description} without one; expected a "
+            f"folder for each class, or shards with KEY.cls."
+        )
+    known = {str(label) for label in labels}
+    if classes is None:
+        whole = all(label.isdecimal() for label in known)
+        classes = sorted(known, key=lambda label: (int(label), label) if whole else (0, label))
+    order = {name: number for number, name in enumerate(classes)}
+    if len(order) != len(classes) or not known <= set(order):
+        others = sorted(known - set(order))
+        raise ValueError(
+            f"images: the classes do not fit the source's labels. Got {len(classes)} names "
+            f"({len(order)} different ones) without {others[:5]} of {source.description}; "
+            f"expected each label once."
+        )
+    return list(classes), torch.tensor([order[str(label)] for label in labels])
 
 
 class Keys(Sampler[list[Key]]):

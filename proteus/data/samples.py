@@ -41,12 +41,21 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples of one batch; `draws` [B, 9] is what is left to do, for the fast pipeline."""
+    """Samples of one batch.
+
+    Attributes:
+        images: uint8 [B, 3, size, size].
+        draws: [B, 9], what is left to do, for the fast pipeline.
+        seed: Of what is left to do.
+        faults: Corrupt images met on the way.
+        labels: int64 [B], where they were asked for.
+    """
 
     images: Tensor
     draws: Tensor | None
     seed: int
     faults: Faults
+    labels: Tensor | None = None
 
 
 def random_resized_crop(
@@ -82,6 +91,7 @@ class Samples(Dataset[Batch]):
         workers: Number of processes, for the record of who reads what.
         whole: Whether the fast pipeline does all of its steps here, or leaves the last ones to the
             device.
+        labels: int64, the class of each image of the source; None = not asked for.
     """
 
     def __init__(
@@ -94,7 +104,9 @@ class Samples(Dataset[Batch]):
         scale: tuple[float, float],
         workers: int,
         whole: bool,
+        labels: Tensor | None = None,
     ) -> None:
+        self.labels = labels
         self.source, self.size, self.seed = source, size, seed
         self.augment, self.scale, self.whole = augment, scale, whole
         self._official = official(size) if augment == "official" else None
@@ -106,35 +118,39 @@ class Samples(Dataset[Batch]):
         images: list[Tensor] = []
         draws: list[Draw | None] = []
         faults: Faults = []
+        places: list[int] = []
         start = 0
         while start < len(keys):
             stop = start + 1
             while stop < len(keys) and keys[stop].image == keys[start].image:
                 stop += 1
-            for image, drawn in self._copies(keys[start:stop], faults):
+            samples, place = self._copies(keys[start:stop], faults)
+            for image, drawn in samples:
                 images.append(image)
                 draws.append(drawn)
+                places.append(place)
             start = stop
         packed = None
         if self.augment == "fast" and not self.whole:
             packed = pack([d for d in draws if d is not None])
         first = keys[0]
         noise = random.Random(f"{self.seed}/{first}/noise").getrandbits(32)
-        return Batch(torch.stack(images), packed, noise, faults)
+        labels = None if self.labels is None else self.labels[places]
+        return Batch(torch.stack(images), packed, noise, faults, labels)
 
-    def _copies(self, keys: Sequence[Key], faults: Faults) -> list[_Sample]:
-        """All copies of one image; a corrupt image is replaced by its neighbour."""
+    def _copies(self, keys: Sequence[Key], faults: Faults) -> tuple[list[_Sample], int]:
+        """All copies of one image, and which it is: a corrupt one is replaced by its neighbour."""
         for shift in range(len(self.source)):
             place = (keys[0].image + shift) % len(self.source)
             self._record(place)
             try:
-                return self.augmented(self.source.read(place), keys)
+                return self.augmented(self.source.read(place), keys), place
             except CorruptImageError as error:
                 faults.append((self.source.name(place), str(error)))
                 if len(faults) > CORRUPT_SHARE * len(self.source):
                     break  # the loader will raise; do not read the whole source first
         blank = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-        return [(blank, draw(random.Random(0), self.size)) for _ in keys]
+        return [(blank, draw(random.Random(0), self.size)) for _ in keys], keys[0].image
 
     def _record(self, place: int) -> None:
         worker = get_worker_info()

@@ -147,5 +147,10 @@ def make_loader(source: Any, **options: Any) -> "ImageLoader | StreamLoader":
     if isinstance(source, StreamSource):
         if options.pop("repeats", 1) != 1:
             raise ValueError("images: a stream has no repeated augmentation. Use repeats=1.")
+        if options.pop("labels", False) is not False:
+            raise ValueError(
+                f"images: a stream has no labels. Got labels= with {source.description}; expected "
+                f"a source whose images can be asked for one by one."
+            )
         return StreamLoader(source, **options)
     return ImageLoader(source, **options)

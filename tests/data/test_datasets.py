@@ -112,6 +112,8 @@ def test_a_stream_of_rubbish_or_nothing_is_an_error():
         take(make_loader(open_source(Stream(0)), **SIZE), 1)
     with pytest.raises(ValueError, match="no repeated augmentation"):
         make_loader(open_source(Stream(9)), **SIZE, repeats=3)
+    with pytest.raises(ValueError, match="a stream has no labels"):
+        make_loader(open_source(Stream(9)), **SIZE, labels=True)
 
 
 @pytest.mark.filterwarnings("ignore")  # of datasets and pyarrow

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import itertools
 import logging
@@ -331,3 +332,73 @@ def test_batches_for_a_device_are_finished_there(folder):
     batch = samples[[Key(0, n, 0) for n in range(4)]]
     assert batch.draws.shape == (4, 9)
     assert loader(folder, augment="fast").samples[[Key(0, 0, 0)]].draws is None
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Two images of each class; an image's red value is its class's name."""
+    for name in ("2", "10", "9", "1"):
+        (tmp_path / name).mkdir()
+        for n in range(2):
+            pixels = np.random.default_rng(n).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            pixels[..., 0] = int(name)
+            Image.fromarray(pixels).save(tmp_path / name / f"{n}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("augment", ["none", "crop"])
+def test_labels_belong_to_the_images_which_are_those_without_labels(classes, augment, workers):
+    options = {"augment": augment, "workers": workers}
+    plain = take(loader(classes, **options), 4, start=1)
+    data = loader(classes, labels=True, **options)
+    assert data.classes == ["1", "2", "9", "10"]
+    for alone, (images, labels) in zip(plain, take(data, 4, start=1), strict=True):
+        assert torch.equal(alone, images)
+        assert labels.dtype == torch.int64
+        named = [int(data.classes[label]) for label in labels]
+        assert named == images[:, 0].flatten(1).median(1).values.tolist()
+
+
+def test_names_are_sorted_and_repeats_share_a_label(tmp_path):
+    for name in ("b", "a", "c/d"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name / "0.png")
+    data = loader(tmp_path, labels=True, repeats=3, batch_size=3, augment="fast")
+    assert data.classes == ["a", "b", "c/d"]
+    ((_, labels),) = take(data, 1)
+    assert len(set(labels.tolist())) == 1
+
+
+def test_the_classes_of_a_part_can_be_numbered_as_the_whole(classes):
+    part = open_source(classes / "9").select([0, 1], "a part")
+    part.places = [dataclasses.replace(place, label="9") for place in part.places]
+    data = ImageLoader(part, batch_size=2, image_size=8, workers=0, labels=["1", "2", "9", "10"])
+    assert next(iter(data))[1].tolist() == [2, 2]
+    with pytest.raises(ValueError, match=r"Got 1 names .* without \['9'\] of a part"):
+        ImageLoader(part, batch_size=2, image_size=8, workers=0, labels=["1"])
+
+
+def test_a_corrupt_image_s_place_is_labelled_as_the_image_that_fills_it(classes):
+    for n in range(2, 12):
+        Image.new("RGB", (20, 20), (1, 0, 0)).save(classes / "1" / f"{n}.png")
+        Image.new("RGB", (20, 20), (2, 0, 0)).save(classes / "2" / f"{n}.png")
+    source = open_source(classes)
+    last = max(n for n in range(len(source)) if source.label(n) == "1")
+    (classes / source.name(last)).write_bytes(b"no image")
+    data = ImageLoader(source, batch_size=28, image_size=8, workers=0, augment="none", labels=True)
+    images, labels = next(iter(data))
+    assert list(data.skipped) == [source.name(last)]
+    assert [int(data.classes[n]) for n in labels] == images[:, 0, 0, 0].tolist()
+
+
+def test_labels_that_are_not_there_are_an_error(folder):
+    with pytest.raises(ValueError, match=r"labels are asked for and not known. Got 00\.png"):
+        loader(folder, labels=True)
+
+
+def test_labels_go_to_the_device(classes):
+    data = loader(classes, labels=True, device="meta", augment="crop")
+    images, labels = next(iter(data))
+    assert images.device.type == labels.device.type == "meta"
+    assert labels.shape == (4,)

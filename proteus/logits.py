@@ -1,0 +1,312 @@
+"""LogitDistiller: conventional distillation through class logits (the paper's Table 1)."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .features import Features, ShapeError
+from .student import Student
+from .teacher import Teacher
+from .weights.files import read_state_dict
+
+
+class LogitLosses(NamedTuple):
+    """The result of `LogitDistiller`: scalars, float32 (float64 for float64 logits).
+
+    Attributes:
+        total: `kl` and `ce`, each times its weight, summed; the one to call `.backward()` on.
+        kl: Distance to the teacher's logits, unweighted. Zero when its weight is zero.
+        ce: Cross entropy with the labels, unweighted. Zero when its weight is zero.
+    """
+
+    total: Tensor
+    kl: Tensor
+    ce: Tensor
+
+
+class LinearHead(nn.Module):
+    """DINOv2's published classifier: one layer on the class token and the mean patch token.
+
+    Args:
+        teacher_dim: Width D of the teacher.
+        num_classes: How many classes it tells apart.
+
+    Examples:
+        >>> head = LinearHead(8, 10)
+        >>> head(Features(torch.zeros(2, 8), torch.zeros(2, 4, 8), (2, 2))).shape
+        torch.Size([2, 10])
+
+    Source:
+        DINOv2 `dinov2/hub/classifiers.py` (`_LinearClassifierWrapper`, one layer).
+        *Same:* logits of the last layer's normed class token, then the mean of the patch tokens.
+    """
+
+    def __init__(self, teacher_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.teacher_dim, self.num_classes = teacher_dim, num_classes
+        self.linear = nn.Linear(2 * teacher_dim, num_classes)
+
+    def forward(self, features: Features) -> Tensor:
+        """Features of width D -> logits [B, classes]."""
+        tokens = torch.cat([features.cls, features.patches.mean(1)], dim=1)
+        logits: Tensor = self.linear(tokens)
+        return logits
+
+
+def load_linear_head(path: str | Path, teacher_dim: int) -> LinearHead:
+    """DINOv2's published linear head from a local file; nothing in the file is executed.
+
+    Args:
+        path: `dinov2_vitb14_linear_head.pth` and the like, or the same tensors as `.safetensors`.
+        teacher_dim: Width D of the teacher that it belongs to.
+
+    Returns:
+        The head, frozen; its number of classes is the file's.
+
+    Raises:
+        ValueError: If the file cannot be read or holds anything but `weight` [K, 2 * D] and
+            `bias` [K].
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "head.pth")
+        ...     torch.save({"weight": torch.zeros(5, 16), "bias": torch.zeros(5)}, path)
+        ...     load_linear_head(path, teacher_dim=8).num_classes
+        5
+    """
+    tensors = read_state_dict(path)
+    shapes = {
+        name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        for name, value in tensors.items()
+    }
+    classes = shapes["bias"][0] if isinstance(shapes.get("bias"), tuple) and shapes["bias"] else 0
+    if not classes or shapes != {"weight": (classes, 2 * teacher_dim), "bias": (classes,)}:
+        shown = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:5])
+        raise ValueError(
+            f"linear head: {Path(path).name} does not fit the teacher. Got {shown or 'nothing'}; "
+            f"expected weight [classes, {2 * teacher_dim}] and bias [classes] for a teacher of "
+            f"width {teacher_dim}. Take the file named after the teacher that ends in "
+            f"`_linear_head.pth` (`_linear4_head.pth` reads four layers, which features do not "
+            f"hold)."
+        )
+    head = LinearHead(teacher_dim, int(classes))
+    head.linear.load_state_dict(tensors)
+    return head.requires_grad_(False)
+
+
+class LogitDistiller(nn.Module):
+    """Teacher with a classifier, student with a linear layer, as one module: the whole step.
+
+    It takes the place of a `Distiller` in a loop. Teacher and classifier are no submodules: they
+    are in no `state_dict`, no optimizer and no DDP bucket, and stay in eval; both follow
+    `.to(...)`.
+
+    Args:
+        teacher: A `Teacher`.
+        student: A `Student`.
+        classifier: Teacher `Features` -> logits [B, num_classes]: `load_linear_head(...)`, or any
+            module. It is frozen here.
+        num_classes: K.
+        kl: Weight of the distance to the teacher's logits (the paper's lambda).
+        ce: Weight of the cross entropy with the labels (the paper's 1 - lambda).
+        hard: True = cross entropy with the teacher's first choice takes the place of the KL
+            divergence.
+        temperature: Both sides' logits are divided by it, and the KL divergence multiplied by its
+            square. Only without `hard`.
+
+    Attributes:
+        head: The student's `Linear` on its class token.
+        num_inputs: What a loop takes from each batch: 2, images and labels; 1 without `ce`.
+
+    Raises:
+        ShapeError: If image sizes differ or the classifier's logits are not [B, num_classes].
+        ValueError: If weights are negative or all 0, or a setting would be ignored.
+
+    Examples:
+        >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
+        >>> student = Student("vit_tiny_patch16_224", image_size=32)
+        >>> distiller = LogitDistiller(teacher, student, LinearHead(192, 10), num_classes=10)
+        >>> losses = distiller(torch.rand(4, 3, 32, 32), torch.tensor([0, 3, 9, 3]))
+        >>> losses.total.backward()
+
+    Source:
+        Proteus (ICLR 2025), Eq. 1-3 and Table 1; DeiT `losses.py` (`DistillationLoss`).
+        *Same:* both terms and their sum; hard distillation; the temperature squared.
+        *Different:* the KL divergence is summed over classes, as in Eq. 2, where DeiT's code
+        also divides by their number (`kl=0.5 / num_classes` gives that); one linear layer on the
+        class token serves both terms, where DeiT has a second one on a distillation token.
+    """
+
+    teacher: Teacher
+    classifier: nn.Module
+    num_inputs: int
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: Student,
+        classifier: nn.Module,
+        *,
+        num_classes: int,
+        kl: float = 0.5,
+        ce: float = 0.5,
+        hard: bool = False,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _check_weights(kl, ce, hard, temperature)
+        if student.image_size != teacher.image_size:
+            raise ShapeError(
+                f"LogitDistiller: student and teacher take images of different sizes. Got student "
+                f"{student.image_size} and teacher {teacher.image_size}; expected equal sizes."
+            )
+        # As in `Distiller`: what is assigned in the usual way becomes a submodule.
+        self.__dict__["teacher"] = teacher
+        self.__dict__["classifier"] = classifier.requires_grad_(False).eval()
+        self.student, self.num_classes = student, num_classes
+        self.kl, self.ce, self.hard, self.temperature = kl, ce, hard, temperature
+        self.num_inputs = 2 if ce else 1
+        self._check_classifier()
+        self.head = nn.Linear(student.embed_dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        if student.mask_token is not None:
+            # A parameter that never gets a gradient stops DDP.
+            student.mask_token.requires_grad_(False)
+        self._labels_seen = False
+
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> LogitLosses:
+        """One distillation step, up to `.backward()`.
+
+        Args:
+            images: RGB [B, 3, H, W], uint8 or float in [0, 1].
+            labels: int64 [B], 0 … num_classes - 1. Needed for `ce`, not looked at without.
+            generator: Taken as `Distiller` takes it, and unused: nothing here is random.
+            part: Taken as `Distiller` takes it, and unused: every term is a mean over the images.
+
+        Returns:
+            `LogitLosses`; call `.total.backward()`.
+
+        Raises:
+            ValueError: If labels are missing, of another dtype, or out of range (looked at on the
+                CPU, and in the first batch elsewhere).
+        """
+        if self.ce:
+            self._check_labels(images, labels)
+        logits = _wide(self.head(self.student(images).cls))
+        kl = ce = logits.new_zeros(())
+        if self.kl:
+            kl = self._distance(logits, _wide(self._target(images)))
+        if self.ce:
+            assert labels is not None  # _check_labels saw to it
+            ce = F.cross_entropy(logits, labels)
+        return LogitLosses(self.kl * kl + self.ce * ce, kl, ce)
+
+    @torch.no_grad()
+    def _target(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.teacher(images))
+        return logits
+
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits [B, K] of both -> scalar."""
+        if self.hard:
+            return F.cross_entropy(student, teacher.argmax(1))
+        ours, theirs = ((logits / self.temperature).log_softmax(1) for logits in (student, teacher))
+        divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        return divergence * self.temperature**2
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Everything an optimizer should have: student and its linear layer; never the teacher."""
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogitDistiller":
+        # `.to()`, `.cuda()`, `.double()` go through here; teacher and classifier must come along.
+        self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+        self.classifier._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _check_classifier(self) -> None:
+        """Try it on features of nothing: what does not fit should fail here, not in a step."""
+        teacher, like = self.teacher, self.teacher.inputs.mean
+        patches = teacher.grid[0] * teacher.grid[1]
+        self.classifier.to(like)
+        blank = Features(
+            like.new_zeros(1, teacher.embed_dim),
+            like.new_zeros(1, patches, teacher.embed_dim),
+            teacher.grid,
+        )
+        try:
+            with torch.no_grad():
+                logits = self.classifier(blank)
+        except RuntimeError as error:
+            raise ShapeError(
+                f"LogitDistiller: the classifier cannot read the teacher's features. Got "
+                f"{type(self.classifier).__name__} and {error}; expected a module that takes "
+                f"Features of width {teacher.embed_dim}."
+            ) from error
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if shape != (1, self.num_classes):
+            raise ShapeError(
+                f"LogitDistiller: the classifier's logits have the wrong shape. Got {shape} for "
+                f"one image; expected {(1, self.num_classes)}. Build it with the classifier's own "
+                f"number of classes as num_classes."
+            )
+
+    def _check_labels(self, images: Tensor, labels: Tensor | None) -> None:
+        if labels is None:
+            raise ValueError(
+                f"LogitDistiller: the cross entropy needs labels. Got none and ce={self.ce}; pass "
+                f"labels (ImageLoader(..., labels=True) yields them), or build it with ce=0."
+            )
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise ShapeError(
+                f"LogitDistiller: labels do not fit. Got {labels.dtype} {tuple(labels.shape)}; "
+                f"expected torch.int64 {tuple(images.shape[:1])}, a class index for each image."
+            )
+        if self._labels_seen and labels.device.type != "cpu":
+            return  # looking makes the host wait for the device
+        if labels.numel() and not labels.is_meta:
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"LogitDistiller: labels out of range. Got {low} to {high}; expected 0 to "
+                    f"{self.num_classes - 1}."
+                )
+            self._labels_seen = True
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _check_weights(kl: float, ce: float, hard: bool, temperature: float) -> None:
+    if not (kl >= 0 and ce >= 0 and kl + ce > 0):
+        raise ValueError(
+            f"LogitDistiller: weights must be >= 0 and not all 0. Got kl={kl}, ce={ce}; expected "
+            f"for example kl=0.5, ce=0.5."
+        )
+    if not temperature > 0:
+        raise ValueError(f"LogitDistiller: temperature must be > 0. Got {temperature}.")
+    if kl == 0 and (hard or temperature != 1):
+        raise ValueError(
+            f"LogitDistiller: hard= and temperature= would be ignored. Got hard={hard}, "
+            f"temperature={temperature} with kl=0; leave them out."
+        )
+    if hard and temperature != 1:
+        raise ValueError(
+            f"LogitDistiller: the temperature would be ignored. Got temperature={temperature} with "
+            f"hard=True, which looks at the teacher's first choice only; leave it out."
+        )
