@@ -1,7 +1,7 @@
 """Distiller: images -> Losses. The whole step, in one forward."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Distiller(nn.Module):
     """
 
     teacher: Teacher
-    num_inputs: ClassVar[int] = 1  # what the loop takes from each batch: the images alone
+    num_inputs: int = 1  # what the loop takes from each batch: the images alone
 
     def __init__(
         self,

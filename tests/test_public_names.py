@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
     {"demo", "release"},
+    {"recipes"},
     {"training"},
     {"checkpoint", "hub", "exports", "evaluation", "visualize", "report"},
     {"saving"},

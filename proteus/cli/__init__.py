@@ -1,11 +1,12 @@
 """The command line. Nothing heavy is imported before a command needs it: `--help` is instant."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import data, demo, distill, info, weights
+from . import data, demo, distill, info, recipes, weights
 from .parser import Parser
 
 _EPILOG = """\
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("\nproteus: interrupted.", file=sys.stderr)
         return 130
@@ -49,6 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, distill, data, weights, info):
+    for module in (demo, distill, recipes, data, weights, info):
         module.add(commands)
     return parser

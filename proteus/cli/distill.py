@@ -1,10 +1,42 @@
 """`proteus distill`."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from .parser import Commands, add_command
+
+# Options that are short names for settings of the recipe.
+_SETTINGS = {
+    "teacher": "science.model.teacher",
+    "teacher_checkpoint": "science.model.teacher_checkpoint",
+    "student": "science.model.student",
+    "image_size": "science.model.image_size",
+    "data": "science.data.paths",
+    "augment": "science.data.augment",
+    "repeats": "science.data.repeats",
+    "batch_size": "science.data.batch_size",
+    "lr": "science.optimizer.lr",
+    "weight_decay": "science.optimizer.weight_decay",
+    "warmup": "science.optimizer.warmup",
+    "precision": "science.optimizer.precision",
+    "ema": "science.optimizer.ema",
+    "token": "science.loss.token",
+    "feature": "science.loss.feature",
+    "patch": "science.loss.patch",
+    "mask": "science.masks.strategy",
+    "seed": "science.seed",
+    "device": "machine.device",
+    "workers": "machine.workers",
+    "accumulate": "machine.accumulate",
+    "parallel": "machine.parallel",
+    "save_every": "machine.save_every",
+    "watch": "machine.watch",
+    "watch_every": "machine.watch_every",
+    "track": "machine.track",
+}
+_LENGTHS = ("epochs", "steps", "images")
 
 
 def add(commands: Commands) -> None:
@@ -14,127 +46,116 @@ def add(commands: Commands) -> None:
         "distill",
         "Distil a teacher into a student on a folder of images or tar shards.",
         "proteus distill --teacher dinov2_vitb14 --student vit_small_patch14 \\\n"
-        "      --data IMAGES --epochs 100 --batch-size 256 --out runs/first",
+        "      --data IMAGES --epochs 100 --batch-size 256 --out runs/first\n"
+        "  torchrun --nproc-per-node 8 -m proteus distill --recipe s14-dinov2-b14 \\\n"
+        "      --data IMAGENET --out runs/s14",
     )
     add = distill.add_argument
-    add("--teacher", required=True, help="a published name, a timm name, hf-hub:…, local-dir:…")
-    add("--teacher-checkpoint", type=Path, help="local .safetensors or .pth with its weights")
-    add("--student", required=True, help="vit_tiny|small|base|large_patch14, a timm name, …")
+    source = distill.add_mutually_exclusive_group()
+    source.add_argument("--recipe", metavar="NAME", help="a run of the paper: `proteus recipes`")
+    source.add_argument("--from", dest="repeat", type=Path, metavar="RUN.JSON",
+                        help="repeat a run: its folder or its run.json")  # fmt: skip
+    add("--preset", choices=["paper", "official"], help="of --recipe (default paper)")
+    add("--set", action="append", default=[], metavar="PATH=VALUE",
+        help="any setting of the recipe, such as science.loss.head=mlp; repeatable")  # fmt: skip
+    add("--teacher", help="a published name, a timm name, hf-hub:…, local-dir:…")
+    add("--teacher-checkpoint", help="local .safetensors or .pth with its weights")
+    add("--student", help="vit_tiny|small|base|large_patch14, a timm name, …")
     add("--pretrained-student", action="store_true", help="start from its published weights")
-    add("--data", required=True, nargs="+", help="folder, .tar shards, pattern, list, hfds/…")
+    add("--data", nargs="+", help="folder, .tar shards, pattern, list, hfds/…")
     add("--single", type=int, metavar="N", help="--data is one large image: N views of it")
     augment = ["crop", "fast", "official", "none"]
-    add("--augment", choices=augment, default="crop", help="see the docs on images (default crop)")
-    add("--repeats", type=int, default=1, help="samples of an image in a row (default 1)")
-    length = distill.add_mutually_exclusive_group(required=True)
+    add("--augment", choices=augment, help="see the docs on images (default crop)")
+    add("--repeats", type=int, help="samples of an image in a row (default 1)")
+    length = distill.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, help="passes over the images")
     length.add_argument("--steps", type=int, help="optimizer steps")
     length.add_argument("--images", type=int, help="images seen, whatever the set's size")
-    add("--batch-size", type=int, default=64, help="images a step (default 64)")
-    add("--lr", type=float, default=1e-3, help="peak learning rate (default 1e-3)")
-    add("--weight-decay", type=float, default=0.05, help="(default 0.05)")
-    add("--warmup", type=float, default=0.05, help="share of the steps (default 0.05)")
-    add("--image-size", type=int, default=224, help="pixels (default 224)")
+    add("--batch-size", type=int, help="images a step, on all processes together (default 64)")
+    add("--lr", type=float, help="peak learning rate (default 1e-3)")
+    add("--weight-decay", type=float, help="(default 0.05)")
+    add("--warmup", type=float, help="share of the steps (default 0.05)")
+    add("--precision", choices=["fp32", "bf16", "fp16"], help="(default fp32)")
+    add("--ema", type=float, metavar="DECAY", help="keep a moving average of the student too")
+    add("--image-size", type=int, help="pixels (default 224)")
     supported = "(default 1 if the teacher supports it, else 0)"
     add("--token", type=float, help=f"weight of the class-token term {supported}")
     add("--feature", type=float, help=f"weight of the all-tokens term {supported}")
     add("--patch", type=float, help=f"weight of the hidden-patches term {supported}")
-    add("--mask", choices=["random", "block"], default="random", help="(default random)")
+    add("--mask", choices=["random", "block"], help="(default random)")
     add("--out", type=Path, required=True, help="folder for log, checkpoint, export, pictures")
-    add("--seed", type=int, default=0)
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
+    add("--seed", type=int, help="(default 0)")
+    add("--device", help="auto, cpu, cuda, cuda:1, … (default auto)")
     add("--workers", type=int, help="processes that decode images (default: cores - 1)")
-    add("--save-every", type=int, default=500, help="steps between checkpoints (default 500)")
-    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--accumulate", type=int, help="parts of a batch, one after the other (default 1)")
+    add("--parallel", choices=["auto", "ddp", "fsdp"], help="under torchrun (default auto: ddp)")
+    add("--compile", action="store_true", help="compile teacher and student")
+    add("--save-every", type=int, help="steps between checkpoints (default 500)")
+    add("--watch", nargs="+", metavar="IMAGES", help="compare student and teacher on these")
+    add("--watch-every", type=int, help="steps between comparisons (default 1000)")
+    add("--track", nargs="+", metavar="WHERE", help="tensorboard, wandb, mlflow")
+    add("--resume", nargs="?", const=True, choices=["auto"], default=False,
+        help="go on with the run in --out; `--resume auto` = if there is one")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the run in --out")
     distill.set_defaults(run=_run_distill)
 
 
 def _run_distill(arguments: argparse.Namespace) -> None:
-    from ..checkpoint import claim_folder
+    from ..recipes import run
+    from ..training import RunStopped
+    from ..training.parallel import leave
 
-    # First of all: a wrong folder must not cost a download.
-    if arguments.resume or arguments.out.exists():
-        claim_folder(arguments.out, resume=arguments.resume, overwrite=arguments.overwrite)
-
-    import torch
-
-    from ..data import make_loader
-    from ..distiller import Distiller
-    from ..losses import ProteusLoss
-    from ..masking import MaskGenerator
-    from ..student import Student
-    from ..teacher import Teacher
-    from ..training import choose_device
-
-    device = choose_device(arguments.device)
-    data = make_loader(
-        _source(arguments),
-        batch_size=arguments.batch_size,
-        image_size=arguments.image_size,
-        seed=arguments.seed,
-        augment=arguments.augment,
-        repeats=arguments.repeats,
-        workers=arguments.workers,
-        device=device,
-    )
-    steps = arguments.steps
-    if arguments.images is not None:
-        steps = max(1, round(arguments.images / arguments.batch_size))
-    torch.manual_seed(arguments.seed)
-    size = arguments.image_size
-    teacher = Teacher(arguments.teacher, checkpoint=arguments.teacher_checkpoint, image_size=size)
-    student = Student(arguments.student, pretrained=arguments.pretrained_student, image_size=size)
-    given = {name: getattr(arguments, name) for name in ("token", "feature", "patch")}
-    weights: dict[str, Any] = {
-        name: float(name in teacher.objectives) if weight is None else weight
-        for name, weight in given.items()
-    }
-    loss = ProteusLoss(student.embed_dim, teacher.embed_dim, **weights)
-    masks = MaskGenerator(student.grid, strategy=arguments.mask) if loss.patch else None
-    distiller = Distiller(teacher, student, loss, masks)
-    rows = distiller.fit(
-        data,
-        steps=steps,
-        epochs=arguments.epochs,
-        lr=arguments.lr,
-        weight_decay=arguments.weight_decay,
-        warmup=arguments.warmup,
-        seed=arguments.seed,
-        device=device,
-        out=arguments.out,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        save_every=arguments.save_every,
-        details={
-            "data": ", ".join(arguments.data),
-            "batch_size": arguments.batch_size,
-            "image_size": size,
-            "augment": arguments.augment,
-            "repeats": arguments.repeats,
-            "weights": weights,
-            "mask": arguments.mask if masks else None,
-        },
-    )
-    _summarize(rows, data.skipped, arguments.out)
+    recipe = recipe_of(arguments)
+    try:
+        rows = run(
+            recipe, arguments.out, resume=arguments.resume, overwrite=arguments.overwrite, say=print
+        )
+        if _first_process():
+            _summarize(rows, arguments.out)
+    except RunStopped as stopped:
+        if _first_process():
+            print(f"proteus distill: {stopped}", file=sys.stderr)
+    finally:
+        leave()
 
 
-def _source(arguments: argparse.Namespace) -> Any:
-    from ..data import open_source, single_image
+def recipe_of(arguments: argparse.Namespace) -> Any:
+    """The recipe that the options describe."""
+    from ..recipes import Recipe, read_recipe, recipe, with_settings
 
-    if arguments.single is None:
-        return open_source(arguments.data)
-    if len(arguments.data) != 1:
-        raise ValueError(f"--single goes with one image. Got {len(arguments.data)} paths.")
-    source, manifest = single_image(arguments.data[0], arguments.single, seed=arguments.seed)
-    print(manifest)
-    return source
+    given = vars(arguments)
+    if arguments.preset and not arguments.recipe:
+        raise ValueError("--preset would be ignored. It belongs to --recipe NAME.")
+    if arguments.recipe:
+        base = recipe(arguments.recipe, arguments.preset or "paper")
+    else:
+        base = read_recipe(arguments.repeat) if arguments.repeat else Recipe()
+    settings = {path: given[name] for name, path in _SETTINGS.items() if given[name] is not None}
+    if any(given[name] is not None for name in _LENGTHS):
+        settings |= {f"science.data.{name}": given[name] for name in _LENGTHS}
+    if arguments.pretrained_student:
+        settings["science.model.init"] = "pretrained"
+    if arguments.single is not None:
+        settings["science.data.proxy"] = f"single:{arguments.single}"
+    if arguments.compile:
+        settings["machine.compile"] = True
+    for line in arguments.set:
+        path = line.partition("=")[0]
+        if path in settings:
+            raise ValueError(f"--set {line} contradicts an option. Got {path} twice; give it once.")
+    return with_settings(with_settings(base, settings), arguments.set)
 
 
-def _summarize(rows: list[dict[str, float]], skipped: dict[str, str], out: Path) -> None:
+def _first_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _summarize(rows: list[dict[str, Any]], out: Path) -> None:
     from ..report import Table, text_table
 
-    terms = ("total", "token", "feature", "patch")
+    terms = [name for name in rows[0] if name not in ("step", "lr", "grad_norm")]
     table = Table(
         ["loss", *terms],
         [
@@ -143,8 +164,5 @@ def _summarize(rows: list[dict[str, float]], skipped: dict[str, str], out: Path)
         ],
     )
     print(f"\n{text_table(table)}\n")
-    if skipped:
-        lines = "".join(f"{name}\t{reason}\n" for name, reason in skipped.items())
-        (out / "skipped.tsv").write_text(lines)
-        print(f"Skipped {len(skipped)} corrupt images: {out / 'skipped.tsv'}")
-    print(f"Student: {out / 'export'}    Pictures: {out / 'pca.png'}, {out / 'curves.png'}")
+    pictures = [str(out / name) for name in ("pca.png", "curves.png") if (out / name).exists()]
+    print(f"Student: {out / 'export'}    Pictures: {', '.join(pictures)}")

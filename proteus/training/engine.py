@@ -4,7 +4,7 @@ import contextlib
 import copy
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Objective(Protocol):
         num_inputs: How many items of a batch its forward takes: images, then labels.
     """
 
-    num_inputs: ClassVar[int]
+    num_inputs: int
     student: Student
     teacher: Teacher
 

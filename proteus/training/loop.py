@@ -138,7 +138,7 @@ def fit(
         "teacher": distiller.teacher.name, "student": distiller.student.name, **(details or {}),
     }  # fmt: skip
     folder = None if out is None else Path(out)
-    going_on = folder is not None and _claim(folder, world, resume, overwrite)
+    going_on = folder is not None and claim(folder, world, resume, overwrite)
     engine = Engine(
         distiller, world, lr=schedule(0), weight_decay=weight_decay, undecayed=undecayed,
         seed=seed, precision=precision, accumulate=accumulate, clip_grad=clip_grad, ema=ema,
@@ -192,12 +192,19 @@ def _warmup_and_cosine(step: int, *, steps: int, peak: float, warmup: float) -> 
     return learning_rate(step, steps, peak, warmup)
 
 
-def _claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
-    """Take the folder; whether there is a run to go on with."""
+def claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
+    """Take a run's folder, before any work is done.
+
+    Returns:
+        Whether there is a run to go on with.
+
+    Raises:
+        ValueError: See `proteus.checkpoint.claim_folder`.
+    """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         resume, overwrite = "auto", False  # torchrun started all processes again after one died
 
-    def claim() -> bool:
+    def take() -> bool:
         going_on = resume is True or (resume == "auto" and checkpoint.newest(folder) is not None)
         if resume == "auto" and overwrite:
             raise ValueError("run folder: resume and overwrite exclude each other. Got both.")
@@ -205,7 +212,7 @@ def _claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
         checkpoint.claim_folder(folder, resume=going_on, overwrite=anew)
         return going_on
 
-    return world.once(claim)
+    return world.once(take)
 
 
 def _resume(folder: Path, engine: Engine, settings: Mapping[str, Any]) -> int:

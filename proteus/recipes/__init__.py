@@ -1,0 +1,47 @@
+"""The paper's training runs by name, and how to run one."""
+
+from .cost import Cost as Cost
+from .cost import cost as cost
+from .paper import RUNS as RUNS
+from .recipe import Data as Data
+from .recipe import Logits as Logits
+from .recipe import Loss as Loss
+from .recipe import Machine as Machine
+from .recipe import Masks as Masks
+from .recipe import Models as Models
+from .recipe import Optimizer as Optimizer
+from .recipe import Preset as Preset
+from .recipe import Recipe as Recipe
+from .recipe import Science as Science
+from .recipe import to_json as to_json
+from .run import build as build
+from .run import open_data as open_data
+from .run import run as run
+from .settings import from_json as from_json
+from .settings import read_recipe as read_recipe
+from .settings import recipe as recipe
+from .settings import with_settings as with_settings
+
+__all__ = [
+    "RUNS",
+    "Cost",
+    "Data",
+    "Logits",
+    "Loss",
+    "Machine",
+    "Masks",
+    "Models",
+    "Optimizer",
+    "Preset",
+    "Recipe",
+    "Science",
+    "build",
+    "cost",
+    "from_json",
+    "open_data",
+    "read_recipe",
+    "recipe",
+    "run",
+    "to_json",
+    "with_settings",
+]

@@ -1,0 +1,69 @@
+"""What a run costs, by counting multiply-adds."""
+
+from typing import NamedTuple
+
+from .recipe import Recipe
+
+# Width and depth of the paper's models, by the end of their names.
+_SIZES = {
+    "dinov2_vits14": (384, 12), "dinov2_vitb14": (768, 12), "dinov2_vitl14": (1024, 24),
+    "dinov2_vitg14": (1536, 40), "synclr_vitl14": (1024, 24), "clip_vitl14": (1024, 24),
+    "vit_tiny_patch14": (192, 12), "vit_small_patch14": (384, 12), "vit_base_patch14": (768, 12),
+    "vit_large_patch14": (1024, 24), "vit_base_patch14_synclr": (768, 12),
+    "vit_base_patch14_clip": (768, 12),
+}  # fmt: skip
+_IMAGENET = 1_281_167
+# 300 epochs of ViT-S from DINOv2-B took the authors 30 h on 8 A100 (A.8): 53 TFLOP/s each.
+_A100 = 53e12
+
+
+class Cost(NamedTuple):
+    """Estimates for one run.
+
+    Attributes:
+        images: Images seen, on ImageNet-1K where the recipe counts epochs.
+        steps: Optimizer steps.
+        gmac: 10^9 multiply-adds an image: teacher once, student forward and backward (three
+            times), the masked view for the masked images only.
+        a100_hours: On GPUs as busy as the authors' were.
+    """
+
+    images: int
+    steps: int
+    gmac: float
+    a100_hours: float
+
+
+def cost(recipe: Recipe) -> Cost | None:
+    """Cost of a run of the paper; None if its models or its length are not the paper's.
+
+    Examples:
+        >>> from proteus.recipes import recipe
+        >>> found = cost(recipe("s14-dinov2-b14"))
+        >>> found.steps, round(found.gmac, 1)
+        (375342, 50.7)
+    """
+    science = recipe.science
+    teacher, student = _SIZES.get(science.model.teacher), _SIZES.get(science.model.student)
+    data = science.data
+    if teacher is None or student is None:
+        return None
+    if data.epochs is not None:
+        images = round(data.epochs * _IMAGENET)
+    elif data.steps is not None or data.images is not None:
+        images = data.images or (data.steps or 0) * data.batch_size
+    else:
+        return None
+    patches = (science.model.image_size // 14) ** 2
+    masked = science.loss.patch != 0 and science.logits is None
+    views = 1 + (science.masks.probability if masked else 0)
+    macs = _forward(*teacher, patches) + 3 * views * _forward(*student, patches)
+    hours = images * 2 * macs / _A100 / 3600
+    return Cost(images, round(images / data.batch_size), macs / 1e9, hours)
+
+
+def _forward(width: int, depth: int, patches: int) -> float:
+    """Multiply-adds of a ViT: 12 D^2 a token and block, attention, and the patch embedding."""
+    tokens, pixels = patches + 1, 3 * 14 * 14
+    blocks = depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    return float(blocks + patches * pixels * width)

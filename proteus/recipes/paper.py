@@ -1,0 +1,290 @@
+"""Every training run of the paper, as functions that return a `Recipe`.
+
+Each has two presets. `paper` follows the words: DeiT's recipe with stochastic depth and spared
+positions, iBOT's block masks, batch 1024. `official` follows the authors' code: no stochastic
+depth, everything decayed that has two dimensions, random masks on the first half of the batch, the
+learning rate moved once an epoch and one epoch late, fp16, an average that is kept and never used,
+batch 512, and ImageNet's statistics for CLIP too.
+
+Source:
+    Proteus (ICLR 2025), sections 3 and A; `pretrain/main.py`, `pretrain/run_pretrain.sh`.
+    *Different:* neither preset has CutMix, Mixup or label smoothing, which the authors' code lost;
+    the precision of `paper` is bf16, where the paper says nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+
+from ..heads import Design
+from .recipe import Data, Logits, Loss, Masks, Models, Optimizer, Preset, Recipe, Science
+
+_STUDENTS = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
+_IMAGENET, _FINE = "ImageNet-1K linear probe", "Fine-grained, mean of 12 sets"
+_ADE20K, _NYU = "ADE20K UperNet mIoU", "NYU-Depth V2 RMSE"
+_ITERATIONS = 375_000  # of 1024 images, in section 3.5
+
+
+def _scores(
+    imagenet: float | None = None,
+    fine: float | None = None,
+    ade20k: float | None = None,
+    nyu: float | None = None,
+) -> Mapping[str, float]:
+    named = {_IMAGENET: imagenet, _FINE: fine, _ADE20K: ade20k, _NYU: nyu}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _pair(student: str, teacher: str) -> str:
+    # the paper's spelling: S, B and L, but g
+    big = teacher if teacher == "g" else teacher.upper()
+    return f"ViT-{student.capitalize()}/14 from DINOv2-{big}/14"
+
+
+def dinov2(
+    student: str, teacher: str, preset: Preset = "paper", *, name: str = "", about: str = ""
+) -> Recipe:
+    """A student of DINOv2 under the paper's default protocol.
+
+    Args:
+        student: Size: `ti`, `s`, `b` or `l`.
+        teacher: Size: `s`, `b`, `l` or `g`.
+        preset: See the module.
+        name: Of the recipe; "" = made of the sizes.
+        about: Sentence about it.
+    """
+    official = preset == "official"
+    # 256 images for ViT-L "due to GPU memory constraints", with the learning rate that goes with it
+    batch = 256 if student == "l" else 512 if official else 1024
+    science = Science(
+        model=Models(
+            teacher=f"dinov2_vit{teacher}14",
+            student=f"vit_{_STUDENTS[student]}_patch14",
+            drop_path=0.0 if official else 0.1,
+        ),
+        masks=Masks() if official else Masks("block", ratio=(0.1, 0.5)),
+        data=Data(
+            augment="official" if official else "fast", repeats=3, batch_size=batch, epochs=300
+        ),
+        optimizer=Optimizer(
+            lr=5e-4 * batch / 512,
+            undecayed=() if official else None,
+            schedule="official" if official else "deit",
+            ema=0.99996 if official else None,
+            precision="fp16" if official else "bf16",
+        ),
+    )
+    return Recipe(
+        name or f"{student}14-dinov2-{teacher}14",
+        preset,
+        about or f"{_pair(student, teacher)} (section 3.3)",
+        science,
+    )
+
+
+def synclr(preset: Preset = "paper") -> Recipe:
+    """ViT-B/14 from SynCLR-L/14, all three terms (section 3.4, Fig. 4)."""
+    base = dinov2("b", "l", preset, name="b14-synclr-l14")
+    model = replace(base.science.model, teacher="synclr_vitl14", student="vit_base_patch14_synclr")
+    return replace(
+        base,
+        about="ViT-B/14 from SynCLR-L/14 (section 3.4); needs science.model.teacher_checkpoint",
+        science=replace(base.science, model=model),
+        scores=_scores(81.4, 87.4, 52.5),
+    )
+
+
+def clip(preset: Preset = "paper") -> Recipe:
+    """ViT-B/14 from CLIP-L/14, class token only (section 3.4, Fig. 5)."""
+    base, official = dinov2("b", "l", preset, name="b14-clip-l14"), preset == "official"
+    model = replace(
+        base.science.model,
+        teacher="clip_vitl14",
+        student="vit_base_patch14_clip",
+        # The authors feed CLIP ImageNet's statistics, in training.
+        statistics="imagenet" if official else "own",
+    )
+    # OpenAI's class token is a vector, which the authors' rule therefore spares.
+    undecayed = ("cls_token",) if official else None
+    return replace(
+        base,
+        about="ViT-B/14 from CLIP-L/14, class token only (section 3.4)",
+        science=replace(
+            base.science,
+            model=model,
+            loss=Loss(token=1.0, feature=0.0, patch=0.0),
+            masks=Masks(),
+            optimizer=replace(base.science.optimizer, undecayed=undecayed),
+        ),
+        scores=_scores(81.2, 85.7),
+    )
+
+
+def clip_merge(preset: Preset = "paper") -> Recipe:
+    """CLIP-L/14 on the merged proxy set (A.4, Table 15)."""
+    base = clip(preset)
+    return replace(
+        base,
+        name="table15-clip-merge",
+        about="ViT-B/14 from CLIP-L/14 on ImageNet-Merge (A.4, Table 15)",
+        science=replace(base.science, data=_iterations(base.science.data, "merge")),
+        scores=_scores(fine=87.8),
+    )
+
+
+def table1(kind: str, preset: Preset = "paper") -> Recipe:
+    """Conventional distillation of logits, with and without labels (Table 1).
+
+    Args:
+        kind: `hard-kl-ce`, `soft-kl-ce`, `hard-kl`, `soft-kl`, or `hint` (features, token only).
+        preset: See the module.
+    """
+    name, about = f"table1-{kind}", f"ViT-S/14 from DINOv2-B/14 by {_TABLE1[kind][0]} (Table 1)"
+    base = dinov2("s", "b", preset, name=name, about=about)
+    science = replace(base.science, masks=Masks())
+    if kind == "hint":
+        science = replace(science, loss=Loss(token=1.0, feature=0.0, patch=0.0))
+    else:
+        with_labels = kind.endswith("-ce")
+        logits = Logits(
+            classifier="dinov2_vitb14_linear_head.pth",
+            kl=0.5 if with_labels else 1.0,
+            ce=0.5 if with_labels else 0.0,
+            hard=kind.startswith("hard"),
+        )
+        science = replace(science, logits=logits)
+    return replace(base, science=science, scores=_scores(*_TABLE1[kind][1]))
+
+
+_TABLE1 = {
+    "hard-kl-ce": ("hard logits and labels", (82.8, 78.7)),
+    "soft-kl-ce": ("soft logits and labels", (80.3, 71.5)),
+    "hard-kl": ("hard logits", (81.7, 79.7)),
+    "soft-kl": ("soft logits", (82.3, 80.5)),
+    "hint": ("its class token", (81.7, 85.3)),
+}
+_TABLE2: Mapping[str, tuple[float, float, float] | None] = {
+    "token": (81.7, 85.3, 44.0),
+    "feature": (79.2, 83.3, 47.0),
+    "patch": None,
+    "token-feature": (81.7, 86.1, 47.4),
+    "token-patch": None,
+    "feature-patch": None,
+    "token-feature-patch": (81.8, 85.8, 50.0),
+}
+
+
+def table2(terms: str, preset: Preset = "paper") -> Recipe:
+    """One combination of the three terms (Table 2; the paper has four of the seven).
+
+    Args:
+        terms: Such as `token-feature`.
+        preset: See the module.
+    """
+    chosen = terms.split("-")
+    base = dinov2(
+        "s", "b", preset, name=f"table2-{terms}",
+        about=f"ViT-S/14 from DINOv2-B/14 with {' and '.join(chosen)} (Table 2)",
+    )  # fmt: skip
+    token, feature, patch = (float(t in chosen) for t in ("token", "feature", "patch"))
+    loss = Loss(token=token, feature=feature, patch=patch)
+    masks = base.science.masks if "patch" in chosen else Masks()
+    return replace(
+        base,
+        science=replace(base.science, loss=loss, masks=masks),
+        scores=_scores(*(_TABLE2[terms] or ())),
+    )
+
+
+def proxy(name: str, preset: Preset = "paper") -> Recipe:
+    """Another proxy set in place of ImageNet-1K (Table 10, Figs. 6 and 7).
+
+    Args:
+        name: A key of the table below.
+        preset: See the module.
+    """
+    kind, what, scores = _PROXIES[name]
+    base = dinov2("s", "b", preset, name=name, about=f"ViT-S/14 from DINOv2-B/14 on {what}")
+    science = replace(base.science, data=_iterations(base.science.data, kind))
+    return replace(base, science=science, scores=_scores(*scores))
+
+
+_PROXIES: Mapping[str, tuple[str, str, tuple[float, ...]]] = {
+    "table10-imagenet": ("all", "ImageNet-1K (Table 10)", (81.8, 85.8)),
+    "table10-merge": ("merge", "ImageNet-Merge, 1.4 M images (Table 10)", (81.8, 86.7)),
+    "table10-single": ("single:1200000", "views of a single image (Table 10)", (63.7, 68.7)),
+    "fig6-classes-50": ("sub-class:0.5", "half of ImageNet's classes (Fig. 6)", ()),
+    "fig6-classes-20": ("sub-class:0.2", "a fifth of ImageNet's classes (Fig. 6)", ()),
+    "fig7-data-50": ("sub-data:0.5", "half of each class (Fig. 7)", ()),
+    "fig7-data-20": ("sub-data:0.2", "a fifth of each class (Fig. 7)", ()),
+}
+
+
+def _iterations(data: Data, proxy: str) -> Data:
+    """As many images as in section 3.5, whatever the set's size and the batch."""
+    return replace(data, proxy=proxy, epochs=None, images=_ITERATIONS * 1024)
+
+
+def inherit(student: str, teacher: str, name: str, preset: Preset = "paper") -> Recipe:
+    """A student that starts from a uniform selection of its teacher's weights (A.2)."""
+    table = name.partition("-")[0].removeprefix("table")
+    base = dinov2(
+        student, teacher, preset, name=name,
+        about=f"{_pair(student, teacher)}, inheriting its weights uniformly (Table {table})",
+    )  # fmt: skip
+    model = replace(base.science.model, init="select")
+    scores = _scores(81.5, 85.3) if student == "s" else _scores(77.2)
+    return replace(base, science=replace(base.science, model=model), scores=scores)
+
+
+def table18(teacher: str, preset: Preset = "paper") -> Recipe:
+    """ViT-S/14 from teachers of several sizes (A.7, Table 18)."""
+    base = dinov2(
+        "s", teacher, preset, name=f"table18-from-{teacher}14",
+        about=f"{_pair('s', teacher)} (Table 18)",
+    )  # fmt: skip
+    return replace(base, scores=_scores(fine={"g": 80.6, "l": 82.2, "b": 85.8}[teacher]))
+
+
+def table20(design: str, preset: Preset = "paper") -> Recipe:
+    """Designs of the projection head, class token only (A.9, Table 20)."""
+    head, scores = _TABLE20[design]
+    base = dinov2(
+        "s", "b", preset, name=f"table20-{design}",
+        about=f"ViT-S/14 from DINOv2-B/14, class token only, head {design} (Table 20)",
+    )  # fmt: skip
+    loss = Loss(token=1.0, feature=0.0, patch=0.0, head=head)
+    science = replace(base.science, loss=loss, masks=Masks())
+    return replace(base, science=science, scores=_scores(*scores))
+
+
+_TABLE20: Mapping[str, tuple[Design, tuple[float, float]]] = {
+    "linear-gelu": ("linear_gelu", (81.8, 84.9)),
+    "gelu-linear": ("gelu_linear", (81.5, 85.3)),
+    "ln-linear": ("ln_linear", (81.7, 85.3)),
+}
+
+
+def _scored(student: str, teacher: str, scores: Mapping[str, float], preset: Preset) -> Recipe:
+    return replace(dinov2(student, teacher, preset), scores=scores)
+
+
+RUNS: Mapping[str, Callable[[Preset], Recipe]] = MappingProxyType(
+    {
+        "ti14-dinov2-s14": partial(_scored, "ti", "s", _scores(75.2, 80.2, 40.7, 0.423)),
+        "s14-dinov2-b14": partial(_scored, "s", "b", _scores(81.8, 85.8, 50.0, 0.350)),
+        "b14-dinov2-l14": partial(_scored, "b", "l", _scores(84.9, 88.6, 54.4, 0.303)),
+        "l14-dinov2-g14": partial(_scored, "l", "g", _scores(86.2, 91.0, 57.7, 0.240)),
+        "b14-synclr-l14": synclr,
+        "b14-clip-l14": clip,
+        **{f"table1-{kind}": partial(table1, kind) for kind in _TABLE1},
+        **{f"table2-{terms}": partial(table2, terms) for terms in _TABLE2},
+        **{name: partial(proxy, name) for name in _PROXIES},
+        "table12-ti14-inherit": partial(inherit, "ti", "s", "table12-ti14-inherit"),
+        "table13-s14-inherit": partial(inherit, "s", "b", "table13-s14-inherit"),
+        "table15-clip-merge": clip_merge,
+        **{f"table18-from-{size}14": partial(table18, size) for size in ("g", "l", "b")},
+        **{f"table20-{design}": partial(table20, design) for design in _TABLE20},
+    }
+)

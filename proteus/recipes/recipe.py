@@ -1,0 +1,294 @@
+"""A recipe: everything that decides what a run computes, apart from where it computes it.
+
+*Science* fields change the numbers; a run can only be resumed with the same ones. *Machine* fields
+must not change them (up to rounding), and may differ after a resume.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from ..data.samples import Augmentation
+from ..heads import Design
+from ..losses import Distance
+from ..masking import Strategy
+from ..training.engine import Precision
+from ..training.parallel import Parallel
+
+Preset = Literal["paper", "official"]
+ScheduleName = Literal["cosine", "deit", "official"]
+
+
+@dataclass(frozen=True)
+class Models:
+    """Teacher and student.
+
+    Attributes:
+        teacher: See `Teacher`.
+        student: See `Student`.
+        teacher_checkpoint: Local file with the teacher's weights.
+        init: The student's first weights: `random`, `pretrained` (published ones) or `select` (a
+            uniform selection of the teacher's, see `proteus.inheritance`).
+        drop_path: Rate of stochastic depth in the student.
+        image_size: Pixels, square.
+        statistics: Normalisation: `own` = each model's, `imagenet` = ImageNet's for both.
+    """
+
+    teacher: str = ""
+    student: str = ""
+    teacher_checkpoint: str | None = None
+    init: Literal["random", "pretrained", "select"] = "random"
+    drop_path: float = 0.0
+    image_size: int = 224
+    statistics: Literal["own", "imagenet"] = "own"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Distances between features; see `ProteusLoss`.
+
+    Attributes:
+        token: Weight of the class-token term; None = 1 if the teacher supports it, else 0.
+        feature: Weight of the all-tokens term, likewise.
+        patch: Weight of the hidden-patches term, likewise.
+        head: Design of the heads.
+        distance: Between tokens.
+    """
+
+    token: float | None = None
+    feature: float | None = None
+    patch: float | None = None
+    head: Design = "ln_linear"
+    distance: Distance = "mse"
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which patches are hidden; see `MaskGenerator`."""
+
+    strategy: Strategy = "random"
+    ratio: float | tuple[float, float] = 0.5
+    probability: float = 0.5
+    shuffle: bool = False
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Conventional distillation of class logits (Table 1), in place of features.
+
+    Attributes:
+        classifier: File with the teacher's linear head, as DINOv2 publishes it.
+        num_classes: Classes of that head.
+        kl: Weight of the teacher's logits.
+        ce: Weight of the labels.
+        hard: Compare with the teacher's most likely class instead of its distribution.
+        temperature: Of the distributions.
+    """
+
+    classifier: str
+    num_classes: int = 1000
+    kl: float = 0.5
+    ce: float = 0.5
+    hard: bool = False
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images and how many are seen. Exactly one of epochs, steps and images is set.
+
+    Attributes:
+        paths: See `proteus.data.open_source`.
+        proxy: What is made of them: `all`, `merge` (exact duplicates once), `single:N` (N views of
+            one large image), `sub-data:F` (that fraction of each class) or `sub-class:F`.
+        augment: See `ImageLoader`.
+        repeats: Samples of an image in a row.
+        batch_size: Images a step, on all processes together.
+        epochs: Passes over the images.
+        steps: Optimizer steps.
+        images: Images seen.
+    """
+
+    paths: tuple[str, ...] = ()
+    proxy: str = "all"
+    augment: Augmentation = "crop"
+    repeats: int = 1
+    batch_size: int = 64
+    epochs: float | None = None
+    steps: int | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW, its schedule, and the precision of the step.
+
+    Attributes:
+        lr: Peak learning rate.
+        weight_decay: Of matrices.
+        undecayed: Further parameters that are spared; None = positions and tokens.
+        schedule: `cosine` (warm-up as a share of the run, to a hundredth of the peak), `deit` (in
+            epochs, moved in every step) or `official` (moved once an epoch, one epoch late).
+        warmup: Share of the steps; None = 0.05. Only with `cosine`.
+        warmup_epochs: Epochs; None = 5. Only with `deit` and `official`, as the next two.
+        warmup_lr: Where the warm-up starts; None = 1e-6.
+        min_lr: Where the cosine ends; None = 1e-5.
+        clip_grad: Largest norm of the gradient; None = no clipping.
+        ema: Decay of a moving average of the student; None = none.
+        precision: `fp32`, `bf16` or `fp16`.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    undecayed: tuple[str, ...] | None = None
+    schedule: ScheduleName = "cosine"
+    warmup: float | None = None
+    warmup_epochs: float | None = None
+    warmup_lr: float | None = None
+    min_lr: float | None = None
+    clip_grad: float | None = None
+    ema: float | None = None
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class Science:
+    """What changes the numbers."""
+
+    model: Models = Models()
+    loss: Loss = Loss()
+    logits: Logits | None = None
+    masks: Masks = Masks()
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What must not change the numbers.
+
+    Attributes:
+        device: See `proteus.training.fit`, as most of these.
+        workers: Processes that decode images; None = one less than the cores.
+        accumulate: Parts of a process's batch that go through the model one after the other.
+        parallel: `auto`, `ddp` or `fsdp`.
+        compile: Compile teacher and student.
+        activation_checkpointing: Less memory for a second forward pass.
+        save_every: Steps between checkpoints.
+        keep: How many checkpoints stay.
+        watch: Images on which the student is compared with its teacher now and then; with classes,
+            k-NN as well.
+        watch_every: Steps between these comparisons.
+        track: `tensorboard`, `wandb` or `mlflow`, besides `log.jsonl`.
+    """
+
+    device: str = "auto"
+    workers: int | None = None
+    accumulate: int = 1
+    parallel: Parallel = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    save_every: int = 500
+    keep: int = 2
+    watch: tuple[str, ...] = ()
+    watch_every: int = 1000
+    track: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        name: `custom`, or a name of `proteus recipes`.
+        preset: `paper` (the words), `official` (what the authors' code does), or None.
+        about: What it is, and where in the paper.
+        science: What changes the numbers.
+        machine: What must not.
+        scores: What the paper reports for the run: protocol -> number.
+
+    Raises:
+        ValueError: If a setting is unknown, out of range, or would be ignored.
+
+    Examples:
+        >>> from proteus.recipes import recipe
+        >>> official = recipe("s14-dinov2-b14", preset="official")
+        >>> official.science.masks.strategy, official.science.optimizer.precision
+        ('random', 'fp16')
+    """
+
+    name: str = "custom"
+    preset: Preset | None = None
+    about: str = ""
+    science: Science = Science()
+    machine: Machine = Machine()
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        science, machine = self.science, self.machine
+        _check_length(science.data)
+        _check_schedule(science.optimizer)
+        if science.logits is not None and science.loss != Loss():
+            raise _ignored("science.loss", "science.logits is set, which replaces it")
+        patch_off = science.loss.patch == 0 or science.logits is not None
+        if patch_off and science.masks != Masks():
+            raise _ignored("science.masks", "no patch term would use them")
+        if machine.watch_every != Machine.watch_every and not machine.watch:
+            raise _ignored("machine.watch_every", "machine.watch names no images")
+        proxy_of(science.data.proxy)
+
+
+def _check_length(data: Data) -> None:
+    given = [n for n in ("epochs", "steps", "images") if getattr(data, n) is not None]
+    if len(given) > 1:
+        raise ValueError(
+            f"recipe: the length is given more than once. Got science.data.{' and '.join(given)}; "
+            f"expected exactly one, the others null."
+        )
+
+
+def _check_schedule(optimizer: Optimizer) -> None:
+    if optimizer.schedule not in get_args(ScheduleName):
+        raise ValueError(
+            f"recipe: unknown schedule. Got {optimizer.schedule!r}; expected "
+            f"{', '.join(get_args(ScheduleName))}."
+        )
+    in_epochs = (optimizer.warmup_epochs, optimizer.warmup_lr, optimizer.min_lr)
+    if optimizer.schedule == "cosine" and in_epochs != (None, None, None):
+        raise _ignored("science.optimizer.warmup_epochs, warmup_lr or min_lr", "of the schedule")
+    if optimizer.schedule != "cosine" and optimizer.warmup is not None:
+        raise _ignored("science.optimizer.warmup", "the schedule warms up in epochs")
+
+
+def _ignored(path: str, why: str) -> ValueError:
+    return ValueError(f"recipe: {path} would be ignored, because {why}. Leave it at its default.")
+
+
+def proxy_of(text: str) -> tuple[str, float | None]:
+    """A proxy as kind and number, such as ("sub-data", 0.2).
+
+    Raises:
+        ValueError: If it is none.
+
+    Examples:
+        >>> proxy_of("single:1200"), proxy_of("all")
+        (('single', 1200.0), ('all', None))
+    """
+    kind, separator, number = text.partition(":")
+    try:
+        if kind in ("all", "merge") and not separator:
+            return kind, None
+        if kind in ("single", "sub-data", "sub-class"):
+            return kind, float(number)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"recipe: unknown proxy set. Got science.data.proxy={text!r}; expected 'all', 'merge', "
+        f"'single:N', 'sub-data:F' or 'sub-class:F'."
+    )
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data; `from_json` reads it."""
+    return asdict(recipe)

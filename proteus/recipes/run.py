@@ -1,0 +1,298 @@
+"""From a recipe to a trained student."""
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..card import versions
+from ..data import make_loader, merge, open_source, single_image, sub_class, sub_data
+from ..distiller import Distiller
+from ..features import IMAGENET
+from ..losses import ProteusLoss
+from ..masking import MaskGenerator
+from ..student import Student
+from ..teacher import Teacher
+from ..training import EpochSchedule, History, World, fit, join
+from ..training.loop import Resume, claim
+from .recipe import Logits, Loss, Recipe, Science, proxy_of, to_json
+
+RUN = "run.json"
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: Resume = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> History:
+    """Run a recipe; under torchrun, together with the other processes.
+
+    Args:
+        recipe: What to do.
+        out: Folder of the run; also gets `run.json`, from which `read_recipe` repeats it.
+        resume: See `proteus.training.fit`.
+        overwrite: See `proteus.training.fit`.
+        progress: Show a progress bar.
+        say: Takes sentences for the user: what a proxy set holds, which images were skipped.
+
+    Returns:
+        The log, see `proteus.training.fit`.
+
+    Raises:
+        ValueError: If the recipe does not fit the machine, the models or the images.
+    """
+    out, science, machine = Path(out), recipe.science, recipe.machine
+    world = join(machine.device)
+    going_on = claim(out, world, resume, overwrite)  # a wrong folder must not cost a download
+    torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
+    model = build(recipe)
+    data = open_data(recipe, world, say if world.first else lambda text: None)
+    steps = count_steps(science, data)
+    if world.first and not going_on:
+        found = {"recipe": to_json(recipe), "versions": versions(), "system": platform.platform()}
+        text = json.dumps(found, indent=2, default=str) + "\n"
+        (out / RUN).write_text(text, encoding="utf-8")
+    rows = fit(
+        model,
+        data,
+        steps=steps,
+        lr=_schedule(science, steps, data),
+        warmup=science.optimizer.warmup,
+        weight_decay=science.optimizer.weight_decay,
+        undecayed=science.optimizer.undecayed,
+        clip_grad=science.optimizer.clip_grad,
+        ema=science.optimizer.ema,
+        precision=science.optimizer.precision,
+        seed=science.seed,
+        accumulate=machine.accumulate,
+        parallel=machine.parallel,
+        compile=machine.compile,
+        activation_checkpointing=machine.activation_checkpointing,
+        device=world.device,
+        out=out,
+        resume=going_on,
+        save_every=machine.save_every,
+        keep=machine.keep,
+        watch=_watch(recipe),
+        trackers=_trackers(recipe, out) if world.first else (),
+        details=details(recipe),
+        progress=progress,
+    )
+    if world.first and data.skipped:
+        lines = "".join(f"{name}\t{reason}\n" for name, reason in data.skipped.items())
+        (out / "skipped.tsv").write_text(lines, encoding="utf-8")
+        say(f"Skipped {len(data.skipped)} corrupt images: {out / 'skipped.tsv'}")
+    return rows
+
+
+def details(recipe: Recipe) -> dict[str, Any]:
+    """What checkpoints and the card say of the recipe: the science, not the machine."""
+    data = to_json(recipe)
+    return {
+        "data": ", ".join(recipe.science.data.paths),
+        "recipe": {key: data[key] for key in ("name", "preset", "science")},
+    }
+
+
+def build(recipe: Recipe) -> Any:
+    """The `Distiller` (or `LogitDistiller`) of a recipe, on the CPU.
+
+    The student's first weights come from torch's global generator.
+    """
+    science = recipe.science
+    model = science.model
+    if not model.teacher or not model.student:
+        raise ValueError(
+            "recipe: no models. Set science.model.teacher and science.model.student, or start from "
+            "a recipe of `proteus recipes`."
+        )
+    normalize = IMAGENET if model.statistics == "imagenet" else True
+    teacher = Teacher(
+        model.teacher,
+        checkpoint=model.teacher_checkpoint,
+        image_size=model.image_size,
+        normalize=normalize,
+    )
+    student = Student(
+        model.student,
+        pretrained=model.init == "pretrained",
+        image_size=model.image_size,
+        normalize=normalize,
+        drop_path=model.drop_path,
+    )
+    if model.init == "select":
+        from ..inheritance import select_weights
+
+        select_weights(student.backbone, teacher.backbone)
+    if science.logits is not None:
+        return _logit_distiller(teacher, student, science.logits)
+    weights = loss_weights(science.loss, teacher)
+    loss = ProteusLoss(
+        student.embed_dim,
+        teacher.embed_dim,
+        head=science.loss.head,
+        distance=science.loss.distance,
+        **weights,
+    )
+    masks = None
+    if loss.patch:
+        chosen = science.masks
+        masks = MaskGenerator(
+            student.grid,
+            ratio=chosen.ratio,
+            probability=chosen.probability,
+            strategy=chosen.strategy,
+            shuffle=chosen.shuffle,
+        )
+    return Distiller(teacher, student, loss, masks)
+
+
+def loss_weights(loss: Loss, teacher: Teacher) -> dict[str, float]:
+    """The weights of the terms, with what the teacher supports where none is given."""
+    given = {"token": loss.token, "feature": loss.feature, "patch": loss.patch}
+    return {
+        name: float(name in teacher.objectives) if weight is None else weight
+        for name, weight in given.items()
+    }
+
+
+def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> Any:
+    from ..logits import LogitDistiller, load_linear_head
+
+    return LogitDistiller(
+        teacher,
+        student,
+        load_linear_head(logits.classifier, teacher.embed_dim),
+        num_classes=logits.num_classes,
+        kl=logits.kl,
+        ce=logits.ce,
+        hard=logits.hard,
+        temperature=logits.temperature,
+    )
+
+
+def open_data(recipe: Recipe, world: World, say: Callable[[str], None]) -> Any:
+    """The loader of this process.
+
+    Raises:
+        ValueError: If there are no images, or the batch cannot be shared evenly.
+    """
+    data = recipe.science.data
+    if not data.paths:
+        raise ValueError("recipe: no images. Set science.data.paths (--data).")
+    if data.batch_size % (world.size * recipe.machine.accumulate):
+        raise ValueError(
+            f"recipe: the batch cannot be shared evenly. Got science.data.batch_size="
+            f"{data.batch_size}, {world.size} processes and machine.accumulate="
+            f"{recipe.machine.accumulate}; expected a multiple of "
+            f"{world.size * recipe.machine.accumulate}."
+        )
+    logits = recipe.science.logits
+    labels = {"labels": True} if logits is not None and logits.ce else {}
+    return make_loader(
+        _source(recipe, say),
+        batch_size=data.batch_size // world.size,
+        image_size=recipe.science.model.image_size,
+        seed=recipe.science.seed,
+        augment=data.augment,
+        repeats=data.repeats,
+        workers=recipe.machine.workers,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        **labels,
+    )
+
+
+def _source(recipe: Recipe, say: Callable[[str], None]) -> Any:
+    data, seed = recipe.science.data, recipe.science.seed
+    kind, number = proxy_of(data.proxy)
+    if kind == "all":
+        return open_source(list(data.paths))
+    if kind == "single":
+        if len(data.paths) != 1:
+            raise ValueError(f"recipe: single:N goes with one image. Got {len(data.paths)} paths.")
+        source, manifest = single_image(data.paths[0], int(number or 0), seed=seed)
+    elif kind == "merge":
+        source, manifest = merge([_images(path) for path in data.paths])
+    else:
+        build_part = sub_data if kind == "sub-data" else sub_class
+        source, manifest = build_part(_images(list(data.paths)), number or 0.0, seed=seed)
+    say(str(manifest))
+    return source
+
+
+def _images(paths: str | Sequence[str]) -> Any:
+    return open_source(paths if isinstance(paths, str) else list(paths))
+
+
+def count_steps(science: Science, data: Any) -> int:
+    """Optimizer steps of a recipe on these images."""
+    length = science.data
+    if length.steps is not None:
+        return length.steps
+    if length.images is not None:
+        return max(1, round(length.images / length.batch_size))
+    if length.epochs is None:
+        raise ValueError(
+            "recipe: no length. Set one of science.data.epochs, steps and images "
+            "(--epochs, --steps, --images)."
+        )
+    return max(1, round(length.epochs * _batches_of_an_epoch(data)))
+
+
+def _batches_of_an_epoch(data: Any) -> int:
+    from collections.abc import Sized
+
+    if not isinstance(data, Sized):
+        raise ValueError(
+            "recipe: a stream has no length. Set science.data.steps or images in place of epochs, "
+            "and science.optimizer.schedule='cosine'."
+        )
+    return len(data)
+
+
+def _schedule(science: Science, steps: int, data: Any) -> float | EpochSchedule:
+    chosen = science.optimizer
+    if chosen.schedule == "cosine":
+        return chosen.lr
+    epoch = _batches_of_an_epoch(data)
+    given = {
+        "warmup_epochs": chosen.warmup_epochs,
+        "warmup_rate": chosen.warmup_lr,
+        "min_rate": chosen.min_lr,
+    }
+    return EpochSchedule(
+        chosen.lr,
+        epochs=steps / epoch,
+        steps_per_epoch=epoch,
+        update="epoch_late" if chosen.schedule == "official" else "step",
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _watch(recipe: Recipe) -> Any:
+    if not recipe.machine.watch:
+        return None
+    from ..watch import Watch
+
+    return Watch.from_sources(
+        list(recipe.machine.watch),
+        image_size=recipe.science.model.image_size,
+        every=recipe.machine.watch_every,
+    )
+
+
+def _trackers(recipe: Recipe, out: Path) -> list[Any]:
+    if not recipe.machine.track:
+        return []
+    from ..trackers import open_tracker
+
+    return [open_tracker(text, out, to_json(recipe)) for text in recipe.machine.track]
