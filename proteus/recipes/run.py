@@ -25,7 +25,7 @@ RUN = "run.json"
 
 def run(
     recipe: Recipe,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     resume: Resume = False,
     overwrite: bool = False,
@@ -36,7 +36,8 @@ def run(
 
     Args:
         recipe: What to do.
-        out: Folder of the run; also gets `run.json`, from which `read_recipe` repeats it.
+        out: Folder of the run; also gets `run.json`, from which `read_recipe` repeats it. None =
+            write nothing.
         resume: See `proteus.training.fit`.
         overwrite: See `proteus.training.fit`.
         progress: Show a progress bar.
@@ -48,17 +49,20 @@ def run(
     Raises:
         ValueError: If the recipe does not fit the machine, the models or the images.
     """
-    out, science, machine = Path(out), recipe.science, recipe.machine
+    science, machine = recipe.science, recipe.machine
+    folder = None if out is None else Path(out)
     world = join(machine.device)
-    going_on = claim(out, world, resume, overwrite)  # a wrong folder must not cost a download
+    going_on = False
+    if folder is not None:  # first of all: a wrong folder must not cost a download
+        going_on = claim(folder, world, resume, overwrite)
     torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
     model = build(recipe)
     data = open_data(recipe, world, say if world.first else lambda text: None)
     steps = count_steps(science, data)
-    if world.first and not going_on:
+    if folder is not None and world.first and not going_on:
         found = {"recipe": to_json(recipe), "versions": versions(), "system": platform.platform()}
         text = json.dumps(found, indent=2, default=str) + "\n"
-        (out / RUN).write_text(text, encoding="utf-8")
+        (folder / RUN).write_text(text, encoding="utf-8")
     rows = fit(
         model,
         data,
@@ -76,19 +80,19 @@ def run(
         compile=machine.compile,
         activation_checkpointing=machine.activation_checkpointing,
         device=world.device,
-        out=out,
+        out=folder,
         resume=going_on,
         save_every=machine.save_every,
         keep=machine.keep,
         watch=_watch(recipe),
-        trackers=_trackers(recipe, out) if world.first else (),
+        trackers=_trackers(recipe, folder) if world.first else (),
         details=details(recipe),
         progress=progress,
     )
-    if world.first and data.skipped:
+    if folder is not None and world.first and data.skipped:
         lines = "".join(f"{name}\t{reason}\n" for name, reason in data.skipped.items())
-        (out / "skipped.tsv").write_text(lines, encoding="utf-8")
-        say(f"Skipped {len(data.skipped)} corrupt images: {out / 'skipped.tsv'}")
+        (folder / "skipped.tsv").write_text(lines, encoding="utf-8")
+        say(f"Skipped {len(data.skipped)} corrupt images: {folder / 'skipped.tsv'}")
     return rows
 
 
@@ -290,9 +294,11 @@ def _watch(recipe: Recipe) -> Any:
     )
 
 
-def _trackers(recipe: Recipe, out: Path) -> list[Any]:
+def _trackers(recipe: Recipe, out: Path | None) -> list[Any]:
     if not recipe.machine.track:
         return []
+    if out is None:
+        raise ValueError("recipe: machine.track needs the folder of a run. Got out=None.")
     from ..trackers import open_tracker
 
     return [open_tracker(text, out, to_json(recipe)) for text in recipe.machine.track]

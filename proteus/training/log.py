@@ -82,6 +82,7 @@ class RunLog:
         if folder is not None and world.first:
             for name in (LOG, TIMING, WATCH):
                 _cut(folder / name, start)
+            for name in (LOG, TIMING):
                 self._files[name] = (folder / name).open("a", encoding="utf-8")
         self._pending: list[tuple[Tensor, float, int]] = []
         self._interval, self._skipped_in_a_row = 1, 0
@@ -206,7 +207,9 @@ class RunLog:
     def watch(self, values: Mapping[str, float]) -> None:
         """Note what was measured after the newest step; the rows up to it are written first."""
         self.flush()
-        if self._files:
+        if self.folder is not None and self._files:
+            if WATCH not in self._files:
+                self._files[WATCH] = (self.folder / WATCH).open("a", encoding="utf-8")
             row = {"step": self.step - 1, **values}
             self._files[WATCH].write(json.dumps(row) + "\n")
             self._files[WATCH].flush()
