@@ -47,10 +47,11 @@ class Ema:
         """Move towards the module's present weights."""
         now = module.state_dict()
         floating = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.tensors[name] for name in floating],
-            [now[name].detach() for name in floating],
-            1 - self.decay,
+        # Rounded as the authors' `average * decay + (1 - decay) * weights` is.
+        averages = [self.tensors[name] for name in floating]
+        torch._foreach_mul_(averages, self.decay)
+        torch._foreach_add_(
+            averages, [now[name].detach() for name in floating], alpha=1 - self.decay
         )
         for name in self.tensors.keys() - set(floating):
             self.tensors[name].copy_(now[name])
