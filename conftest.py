@@ -54,7 +54,9 @@ pages = Sybil(
 )
 docstrings = Sybil(
     parsers=[DocTestParser()],
-    patterns=["proteus/*.py", "proteus/data/*.py", "proteus/evaluation/*.py"],
+    patterns=[
+        f"proteus/{folder}*.py" for folder in ("", "data/", "evaluation/", "training/", "recipes/")
+    ],
     document_types={".py": ModuleDocument},
     setup=module_names,
 )
