@@ -14,6 +14,7 @@ LAYERS = [
     {"cli"},
     {"demo", "release"},
     {"training"},
+    {"watch", "trackers", "run_report"},
     {"checkpoint", "hub", "exports", "evaluation", "visualize", "report"},
     {"saving"},
     {"card", "distiller", "logits", "inheritance"},
