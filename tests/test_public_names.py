@@ -15,6 +15,7 @@ LAYERS = [
     {"demo", "release"},
     {"recipes"},
     {"training"},
+    {"watch", "trackers", "run_report"},
     {"checkpoint", "hub", "exports", "evaluation", "visualize", "report"},
     {"saving"},
     {"card", "distiller", "logits", "inheritance"},

@@ -92,6 +92,7 @@ def add(commands: Commands) -> None:
     add("--compile", action="store_true", help="compile teacher and student")
     add("--save-every", type=int, help="steps between checkpoints (default 500)")
     add("--watch", nargs="+", metavar="IMAGES", help="compare student and teacher on these")
+    add("--watch-labels", action="store_true", help="they have classes: k-NN as well")
     add("--watch-every", type=int, help="steps between comparisons (default 1000)")
     add("--track", nargs="+", metavar="WHERE", help="tensorboard, wandb, mlflow")
     add("--resume", nargs="?", const=True, choices=["auto"], default=False,
@@ -137,8 +138,9 @@ def recipe_of(arguments: argparse.Namespace) -> Any:
         settings["science.model.init"] = "pretrained"
     if arguments.single is not None:
         settings["science.data.proxy"] = f"single:{arguments.single}"
-    if arguments.compile:
-        settings["machine.compile"] = True
+    for name in ("compile", "watch_labels"):
+        if given[name]:
+            settings[f"machine.{name}"] = True
     for line in arguments.set:
         path = line.partition("=")[0]
         if path in settings:

@@ -177,8 +177,8 @@ class Machine:
         activation_checkpointing: Less memory for a second forward pass.
         save_every: Steps between checkpoints.
         keep: How many checkpoints stay.
-        watch: Images on which the student is compared with its teacher now and then; with classes,
-            k-NN as well.
+        watch: Held-out images on which the student is compared with its teacher now and then.
+        watch_labels: They have classes: k-NN as well, half of them voting.
         watch_every: Steps between these comparisons.
         track: `tensorboard`, `wandb` or `mlflow`, besides `log.jsonl`.
     """
@@ -192,6 +192,7 @@ class Machine:
     save_every: int = 500
     keep: int = 2
     watch: tuple[str, ...] = ()
+    watch_labels: bool = False
     watch_every: int = 1000
     track: tuple[str, ...] = ()
 
@@ -234,8 +235,9 @@ class Recipe:
         patch_off = science.loss.patch == 0 or science.logits is not None
         if patch_off and science.masks != Masks():
             raise _ignored("science.masks", "no patch term would use them")
-        if machine.watch_every != Machine.watch_every and not machine.watch:
-            raise _ignored("machine.watch_every", "machine.watch names no images")
+        unwatched = (machine.watch_every, machine.watch_labels) != (1000, False)
+        if unwatched and not machine.watch:
+            raise _ignored("machine.watch_every or watch_labels", "machine.watch names no images")
         proxy_of(science.data.proxy)
 
 

@@ -290,6 +290,7 @@ def _watch(recipe: Recipe) -> Any:
     return Watch.from_sources(
         list(recipe.machine.watch),
         image_size=recipe.science.model.image_size,
+        labels=recipe.machine.watch_labels,
         every=recipe.machine.watch_every,
     )
 
