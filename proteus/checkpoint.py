@@ -89,7 +89,7 @@ def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
             f"another folder, or mend its rights. What it holds was not touched."
         ) from error
     if overwrite:
-        for name in ("checkpoint", "export", "export-ema"):
+        for name in ("checkpoint", "export", "export-ema", "trackers"):
             shutil.rmtree(out / name, ignore_errors=True)
         for pattern in ("*.jsonl", "run.json", "curves.png", "pca.png", "masks.png", "report.html"):
             for file in out.glob(pattern):

@@ -1,3 +1,4 @@
+import json
 import statistics
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from proteus.cli import main
+from proteus.recipes import RUNS, from_json, read_recipe, recipe
 
 HEAVY = ["timm", "torchvision", "matplotlib", "huggingface_hub", "PIL", "tqdm", "safetensors"]
 
@@ -54,7 +56,7 @@ def test_help_answers_at_once():
     assert not set(loaded_by(HELP)) & {*HEAVY, "torch", "numpy"}
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["distill"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["distill"], ["recipes"], ["info"]])
 def test_every_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as done:
         main([*command, "--help"])
@@ -87,6 +89,41 @@ def distill(images, out, **options):
     return main(["distill", *(str(word) for pair in options.items() for word in pair)])
 
 
+def test_recipes_are_listed_with_their_cost_and_shown_as_json(capsys):
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in RUNS)
+    assert "375,342" in listed
+    assert main(["recipes", "b14-clip-l14", "--preset", "official"]) == 0
+    assert from_json(json.loads(capsys.readouterr().out)) == recipe("b14-clip-l14", "official")
+
+
+def test_a_run_is_repeated_from_its_own_record(images, tmp_path, capsys):
+    first, again = tmp_path / "first", tmp_path / "again"
+    set_ = {"--set": "science.loss.head=mlp", "--seed": 3, "--precision": "bf16"}
+    assert distill(images, first, **set_) == 0
+    assert main(["distill", "--from", str(first), "--out", str(again)]) == 0
+    assert (first / "log.jsonl").read_bytes() == (again / "log.jsonl").read_bytes()
+    found = read_recipe(again)
+    assert found.science.loss.head == "mlp"
+    assert found == read_recipe(first)
+    card = json.loads((again / "export/config.json").read_text())["proteus"]
+    assert (
+        card["recipe"]["science"]
+        == json.loads((again / "run.json").read_text())["recipe"]["science"]
+    )
+    state = json.loads((again / "checkpoint/step-00000001/state.json").read_text())
+    assert state["settings"]["recipe"]["science"]["seed"] == 3
+
+
+def test_a_named_run_takes_other_models_and_lengths(images, tmp_path):
+    options = {"--recipe": "table20-gelu-linear", "--preset": "official"}
+    assert distill(images, tmp_path / "run", **options) == 0
+    found = read_recipe(tmp_path / "run")
+    assert (found.name, found.science.loss.head) == ("table20-gelu-linear", "gelu_linear")
+    assert (found.science.data.epochs, found.science.data.steps) == (None, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -97,6 +134,13 @@ def distill(images, out, **options):
         ({"--batch-size": 9}, ["at most 8"]),
         ({"--student": "vit_tiny_patch16_224"}, ["4x4", "8x8"]),
         ({"--token": -1}, ["-1"]),
+        ({"--recipe": "s14-dinov2-b41"}, ["s14-dinov2-b41", "s14-dinov2-b14"]),
+        ({"--preset": "official"}, ["--preset", "--recipe"]),
+        ({"--set": "science.loss.heads=mlp"}, ["science.loss.heads", "science.loss.head"]),
+        ({"--set": "science.data.steps=3"}, ["science.data.steps", "give it once"]),
+        ({"--accumulate": 3}, ["machine.accumulate=3"]),
+        ({"--from": "nowhere"}, ["nowhere"]),
+        ({"--watch-every": 5}, ["would be ignored"]),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_plain_paragraph(images, tmp_path, capsys, options, words):

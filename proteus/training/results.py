@@ -26,12 +26,13 @@ def write_results(
     if not engine.world.first:
         return
     rows = log.rows()
-    recipe = dict(settings)
     details = {
-        "data": recipe.pop("data", None),
-        "teacher": recipe.pop("teacher"),
+        "data": settings.get("data"),
+        "teacher": settings["teacher"],
         "license": model.teacher.license or None,
-        "recipe": recipe,
+        # A run of a recipe is described by it; another one by the loop's own settings.
+        "recipe": settings.get("recipe")
+        or {key: value for key, value in settings.items() if key not in ("data", "teacher")},
         "losses": summary_of(rows[-1]),
     }
     if model.student.architecture:
