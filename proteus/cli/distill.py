@@ -116,8 +116,7 @@ def _run_distill(arguments: argparse.Namespace) -> None:
     except RunStopped as stopped:
         if _first_process():
             print(f"proteus distill: {stopped}", file=sys.stderr)
-    finally:
-        leave()
+    leave()  # not after an error: with a process missing, parting could wait for it
 
 
 def recipe_of(arguments: argparse.Namespace) -> Any:

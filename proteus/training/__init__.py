@@ -10,6 +10,7 @@ from .loop import fit as fit
 from .parallel import World as World
 from .parallel import choose_device as choose_device
 from .parallel import join as join
+from .parallel import leave as leave
 from .results import compare as compare
 from .schedule import EpochSchedule as EpochSchedule
 from .schedule import learning_rate as learning_rate
@@ -26,6 +27,7 @@ __all__ = [
     "compare",
     "fit",
     "join",
+    "leave",
     "learning_rate",
     "parameter_groups",
 ]
