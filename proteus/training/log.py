@@ -198,6 +198,7 @@ class RunLog:
         shown = {
             "images/s": f"{speed['images_per_second']:.0f}",
             "wait": f"{speed['data_wait']:.0%}",
+            "memory": f"{speed['memory_mib'] / 1024:.1f}G",
         }
         self._bar.set_postfix({**losses, **shown}, refresh=False)
         values = {k: v for k, v in self._last.items() if v is not None and k != "step"}
