@@ -5,6 +5,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -13,6 +14,8 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; }
+pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: .85rem; }
+figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .9rem; }
 """
 
@@ -31,6 +34,24 @@ class Picture:
 
     path: Path
     caption: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The title of a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Details:
+    """Text as it stands, folded away under its title."""
+
+    title: str
+    text: str
+
+
+Part: TypeAlias = str | Table | Picture | Heading | Details
 
 
 def text_table(table: Table) -> str:
@@ -53,13 +74,13 @@ def text_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def write_report(path: str | Path, title: str, parts: Sequence[str | Table | Picture]) -> None:
+def write_report(path: str | Path, title: str, parts: Sequence[Part]) -> None:
     """Write the page.
 
     Args:
         path: HTML file.
         title: Heading.
-        parts: In order: paragraphs (plain text), tables, pictures.
+        parts: In order: paragraphs (plain text), headings, tables, pictures, folded text.
 
     Examples:
         >>> import tempfile
@@ -78,9 +99,14 @@ def write_report(path: str | Path, title: str, parts: Sequence[str | Table | Pic
     )
 
 
-def _render(part: str | Table | Picture) -> str:
+def _render(part: Part) -> str:
     if isinstance(part, str):
         return f"<p>{html.escape(part)}</p>"
+    if isinstance(part, Heading):
+        return f"<h2>{html.escape(part.text)}</h2>"
+    if isinstance(part, Details):
+        title, text = html.escape(part.title), html.escape(part.text)
+        return f"<details><summary>{title}</summary><pre>{text}</pre></details>"
     if isinstance(part, Picture):
         data = base64.b64encode(part.path.read_bytes()).decode("ascii")
         caption = html.escape(part.caption)

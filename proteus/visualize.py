@@ -1,13 +1,21 @@
-"""Pictures: PCA maps of patch features (the paper's Fig. 3), loss curves."""
+"""Pictures: PCA maps of patch features (the paper's Fig. 3), masks, curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .features import Features, ShapeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+# What a row of a log holds besides the loss terms.
+NO_TERMS = ("step", "lr", "grad_norm", "images_per_second")
 
 
 def pca_maps(reference: Features, *others: Features) -> list[Tensor]:
@@ -64,13 +72,19 @@ def save_pca(images: Tensor, features: Mapping[str, Features], path: str | Path)
         features: Name -> features of these images, all of one width.
         path: PNG file.
     """
-    shown = images.cpu()
-    shown = shown.float() / 255 if shown.dtype == torch.uint8 else shown.float()
-    size = max(128, shown.shape[-1])
-    rows = [F.interpolate(shown, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)]
+    shown = _shown(images)
+    rows, size = [shown], shown.shape[-1]
     for colours in pca_maps(*features.values()):
         rows.append(F.interpolate(colours, size=(size, size), mode="nearest"))
     _figure(rows, ["image", *features], Path(path))
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Images as floats on the CPU, square, at least 128 pixels."""
+    shown = images.cpu()
+    shown = shown.float() / 255 if shown.dtype == torch.uint8 else shown.float()
+    size = max(128, shown.shape[-1])
+    return F.interpolate(shown, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _figure(rows: Sequence[Tensor], names: Sequence[str], path: Path) -> None:
@@ -87,6 +101,114 @@ def _figure(rows: Sequence[Tensor], names: Sequence[str], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def save_masks(images: Tensor, hidden: Tensor, grid: tuple[int, int], path: str | Path) -> None:
+    """What the student sees: a row of images, and below it the same with hidden patches in grey.
+
+    Args:
+        images: RGB [B, 3, H, W], uint8 or float in [0, 1].
+        hidden: bool [B, N], True = hidden from the student.
+        grid: (h, w) of the patches, h * w == N.
+        path: PNG file.
+
+    Raises:
+        ShapeError: If `hidden` does not fit the images or the grid.
+    """
+    if hidden.shape != (images.shape[0], grid[0] * grid[1]) or hidden.dtype != torch.bool:
+        raise ShapeError(
+            f"save_masks: `hidden` has the wrong shape. Got {hidden.dtype} {tuple(hidden.shape)}; "
+            f"expected torch.bool [images, patches] = {(images.shape[0], grid[0] * grid[1])}."
+        )
+    shown = _shown(images)
+    cover = hidden.cpu().view(-1, 1, *grid).float()
+    cover = F.interpolate(cover, size=shown.shape[-2:], mode="nearest")
+    _figure([shown, shown.lerp(torch.full_like(shown, 0.5), cover)], ["image", "seen"], Path(path))
+
+
+class Curve(NamedTuple):
+    """A series for a picture: for each point the mean, lowest and highest of the steps it covers.
+
+    Attributes:
+        steps: float64 [points].
+        mean: float64 [points].
+        low: float64 [points].
+        high: float64 [points].
+    """
+
+    steps: Array
+    mean: Array
+    low: Array
+    high: Array
+
+
+def thin(steps: Array, values: Array, points: int = 500) -> Curve:
+    """A long series as at most `points` points; no value is lost, each is inside its band.
+
+    Args:
+        steps: [n], rising.
+        values: [n]; those that are not finite are left out.
+        points: At most so many.
+
+    Examples:
+        >>> import numpy as np
+        >>> curve = thin(np.arange(6.0), np.array([1.0, 3, 5, 5, 0, 2]), points=3)
+        >>> curve.mean.tolist(), curve.low.tolist(), curve.high.tolist()
+        ([2.0, 5.0, 1.0], [1.0, 5.0, 0.0], [3.0, 5.0, 2.0])
+    """
+    import numpy as np
+
+    finite = np.isfinite(values)
+    steps, values = steps[finite], values[finite]
+    if len(steps) <= points:
+        return Curve(steps, values, values, values)
+    first = np.arange(points) * len(steps) // points
+    size = np.diff(np.append(first, len(steps)))
+    return Curve(
+        np.add.reduceat(steps, first) / size,
+        np.add.reduceat(values, first) / size,
+        np.minimum.reduceat(values, first),
+        np.maximum.reduceat(values, first),
+    )
+
+
+def save_panels(panels: Mapping[str, Mapping[str, Curve]], path: str | Path) -> None:
+    """Panels of curves over the steps, each curve with the band of what it sums up.
+
+    Args:
+        panels: Title -> name -> curve.
+        path: PNG file.
+
+    Raises:
+        ValueError: If there are no panels.
+    """
+    if not panels:
+        raise ValueError("save_panels: nothing to draw. Got no panels; expected at least one.")
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = _figure_class()(figsize=(3 * columns, 2.6 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        for number, (name, curve) in enumerate(curves.items()):
+            color = f"C{number}"
+            axis.fill_between(
+                curve.steps, curve.low, curve.high, color=color, alpha=0.25, linewidth=0
+            )
+            marker = "o" if len(curve.steps) < 20 else None
+            axis.plot(
+                curve.steps, curve.mean, color, label=name, linewidth=1.2, marker=marker, ms=3
+            )
+        if len(curves) > 1:
+            axis.legend(fontsize=7)
+        axis.set_title(title, fontsize=10)
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
 def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     """Loss curves of a run, one panel a term, and the learning rate.
 
@@ -97,20 +219,20 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     Raises:
         ValueError: If there are no rows.
     """
+    import numpy as np
+
     if not rows:
         raise ValueError("save_curves: nothing to draw. Got no rows; expected those of a run.")
-    names = [n for n in ("total", "token", "feature", "patch") if any(row[n] for row in rows)]
-    figure = _figure_class()(figsize=(3 * (len(names) + 1), 2.6), layout="constrained")
-    axes = figure.subplots(1, len(names) + 1)
-    steps = [row["step"] for row in rows]
-    for axis, name in zip(axes, [*names, "lr"], strict=True):
-        values = torch.tensor([row[name] for row in rows], dtype=torch.float64)
-        axis.plot(steps, values, linewidth=0.7, alpha=0.4)
-        if name != "lr":
-            axis.plot(steps, _smooth(values), linewidth=1.4)
-        axis.set_title(name)
-        axis.set_xlabel("step")
-    figure.savefig(path, dpi=110)
+    terms = [name for name in rows[0] if name not in NO_TERMS]
+    names = [name for name in terms if any(row[name] for row in rows)]
+    steps = np.array([row["step"] for row in rows], dtype=np.float64)
+    panels = {}
+    for name in [*names, "lr"]:
+        values = np.array([row[name] for row in rows], dtype=np.float64)
+        panels[name] = {name: thin(steps, values)}
+        if name != "lr" and len(rows) > 20:
+            panels[name]["mean"] = thin(steps, _smooth(torch.from_numpy(values)).numpy())
+    save_panels(panels, path)
 
 
 def _smooth(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from .distiller import Distiller
 from .evaluation import knn
 from .features import FeatureExtractor, Features, ShapeError
 from .logits import LogitDistiller
-from .losses import token_distance
+from .losses import ProteusLoss, token_distance
 from .teacher import Teacher
 
 Labelled = tuple[Tensor, Tensor]
@@ -141,14 +141,17 @@ class Watch:
         Raises:
             ValueError: If there is nothing to measure.
         """
+        sums: dict[str, Tensor] = {}
+        tokens: list[Tensor] = []
         with _quiet(distiller):
             self._remember(distiller.teacher)
-            student = list(self._features(distiller.student, self.images))
-            result: dict[str, float] = {}
-            if isinstance(distiller, Distiller):
-                result.update(self._agreement(distiller, student))
+            for number, batch in enumerate(self._features(distiller.student, self.images)):
+                tokens.append(batch.cls.float().cpu())
+                if isinstance(distiller, Distiller):
+                    self._add(sums, distiller.loss, batch, number * self.batch_size)
+            result = {name: float(total) / len(self.images) for name, total in sums.items()}
             if self.labels is not None:
-                result["knn_top1"] = self._top1(distiller.student, [f.cls for f in student])
+                result["knn_top1"] = self._top1(distiller.student, torch.cat(tokens))
                 result["teacher_knn_top1"] = self._teacher_top1
         if not result:
             raise ValueError(
@@ -171,7 +174,7 @@ class Watch:
             features[0].grid,
         )
         if self.labels is not None:
-            self._teacher_top1 = self._top1(teacher, [self._target.cls])
+            self._teacher_top1 = self._top1(teacher, self._target.cls)
         self._teacher = teacher
 
     def _features(self, model: FeatureExtractor, images: Tensor) -> Iterator[Features]:
@@ -180,31 +183,29 @@ class Watch:
         for batch in torch.split(images, self.batch_size):
             yield model(batch.to(device))
 
-    def _agreement(self, distiller: Distiller, student: list[Features]) -> dict[str, float]:
-        """Means over all tokens of all images, batch after batch."""
-        loss, target = distiller.loss, self._target
+    def _add(self, sums: dict[str, Tensor], loss: ProteusLoss, batch: Features, start: int) -> None:
+        """Add a batch of the student's to the sums over images; they stay on the device."""
+        part = slice(start, start + len(batch.cls))
+        pairs = {}
+        if loss.token_head is not None:
+            pairs["cls"] = loss.token_head(batch.cls), self._target.cls[part]
         head = loss.feature_head if loss.feature_head is not None else loss.patch_head
-        grids = student[0].grid == target.grid and target.patches.shape[1] > 0
-        sums: dict[str, Tensor | float] = {}
-        start = 0
-        for batch in student:
-            part = slice(start, start + len(batch.cls))
-            start = part.stop
-            pairs = {}
-            if loss.token_head is not None:
-                pairs["cls"] = loss.token_head(batch.cls), target.cls[part]
-            if head is not None and grids:
-                pairs["patch"] = head(batch.patches), target.patches[part]
-            for name, (projected, wanted) in pairs.items():
-                for kind, value in _compare(projected.float(), wanted.to(projected.device)).items():
-                    key = f"{name}_{kind}"
-                    sums[key] = sums.get(key, 0) + value * len(batch.cls)
-        return {key: float(total) / len(self.images) for key, total in sums.items()}
+        if head is not None and batch.grid == self._target.grid and batch.patches.shape[1]:
+            pairs["patch"] = head(batch.patches), self._target.patches[part]
+        for name, (projected, target) in pairs.items():
+            ours, theirs = projected.float(), target.to(projected.device)
+            for measure, values in (
+                ("cosine", F.cosine_similarity(ours, theirs, dim=-1)),
+                ("mse", token_distance(ours, theirs)),
+            ):
+                key = f"{name}_{measure}"
+                total = values.mean() * len(batch.cls)
+                sums[key] = sums[key] + total if key in sums else total
 
-    def _top1(self, model: FeatureExtractor, tokens: list[Tensor]) -> float:
-        """Share of the images that the k-NN puts into their class."""
+    def _top1(self, model: FeatureExtractor, queries: Tensor) -> float:
+        """Share of the images, class tokens [n, D], that the k-NN puts into their class."""
         assert self.labels is not None
-        queries, labels = torch.cat(tokens).float().cpu(), self.labels
+        labels = self.labels
         if self.bank is not None:
             batches = self._features(model, self.bank)
             voters = torch.cat([features.cls.float().cpu() for features in batches])
@@ -213,14 +214,6 @@ class Watch:
             voters, classes = queries[::2], labels[::2]
             queries, labels = queries[1::2], labels[1::2]
         return float((knn(voters, classes, queries, k=self.k) == labels).float().mean())
-
-
-def _compare(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
-    """Means over the tokens of a batch, on its device: reading them is left to the end."""
-    return {
-        "cosine": F.cosine_similarity(ours, theirs, dim=-1).double().mean(),
-        "mse": token_distance(ours, theirs).double().mean(),
-    }
 
 
 @contextmanager

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from proteus import Features
 from proteus.features import ShapeError
-from proteus.visualize import pca_maps, save_curves, save_pca
+from proteus.visualize import pca_maps, save_curves, save_masks, save_pca, thin
 
 
 def features(dim=8, batch=3, grid=(4, 5)):
@@ -53,3 +54,56 @@ def test_pictures_are_written(tmp_path, dtype):
 def test_no_rows_no_curves(tmp_path):
     with pytest.raises(ValueError, match="no rows"):
         save_curves([], tmp_path / "c.png")
+
+
+def test_a_mask_covers_the_hidden_patches_and_nothing_else(tmp_path, monkeypatch):
+    from proteus import visualize
+
+    drawn = []
+    monkeypatch.setattr(visualize, "_figure", lambda rows, names, path: drawn.extend(rows))
+    images = torch.zeros(2, 3, 128, 128)
+    hidden = torch.zeros(2, 8, dtype=torch.bool)
+    hidden[1, 5] = True  # second row, second column of 2 x 4
+    visualize.save_masks(images, hidden, (2, 4), tmp_path / "m.png")
+    plain, seen = drawn
+    assert torch.equal(plain, images)
+    assert torch.equal(seen[0], images[0])
+    assert (seen[1, :, 64:, 32:64] == 0.5).all()
+    assert seen[1].sum() == 3 * 64 * 32 * 0.5
+
+
+def test_a_mask_picture_is_written_and_a_wrong_mask_is_an_error(tmp_path):
+    images = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8)
+    save_masks(images, torch.rand(3, 16) < 0.5, (4, 4), tmp_path / "m.png")
+    with Image.open(tmp_path / "m.png") as picture:
+        assert min(picture.size) > 200
+    with pytest.raises(ShapeError, match=r"\(3, 9\).*\(3, 16\)"):
+        save_masks(images, torch.rand(3, 9) < 0.5, (4, 4), tmp_path / "m.png")
+
+
+def test_a_thinned_curve_keeps_the_mean_and_every_extreme():
+    steps, values = np.arange(10_007.0), np.random.default_rng(0).normal(size=10_007)
+    values[[5, 7000]] = 50, -50
+    curve = thin(steps, values, points=300)
+    assert len(curve.steps) == 300
+    assert curve.high.max() == 50
+    assert curve.low.min() == -50
+    assert (curve.low <= curve.mean).all()
+    assert (curve.mean <= curve.high).all()
+    edges = np.arange(300) * len(steps) // 300
+    sizes = np.diff(np.append(edges, len(steps)))
+    assert (curve.mean * sizes).sum() == pytest.approx(values.sum())
+
+
+def test_a_short_curve_is_itself_and_what_is_not_finite_is_left_out():
+    values = np.array([1.0, np.nan, 3.0, np.inf])
+    curve = thin(np.arange(4.0), values)
+    assert curve.steps.tolist() == [0, 2]
+    assert curve.mean.tolist() == curve.low.tolist() == curve.high.tolist() == [1, 3]
+
+
+def test_curves_are_drawn_of_whatever_terms_there_are(tmp_path):
+    rows = [{"step": n, "total": 1.0, "kl": 0.5, "ce": 0.0, "lr": 0.1} for n in range(40)]
+    save_curves(rows, tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.width == pytest.approx(3 * 3 * 110, abs=2)  # total, kl, lr: ce is off

@@ -1,0 +1,310 @@
+"""One page for a run, from the files in its folder; also while it goes on, and after it died."""
+
+import contextlib
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .report import Details, Heading, Part, Picture, Table, write_report
+from .visualize import NO_TERMS, Array, Curve, save_panels, thin
+
+_PICTURES = {
+    "pca.png": "Patch features as colours: teacher and student in one basis.",
+    "masks.png": "Images, and what the student sees of them in the masked view.",
+}
+
+
+@dataclass
+class Columns:
+    """A log read from JSON lines.
+
+    Attributes:
+        values: Name -> one number a row, NaN where the row has none; "step" is always there.
+        unreadable: Lines that could not be read (a run that was killed leaves half of one).
+    """
+
+    values: dict[str, Array] = field(default_factory=lambda: {"step": np.empty(0)})
+    unreadable: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values["step"])
+
+
+def read_columns(path: str | Path) -> Columns:
+    r"""Read a log of JSON lines, each an object of numbers with a "step".
+
+    Where steps start again at a smaller number (a run that was resumed), the later rows replace the
+    earlier ones.
+
+    Args:
+        path: File; one that does not exist is empty.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "log.jsonl")
+        ...     _ = path.write_text('{"step": 0, "total": 2.0}\n{"step": 1, "tot')
+        ...     columns = read_columns(path)
+        >>> columns.values["total"].tolist(), columns.unreadable
+        ([2.0], 1)
+    """
+    path = Path(path)
+    chunks: list[dict[str, Array]] = []
+    unreadable = 0
+    if path.exists():
+        with path.open("rb") as file:
+            while lines := list(itertools.islice(file, 10_000)):
+                rows = _rows(lines)
+                unreadable += sum(map(bool, map(bytes.strip, lines))) - len(rows)
+                chunks.append(_columns(rows))
+    names = dict.fromkeys(["step", *(name for chunk in chunks for name in chunk)])
+    values = {}
+    for name in names:
+        parts = [c.get(name, np.full(len(c["step"]), np.nan)) for c in chunks]
+        values[name] = np.concatenate([np.empty(0), *parts])
+    steps = values["step"]
+    least_after = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
+    kept = steps < least_after[: len(steps)]
+    return Columns({name: column[kept] for name, column in values.items()}, unreadable)
+
+
+def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
+    """The lines that are objects with a step."""
+    try:
+        rows = json.loads(b"[" + b",".join(lines) + b"]")  # several times faster than one by one
+    except ValueError:
+        rows = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return [r for r in rows if isinstance(r, dict) and isinstance(r.get("step"), int | float)]
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        column = [row.get(name) for row in rows]
+        # What is no number is not drawn: NaN.
+        columns[name] = np.array(
+            [value if isinstance(value, int | float) else np.nan for value in column], np.float64
+        )
+    return columns if rows else {"step": np.empty(0)}
+
+
+def write_run_report(run: str | Path, path: str | Path | None = None) -> Path:
+    r"""Write the page of a run: numbers, curves, throughput, watch, pictures, recipe, versions.
+
+    Args:
+        run: The run's folder. `log.jsonl` must be there; `timing.jsonl`, `watch.jsonl`, `run.json`,
+            `pca.png` and `masks.png` are shown where they are.
+        path: HTML file; None = `report.html` in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If the folder holds no run.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "log.jsonl").write_text('{"step": 0, "total": 2.0, "lr": 0.1}\n')
+        ...     "<h2>Losses</h2>" in write_run_report(folder).read_text(encoding="utf-8")
+        True
+    """
+    folder = Path(run)
+    if not (folder / "log.jsonl").is_file():
+        raise ValueError(
+            f"report: no run. Got {str(folder)!r}, which holds no log.jsonl; expected the folder "
+            f"given to `proteus distill --out`."
+        )
+    target = folder / "report.html" if path is None else Path(path)
+    log, timing, watch = (
+        read_columns(folder / f"{name}.jsonl") for name in ("log", "timing", "watch")
+    )
+    facts, broken = _facts(folder / "run.json")
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = [
+            *_summary(log, timing, facts, broken),
+            *_losses(log, Path(scratch)),
+            *_throughput(timing, Path(scratch)),
+            *_watched(watch, Path(scratch)),
+            *_pictures(folder),
+            *_recipe(facts),
+        ]
+        write_report(target, f"Run {folder.resolve().name}", parts)
+    return target
+
+
+def _facts(path: Path) -> tuple[dict[str, Any], bool]:
+    """What `run.json` says, and whether it is there and cannot be read."""
+    if not path.exists():
+        return {}, False
+    try:
+        facts = json.loads(path.read_bytes())
+    except ValueError:
+        return {}, True
+    return (facts, False) if isinstance(facts, dict) else ({}, True)
+
+
+def _summary(log: Columns, timing: Columns, facts: dict[str, Any], broken: bool) -> list[Part]:
+    parts: list[Part] = []
+    rows: list[list[str]] = []
+    if len(log):
+        wanted = _find(facts, "steps")
+        done = int(log.values["step"][-1]) + 1
+        of = f" of {wanted:,}" if isinstance(wanted, int) and not isinstance(wanted, bool) else ""
+        rows.append(["steps", f"{done:,}{of}"])
+    else:
+        parts.append("No step has been logged yet.")
+    if "seconds" in timing.values:
+        seconds = timing.values["seconds"]
+        # Each process counts from its own start.
+        ends = np.append(np.flatnonzero(np.diff(seconds) < 0), len(seconds) - 1)
+        rows.append(["time spent training", _duration(float(np.nansum(seconds[ends])))])
+        if len(ends) > 1:
+            rows.append(["processes one after the other", str(len(ends))])
+    for name, label, text, of_all in (
+        ("images_per_second", "images/s (median)", "{:,.0f}", np.nanmedian),
+        ("data_wait", "waiting for data (median)", "{:.1%}", np.nanmedian),
+        ("memory_mib", "memory (highest)", "{:,.0f} MiB", np.nanmax),
+    ):
+        if np.isfinite(timing.values.get(name, np.empty(0))).any():
+            rows.append([label, text.format(float(of_all(timing.values[name])))])
+    if rows:
+        parts.append(Table(["", ""], rows))
+    if log.unreadable:
+        parts.append(
+            f"Lines of the log that could not be read: {log.unreadable} (a run that is killed "
+            f"may leave half of one)."
+        )
+    if broken:
+        parts.append("run.json could not be read; recipe and versions are not shown.")
+    return parts
+
+
+def _find(facts: Mapping[str, Any], name: str) -> Any:
+    """A setting of this name, from the settings or the recipe, at any depth."""
+    for key in ("settings", "recipe"):
+        for path, value in _flatten(facts.get(key)):
+            if path.rpartition(".")[2] == name:
+                return value
+    return None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _losses(log: Columns, scratch: Path) -> list[Part]:
+    if not len(log):
+        return []
+    steps = log.values["step"]
+    terms = [name for name in log.values if name not in NO_TERMS]
+    late = max(1, min(100, len(log) // 10))
+    rows = [
+        [name, *(_number(value) for value in (v[0], v[-1], float(np.mean(v[-late:])), np.min(v)))]
+        for name, v in ((name, log.values[name]) for name in terms)
+    ]
+    header = ["", "first step", "last step", f"mean of the last {late}", "lowest"]
+    # A term that is off is logged as zeros.
+    shown = [
+        name
+        for name in [*terms, "lr", "grad_norm"]
+        if name in log.values and np.nan_to_num(log.values[name]).any()
+    ]
+    curves = {name: {name: thin(steps, log.values[name])} for name in shown}
+    parts: list[Part] = [Heading("Losses"), Table(header, rows)]
+    lost = sum(int((~np.isfinite(log.values[name])).sum()) for name in terms)
+    if lost:
+        parts.append(f"Values that are missing or not finite, and not drawn: {lost}.")
+    return [*parts, *_panels(curves, scratch / "losses.png")]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _throughput(timing: Columns, scratch: Path) -> list[Part]:
+    names = {
+        "images_per_second": "images/s",
+        "data_wait": "share of time waiting for data",
+        "memory_mib": "memory, MiB",
+    }
+    curves = {
+        label: {label: thin(timing.values["step"], timing.values[name])}
+        for name, label in names.items()
+        if name in timing.values
+    }
+    pictures = _panels(curves, scratch / "throughput.png")
+    return [Heading("Throughput"), *pictures] if pictures else []
+
+
+def _watched(watch: Columns, scratch: Path) -> list[Part]:
+    """One panel a measure; what was measured of the teacher goes into its student's panel."""
+    steps = watch.values["step"]
+    curves: dict[str, dict[str, Curve]] = {}
+    rows = []
+    for name in sorted(set(watch.values) - {"step"}, key=lambda n: n.startswith("teacher_")):
+        title = name.removeprefix("teacher_")
+        line = "teacher" if title != name else "student"
+        curves.setdefault(title, {})[line] = thin(steps, watch.values[name])
+        known = watch.values[name][np.isfinite(watch.values[name])]
+        if len(known):
+            rows.append([name, _number(known[0]), _number(known[-1])])
+    pictures = _panels(curves, scratch / "watch.png")
+    if not pictures:
+        return []
+    table = Table(["", "first look", "last look"], rows)
+    return [Heading("On held-out images"), table, *pictures]
+
+
+def _panels(curves: dict[str, dict[str, Curve]], path: Path) -> list[Part]:
+    drawn = {
+        title: {name: curve for name, curve in lines.items() if len(curve.steps)}
+        for title, lines in curves.items()
+    }
+    drawn = {title: lines for title, lines in drawn.items() if lines}
+    if not drawn:
+        return []
+    save_panels(drawn, path)
+    caption = f"{', '.join(drawn)} over steps: mean (line), lowest and highest (band)."
+    return [Picture(path, caption)]
+
+
+def _pictures(folder: Path) -> list[Part]:
+    found: list[Part] = [
+        Picture(folder / name, caption)
+        for name, caption in _PICTURES.items()
+        if (folder / name).is_file()
+    ]
+    return [Heading("Pictures"), *found] if found else []
+
+
+def _recipe(facts: Mapping[str, Any]) -> list[Part]:
+    parts: list[Part] = []
+    for key, title in (("recipe", "Recipe"), ("settings", "Settings"), ("versions", "Versions")):
+        rows = [[path, _text(value)] for path, value in _flatten(facts.get(key))]
+        if rows:
+            parts += [Heading(title), Table([key, "value"], rows)]
+        if rows and key == "recipe":
+            parts.append(Details("As JSON", json.dumps(facts[key], indent=2, ensure_ascii=False)))
+    return parts
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Nested dictionaries as (dotted path, value)."""
+    if isinstance(value, dict) and value:
+        pairs = ((f"{path}.{key}" if path else str(key), inner) for key, inner in value.items())
+        return [leaf for name, inner in pairs for leaf in _flatten(inner, name)]
+    return [(path, value)] if path else []

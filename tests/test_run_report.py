@@ -1,0 +1,174 @@
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from proteus.cli import main
+from proteus.run_report import read_columns, write_run_report
+
+
+def write(path, rows, tail=""):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
+
+
+def log_rows(count, start=0, **more):
+    return [
+        {"step": n, "total": 3.0 / (n + 1), "token": 1.0 / (n + 1), "feature": 1.0, "patch": 0.0,
+         "lr": 1e-3, "grad_norm": 0.5, **more}
+        for n in range(start, start + count)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as a loop leaves it, with everything in it."""
+    folder = tmp_path_factory.mktemp("runs") / "first <run>"
+    folder.mkdir()
+    write(folder / "log.jsonl", log_rows(200))
+    timing = [
+        {"step": n, "images_per_second": 100.0, "data_wait": 0.25, "memory_mib": 900.0 + n,
+         "seconds": seconds}
+        for n, seconds in ((50, 60.0), (99, 3600.0), (150, 30.0), (199, 65.0))
+    ]  # fmt: skip
+    write(folder / "timing.jsonl", timing)
+    write(
+        folder / "watch.jsonl",
+        [
+            {"step": 0, "cls_cosine": 0.125, "knn_top1": 0.5, "teacher_knn_top1": 0.75},
+            {"step": 100, "cls_cosine": 0.875, "knn_top1": 0.625, "teacher_knn_top1": 0.75},
+        ],
+    )
+    facts = {
+        "recipe": {"name": "vit_s & co", "loss": {"token": 1.0, "head": "ln_linear"}, "steps": 375},
+        "versions": {"torch": "2.14.1"},
+        "settings": {"batch_size": 256, "sources": ["a", "b"]},
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
+    for name in ("pca.png", "masks.png"):
+        Image.new("RGB", (4, 4)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return write_run_report(run)
+
+
+def text_of(page):
+    """The page without its pictures, tags and line ends."""
+    return " ".join(re.sub(r"<[^>]*>", " ", page.read_text(encoding="utf-8")).split())
+
+
+def test_the_page_shows_everything_and_needs_nothing_but_itself(run, page):
+    assert page == run / "report.html"
+    page, text = page.read_text(encoding="utf-8"), text_of(page)
+    assert "<h1>Run first &lt;run&gt;</h1>" in page
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    assert headings == [
+        "Losses", "Throughput", "On held-out images", "Pictures", "Recipe", "Settings", "Versions",
+    ]  # fmt: skip
+    assert "steps 200 of 375" in text
+    assert "time spent training 1 h 01 min" in text  # an hour, and 65 seconds of a second process
+    assert "processes one after the other 2" in text
+    assert "images/s (median) 100" in text
+    assert "waiting for data (median) 25.0%" in text
+    assert "memory (highest) 1,099 MiB" in text
+    assert "total 3 0.015" in text
+    assert "knn_top1 0.5 0.625" in text
+    assert "loss.head ln_linear" in text
+    assert "sources [&quot;a&quot;, &quot;b&quot;]" in text
+    assert "torch 2.14.1" in text
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r"<script|https?://|src=\"(?!data:)|<link", page)
+
+
+def test_the_recipe_is_there_as_json(run, page):
+    text = page.read_text(encoding="utf-8")
+    (block,) = re.findall(r"<details><summary>As JSON</summary><pre>(.*?)</pre>", text, re.DOTALL)
+    found = json.loads(block.replace("&quot;", '"').replace("&amp;", "&"))
+    assert found == json.loads((run / "run.json").read_text())["recipe"]
+
+
+def test_a_run_that_was_killed_has_half_a_line_and_a_page(tmp_path):
+    write(tmp_path / "log.jsonl", log_rows(5), tail='{"step": 5, "tot')
+    write(tmp_path / "timing.jsonl", [{"step": 4, "seconds": 9.0}], tail='{"st')
+    (tmp_path / "run.json").write_text('{"recipe": ')
+    text = text_of(write_run_report(tmp_path))
+    assert "steps 5" in text
+    assert "could not be read: 1 " in text
+    assert "run.json could not be read" in text
+    assert "0 min 09 s" in text
+
+
+def test_a_run_without_a_step_yet_has_a_page(tmp_path):
+    (tmp_path / "log.jsonl").write_text("")
+    assert "No step has been logged yet" in text_of(write_run_report(tmp_path))
+
+
+def test_whatever_terms_there_are_are_shown(tmp_path):
+    write(tmp_path / "log.jsonl", [{"step": 0, "total": 1.0, "kl": 0.75, "ce": 0.25, "lr": 0.1}])
+    text = text_of(write_run_report(tmp_path))
+    assert "kl 0.75 0.75" in text
+    assert "total, kl, ce, lr over steps" in text
+
+
+def test_a_term_that_is_off_has_a_row_and_no_curve(page):
+    text = text_of(page)
+    assert "patch 0 0" in text
+    assert "total, token, feature, lr, grad_norm over steps" in text
+
+
+def test_losses_that_are_not_finite_are_counted_and_not_drawn(tmp_path):
+    rows = log_rows(30)
+    rows[7]["total"] = math.nan
+    rows[8]["token"] = math.inf
+    write(tmp_path / "log.jsonl", rows)
+    assert "not finite, and not drawn: 2." in text_of(write_run_report(tmp_path))
+
+
+def test_rows_of_a_resumed_run_replace_those_that_were_lost(tmp_path):
+    rows = [*log_rows(10), *log_rows(4, start=6, total=9.0), *log_rows(1, start=8, total=7.0)]
+    write(tmp_path / "log.jsonl", rows)
+    values = read_columns(tmp_path / "log.jsonl").values
+    assert values["step"].tolist() == list(range(9))
+    assert values["total"][6:].tolist() == [9.0, 9.0, 7.0]
+    assert values["token"][5] == pytest.approx(1 / 6)
+
+
+def test_columns_that_come_and_go_are_not_numbers_in_between(tmp_path):
+    lines = ['{"step": 0, "a": 1}', "", "[1]", '{"a": 2}', "nonsense", '{"step": 3, "b": "x"}',
+             '{"step": 4, "b": 2, "a": null}']  # fmt: skip
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    columns = read_columns(tmp_path / "log.jsonl")
+    assert columns.unreadable == 3
+    assert columns.values["step"].tolist() == [0, 3, 4]
+    np.testing.assert_equal(columns.values["a"], [1, np.nan, np.nan])
+    np.testing.assert_equal(columns.values["b"], [np.nan, np.nan, 2])
+    assert len(read_columns(tmp_path / "none.jsonl")) == 0
+
+
+def test_a_long_log_is_read_whole_across_its_chunks(tmp_path):
+    write(tmp_path / "log.jsonl", [{"step": n, "total": n % 7} for n in range(25_000)])
+    columns = read_columns(tmp_path / "log.jsonl")
+    assert columns.values["total"].sum() == sum(n % 7 for n in range(25_000))
+    page = write_run_report(tmp_path)
+    assert page.stat().st_size < 300_000
+    assert "steps 25,000" in text_of(page)
+
+
+def test_the_command_writes_where_it_is_told_and_says_so(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    write(run / "log.jsonl", log_rows(2))
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert not (run / "report.html").exists()
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "nothing")]) == 2
+    assert "holds no log.jsonl; expected the folder" in capsys.readouterr().err
