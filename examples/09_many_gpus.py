@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 8 examples/09_many_gpus.py --data FOLDER --steps 200
     python examples/09_many_gpus.py --data FOLDER --steps 200        # one process
 
-The batch size is that of all processes together, and the losses do not depend on how many there are.
+The batch size is that of all processes together, and the losses do not depend on their number.
 Run it again after it was killed: it goes on where it was. `--parallel fsdp` shards the teacher too.
 """
 

@@ -73,7 +73,7 @@ def test_it_trains_and_writes_everything(distiller, batches, tmp_path):
     assert rows_of(tmp_path) == rows
     assert [row["step"] for row in rows] == list(range(40))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "checkpoint", "curves.png", "log.jsonl", "pca.png", "timing.jsonl",
+        "checkpoint", "curves.png", "log.jsonl", "masks.png", "pca.png", "timing.jsonl",
     ]  # fmt: skip  # no export: the student is no named timm model
     assert distiller.student.training
 

@@ -27,7 +27,7 @@ __all__ = [
     "compare",
     "fit",
     "join",
-    "leave",
     "learning_rate",
+    "leave",
     "parameter_groups",
 ]

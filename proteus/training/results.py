@@ -42,6 +42,11 @@ def write_results(
             average = engine.export_student(state, "ema")
             save_pretrained(average, folder / "export-ema", details=details)
     visualize.save_curves(rows, folder / "curves.png")
+    if isinstance(model, Distiller) and model.masks is not None:
+        shown = images[:8].cpu()
+        generator = torch.Generator().manual_seed(0)  # drawn aside: training's numbers stay
+        masks = model.masks.draw(len(shown), generator).hidden
+        visualize.save_masks(shown, masks, model.masks.grid, folder / "masks.png")
     if pictures is not None:
         visualize.save_pca(images[:8], pictures, folder / "pca.png")
 
