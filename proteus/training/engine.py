@@ -180,7 +180,8 @@ class Engine:
     def state(self) -> EngineState:
         """Everything that a resumed run needs; whole tensors on the CPU of the first process.
 
-        All processes must call it together.
+        All processes must call it together. What computes on the CPU is handed out itself, not a
+        copy: the next step changes it.
         """
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
@@ -223,6 +224,8 @@ class Engine:
             rows.setdefault(parameter, {})[key] = value
         groups = get_optimizer_state_dict(self.plain, self.optimizer)["param_groups"]
         saved: dict[str, Any] = {"state": rows, "param_groups": groups}
+        # Not strict: a parameter that never got a gradient has no moments, here and in the file.
+        options = StateDictOptions(full_state_dict=True, strict=False)
         set_optimizer_state_dict(self.plain, self.optimizer, saved, options=options)
         if self.ema is not None:
             self.ema.load(

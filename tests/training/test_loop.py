@@ -1,5 +1,4 @@
 import copy
-import itertools
 import json
 import math
 
@@ -8,9 +7,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import proteus
-from conftest import vit
 from proteus.checkpoint import CheckpointError
-from proteus.training import NonFiniteLossError, learning_rate, parameter_groups
+from proteus.training import NonFiniteLossError
 
 QUIET = {"device": "cpu", "progress": False}
 
@@ -23,45 +21,6 @@ def batches():
 
 def rows_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-class TestLearningRate:
-    def test_it_rises_to_the_peak_and_falls_to_a_hundredth(self):
-        rates = [learning_rate(step, 200, 1.0, 0.05) for step in range(200)]
-        assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-        assert max(rates) == 1.0
-        assert rates[-1] == pytest.approx(0.01)
-        assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-        assert rates[10 + 189 // 2] == pytest.approx(0.505, abs=0.01)
-
-    @pytest.mark.parametrize("steps", [1, 2, 3])
-    def test_short_runs_have_finite_positive_rates(self, steps):
-        for step in range(steps):
-            assert 0 < learning_rate(step, steps, 0.5) <= 0.5
-
-
-def test_biases_norms_positions_and_tokens_are_not_decayed(teacher):
-    model = vit(24, reg_tokens=2, no_embed_class=True, init_values=1.0)
-    distiller = proteus.Distiller(teacher, proteus.Student(model, image_size=32))
-    decayed, spared = parameter_groups(distiller, 0.05)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
-    names = {id(p): n for n, p in distiller.named_parameters()}
-    spared_names = {names[id(p)].rsplit(".", 1)[-1] for p in spared["params"]}
-    assert {"pos_embed", "cls_token", "reg_token", "mask_token", "gamma", "bias"} <= spared_names
-    assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in decayed["params"])
-    together = [id(p) for group in (decayed, spared) for p in group["params"]]
-    assert sorted(together) == sorted(names)
-    assert not {id(p) for p in teacher.parameters()} & set(together)
-
-
-def test_what_a_timm_model_lists_itself_is_spared_too(teacher):
-    student = proteus.Student("beit_base_patch16_224", image_size=64)
-    assert any("relative_position" in name for name in student.backbone.no_weight_decay())
-    group = parameter_groups(student, 0.05)[0]["params"]
-    spared = {id(student.backbone.get_parameter(n)) for n in student.backbone.no_weight_decay()
-              if n in dict(student.backbone.named_parameters())}  # fmt: skip
-    assert spared
-    assert spared.isdisjoint(id(p) for p in group)
 
 
 def test_it_trains_and_writes_everything(distiller, batches, tmp_path):
