@@ -93,6 +93,8 @@ class Engine:
         self.world, self.seed, self.precision = world, seed, precision
         self.accumulate, self.clip_grad = accumulate, clip_grad
         self.plain = model.to(world.device).train()
+        # DDP would do this for the student; FSDP takes each shard from the process that holds it.
+        world.share(model.teacher, model)
         # An export needs whole weights in a plain module, which a sharded one cannot be again.
         self._twin = copy.deepcopy(model.student).cpu() if parallel == "fsdp" else None
         if activation_checkpointing:

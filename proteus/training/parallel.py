@@ -38,6 +38,15 @@ class World:
             dist.all_reduce(values)
         return values
 
+    @torch.no_grad()
+    def share(self, *modules: nn.Module) -> None:
+        """Give everyone the first process's weights, in place."""
+        for module in modules if self.size > 1 else ():
+            for tensor in (*module.parameters(), *module.buffers()):
+                copy = tensor.contiguous()
+                dist.broadcast(copy, src=0)
+                tensor.copy_(copy)
+
     def once(self, work: Callable[[], Result]) -> Result:
         """Do something on the first process; its result, or its error, is everyone's."""
         if self.size == 1:
