@@ -206,35 +206,51 @@ class Engine:
         Raises:
             ValueError: If the tensors do not fit the model.
         """
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            get_optimizer_state_dict,
-            set_model_state_dict,
-            set_optimizer_state_dict,
-        )
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         if ("ema" in state.tensors) != (self.ema is not None):
             raise ValueError("ema: the checkpoint and the run differ in whether they keep one.")
-        options = StateDictOptions(full_state_dict=True, strict=True)
+        weights, own = state.tensors["weights"], self.plain.state_dict()
+        # With `full_state_dict`, torch takes missing tensors from the model, however strict it is.
+        if own.keys() != weights.keys():
+            raise ValueError(
+                f"it belongs to another student or loss. Missing: "
+                f"{', '.join(sorted(own.keys() - weights.keys())) or 'nothing'}; left over: "
+                f"{', '.join(sorted(weights.keys() - own.keys())) or 'nothing'}."
+            )
         try:
-            set_model_state_dict(self.plain, dict(state.tensors["weights"]), options=options)
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(self.plain, dict(weights), options=options)
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"it belongs to another student or loss. {error}") from error
-        rows: dict[str, dict[str, Tensor]] = {}
-        for name, value in state.tensors["optimizer"].items():
-            parameter, _, key = name.rpartition("/")
-            rows.setdefault(parameter, {})[key] = value
-        groups = get_optimizer_state_dict(self.plain, self.optimizer)["param_groups"]
-        saved: dict[str, Any] = {"state": rows, "param_groups": groups}
-        # Not strict: a parameter that never got a gradient has no moments, here and in the file.
-        options = StateDictOptions(full_state_dict=True, strict=False)
-        set_optimizer_state_dict(self.plain, self.optimizer, saved, options=options)
+        self._load_moments(state.tensors["optimizer"])
         if self.ema is not None:
             self.ema.load(
                 {k: shared_like(t, self.ema.tensors[k]) for k, t in state.tensors["ema"].items()}
             )
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.facts["scaler"])
+
+    def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        # Not torch's `set_optimizer_state_dict`: it wants moments for every parameter, and one that
+        # never got a gradient has none.
+        rows: dict[str, dict[str, Tensor]] = {}
+        for name, value in moments.items():
+            parameter, _, key = name.rpartition("/")
+            rows.setdefault(parameter, {})[key] = value
+        names = {id(parameter): name for name, parameter in self.plain.named_parameters()}
+        state = {}
+        for number, parameter in enumerate(self._parameters):
+            row = rows.pop(names[id(parameter)], None)
+            if row is not None:
+                state[number] = {
+                    key: value if key == "step" else shared_like(value, parameter)
+                    for key, value in row.items()
+                }
+        if rows:
+            raise ValueError(f"the optimizer has parameters that the model lacks: {sorted(rows)}.")
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def export_student(self, state: EngineState, weights: Literal["weights", "ema"]) -> Student:
         """A plain student with the run's weights, or with their average (first process only)."""

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 
 import proteus
 from conftest import vit
+from proteus import checkpoint
 from proteus.training import Engine, NonFiniteLossError, World, fit
+from proteus.training.engine import EngineState
 
 CPU = World(torch.device("cpu"))
 QUIET = {"device": "cpu", "progress": False}
@@ -64,7 +66,7 @@ def test_it_is_the_plain_loop_of_torch(seen_only, batches, clip_grad):
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        assert row["total"] == losses.total.item()
+        assert row["total"] == pytest.approx(losses.total.item(), rel=1e-6)
         assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
     for ours, theirs in zip(engine.plain.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
@@ -242,6 +244,45 @@ def test_parameters_that_get_no_gradient_or_are_frozen_do_not_hinder_a_resume(
     ours, theirs = (e.step([batches[2]], 2, 1e-3)[1] for e in (twin, engine))
     assert torch.equal(ours, theirs)
     assert equal(weights(twin), weights(engine))
+
+
+def test_tied_weights_stay_tied_after_a_resume(teacher, batches, tmp_path):
+    model = vit(24)
+    model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+    distiller = proteus.Distiller(teacher, proteus.Student(model, image_size=32))
+    _, engine = run(distiller, batches[:2])
+    state = engine.state()
+    checkpoint.save(tmp_path, 2, state.tensors, settings={}, facts=state.facts)
+    found = checkpoint.load(tmp_path)
+    twin = Engine(copy.deepcopy(distiller), CPU, lr=9.0)
+    twin.load_state(EngineState(found.tensors, found.facts))
+    ours, theirs = (e.step([batches[2]], 2, 1e-3)[1] for e in (twin, engine))
+    assert torch.equal(ours, theirs)
+    assert equal(weights(twin), weights(engine))
+    blocks = twin.plain.student.backbone.blocks
+    assert blocks[1].mlp.fc1.weight is blocks[0].mlp.fc1.weight
+
+
+def test_a_state_of_another_model_is_refused(teacher, distiller, batches):
+    _, engine = run(distiller, batches[:1])
+    state = copy.deepcopy(engine.state())
+    others = {
+        r"Missing: .*blocks\.2.*left over: nothing": vit(24, depth=3),
+        r"Missing: nothing; left over: .*blocks\.1": vit(24, depth=1),
+        "size mismatch|shape": vit(24, mlp_ratio=2),
+    }
+    for match, model in others.items():
+        other = proteus.Distiller(teacher, proteus.Student(model, image_size=32))
+        before = copy.deepcopy(other.state_dict())
+        with pytest.raises(ValueError, match=rf"(?s)another student or loss\. .*({match})"):
+            Engine(other, CPU, lr=1e-3).load_state(state)
+        if "Missing" in match:
+            assert equal(other.state_dict(), before)
+    state.tensors["optimizer"]["student.gone/exp_avg"] = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"lacks: \['student\.gone'\]"):
+        Engine(copy.deepcopy(distiller), CPU, lr=1e-3).load_state(state)
+    with pytest.raises(ValueError, match="ema: the checkpoint and the run differ"):
+        Engine(copy.deepcopy(distiller), CPU, lr=1e-3, ema=0.9).load_state(state)
 
 
 @pytest.mark.parametrize(
