@@ -1,5 +1,6 @@
 """Several processes as one: joining them, wrapping the model, doing things once."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -95,9 +96,17 @@ def join(device: str | torch.device = "auto") -> World:
     """
     chosen = choose_device(device)
     if dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched():
+        from torch.distributed.rendezvous import rendezvous
+
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        store, rank, size = next(rendezvous("env://"))
+        # torchrun may keep its store when it starts the processes anew, with the addresses of the
+        # dead ones in it: each start gets names of its own.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt-{attempt}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     if not (dist.is_available() and dist.is_initialized()):
         return World(chosen)
     return World(chosen, dist.get_rank(), dist.get_world_size())
