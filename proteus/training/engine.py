@@ -185,20 +185,29 @@ class Engine:
         All processes must call it together. What computes on the CPU is handed out itself, not a
         copy: the next step changes it.
         """
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        saved: Any = get_state_dict(self.plain, self.optimizer, options=options)
-        weights, optimizer = saved
+        weights: Any = get_model_state_dict(self.plain, options=options)
+        # Not torch's `get_optimizer_state_dict`: before the first step, which fp16 may skip several
+        # times, it takes one to have moments to show, and the run would go on differently.
         moments = {
             f"{name}/{key}": value
-            for name, row in optimizer.get("state", {}).items()
-            for key, value in row.items()
+            for name, parameter in self.plain.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        tensors: dict[str, dict[str, Tensor]] = {"weights": dict(weights), "optimizer": moments}
+        tensors = {"weights": dict(weights), "optimizer": self._gathered(moments)}
         if self.ema is not None:
-            tensors["ema"] = {k: whole(t).cpu() for k, t in self.ema.tensors.items()}
+            tensors["ema"] = self._gathered(self.ema.tensors)
         return EngineState(tensors, {"scaler": self.scaler.state_dict()})
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        gathered = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)  # all processes must ask
+            if self.world.first:
+                gathered[name] = full.cpu()
+        return gathered
 
     def load_state(self, state: EngineState) -> None:
         """Take over a saved state; all processes must call it together, each with the whole of it.

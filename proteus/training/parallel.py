@@ -96,6 +96,7 @@ def join(device: str | torch.device = "auto") -> World:
     """
     chosen = choose_device(device)
     if dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched():
+        from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         if chosen.type == "cuda":
@@ -105,8 +106,8 @@ def join(device: str | torch.device = "auto") -> World:
         # torchrun may keep its store when it starts the processes anew, with the addresses of the
         # dead ones in it: each start gets names of its own.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"attempt-{attempt}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        own = PrefixStore(f"attempt-{attempt}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     if not (dist.is_available() and dist.is_initialized()):
         return World(chosen)
     return World(chosen, dist.get_rank(), dist.get_world_size())

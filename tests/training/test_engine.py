@@ -220,6 +220,29 @@ def test_a_saved_state_makes_another_engine_the_same(distiller, batches, precisi
     assert twin.scaler.state_dict() == engine.scaler.state_dict()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_looking_at_the_state_changes_nothing_not_even_before_the_first_step(
+    distiller, batches, precision, tmp_path
+):
+    """fp16 skips the first steps, so that the optimizer has no moments yet."""
+    looked, other = (
+        Engine(copy.deepcopy(distiller), CPU, lr=1e-3, precision=precision) for _ in range(2)
+    )
+    for step in range(6):
+        state = looked.state()
+        checkpoint.save(tmp_path, step, state.tensors, settings={}, facts=state.facts)
+        resumed = Engine(copy.deepcopy(distiller), CPU, lr=1e-3, precision=precision)
+        found = checkpoint.load(tmp_path)
+        resumed.load_state(EngineState(found.tensors, found.facts))
+        ours, theirs, again = (
+            engine.step([batches[0]], step, 1e-3)[1] for engine in (looked, other, resumed)
+        )
+        assert torch.equal(ours, theirs)
+        assert torch.equal(ours, again)
+        assert equal(weights(looked), weights(other))
+        assert equal(weights(looked), weights(resumed))
+
+
 def test_the_state_holds_student_and_heads_and_never_the_teacher(distiller, batches):
     _, engine = run(distiller, batches[:1], ema=0.9)
     state = engine.state()

@@ -19,6 +19,12 @@ def batches():
     return [torch.rand(4, 3, 32, 32, generator=generator) for _ in range(3)]
 
 
+@pytest.fixture
+def without_results(monkeypatch):
+    """Pictures take most of the time of runs this small."""
+    monkeypatch.setattr("proteus.training.loop.write_results", lambda *_: None)
+
+
 def rows_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -64,6 +70,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(distiller, ba
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.usefixtures("without_results")
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(distiller, batches, tmp_path, stop):
     dying, whole = copy.deepcopy(distiller), copy.deepcopy(distiller)
     start = copy.deepcopy(distiller)
@@ -99,12 +106,14 @@ def test_a_finished_run_can_be_resumed_and_does_nothing_more(distiller, batches,
     assert again == first
 
 
+@pytest.mark.usefixtures("without_results")
 def test_resuming_with_other_settings_names_them(distiller, batches, tmp_path):
     distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
     with pytest.raises(CheckpointError, match=r"lr was 0\.001, is 0\.1"):
         distiller.fit(batches, steps=2, lr=0.1, out=tmp_path, resume=True, **QUIET)
 
 
+@pytest.mark.usefixtures("without_results")
 def test_a_folder_with_a_run_is_not_touched(distiller, batches, tmp_path):
     distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
     before = (tmp_path / "log.jsonl").read_text()
@@ -152,3 +161,77 @@ def test_data_that_cannot_be_used_is_refused(distiller, batches):
         distiller.fit(iter(batches), steps=5, **QUIET)
     with pytest.raises(ValueError, match="str"):
         distiller.fit(["image.jpg"], steps=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"save_every": 0}, "save_every is out of range. Got 0"),
+        ({"keep": 0}, "keep is out of range. Got 0"),
+        ({"keep": -1}, "keep is out of range. Got -1"),
+        ({"warmup": 1.0}, "warmup is out of range. Got 1.0"),
+        ({"warmup": -0.1}, "warmup is out of range. Got -0.1"),
+        ({"warmup": 0.1, "lr": lambda step: 1e-3}, "warmup would be ignored"),
+        ({"details": {"data": object}}, "details must be JSON-able"),
+        ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"resume": "auto", "overwrite": True}, "exclude each other"),
+    ],
+)
+def test_settings_that_cannot_be_kept_are_refused_before_any_work(
+    distiller, batches, tmp_path, options, match
+):
+    before = copy.deepcopy(distiller.state_dict())
+    with pytest.raises(ValueError, match=match):
+        distiller.fit(batches, steps=2, out=tmp_path, **options, **QUIET)
+    assert not list(tmp_path.iterdir())
+    assert all(torch.equal(t, before[name]) for name, t in distiller.state_dict().items())
+
+
+@pytest.mark.usefixtures("without_results")
+class TestAfterARestartByTorchrun:
+    """It starts the same command again, with a number: the run goes on, whatever was asked for."""
+
+    @pytest.fixture(autouse=True)
+    def _restarted(self, monkeypatch):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+
+    def test_what_was_saved_is_gone_on_with(self, distiller, batches, tmp_path, monkeypatch):
+        with monkeypatch.context() as first:
+            first.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+            expected = distiller.fit(batches, steps=3, out=tmp_path, **QUIET)
+        for asked in ({}, {"overwrite": True}, {"resume": True}):
+            assert distiller.fit(batches, steps=3, out=tmp_path, **asked, **QUIET) == expected
+
+    def test_with_nothing_saved_it_starts_anew(self, distiller, batches, tmp_path):
+        (tmp_path / "log.jsonl").write_text('{"step": 0}\n')
+        distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+        assert [row["step"] for row in rows_of(tmp_path)] == [0, 1]
+
+
+@pytest.mark.usefixtures("without_results")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_resumes_bit_for_bit_the_scaler_included(
+    distiller, batches, tmp_path, precision
+):
+    class DiesError(Exception):
+        pass
+
+    def dies(step):
+        if step == 7:
+            raise DiesError
+        return 1e-3
+
+    def lives(step):
+        return 1e-3
+
+    runs = [copy.deepcopy(distiller) for _ in range(3)]
+    options = {
+        "steps": 9, "save_every": 3, "ema": 0.9, "accumulate": 2, "clip_grad": 1.0,
+        "precision": precision, **QUIET,
+    }  # fmt: skip
+    expected = runs[0].fit(batches, lr=lives, **options)
+    with pytest.raises(DiesError):
+        runs[1].fit(batches, lr=dies, out=tmp_path, **options)
+    assert runs[2].fit(batches, lr=lives, out=tmp_path, resume=True, **options) == expected
+    for ours, theirs in zip(runs[2].parameters(), runs[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
