@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_jobs import STEPS, Batches, build, run_job
 
+import proteus
 from proteus.training import World, fit
 
 SCRIPT = Path(__file__).with_name("training_jobs.py")
@@ -116,6 +117,8 @@ def shared(tmp_path_factory, files):
 
     for kind in KINDS:
         add(f"{kind}-whole", options={"parallel": kind})
+        named = {"student": "demo-student", "results": True}
+        add(f"{kind}-named", options={"parallel": kind, "steps": 2}, **named)
         add(f"{kind}-parts", options={"parallel": kind, "accumulate": 2}, masks=MASKS)
         stop_after(5, folder / f"{kind}-from-one")
         add(f"{kind}-from-one", options={"parallel": kind, "resume": True})
@@ -214,6 +217,24 @@ class TestTwoProcesses:
         for rank in seen[f"{kind}-whole"]:
             assert all(rank["teacher_unchanged"].values())
             assert not any(rank["student_unchanged"].values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_two_processes_export_are_whole_plain_weights(kind, shared):
+    folder, _ = shared
+    out = folder / f"{kind}-named"
+    prefix = "student.backbone."
+    backbone = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights_of(out, step=2).items()
+        if name.startswith(prefix)
+    }
+    for name, saved in (("export", backbone), ("export-ema", weights_of(out, "ema", step=2))):
+        exported = proteus.load_pretrained(out / name).state_dict()
+        assert exported.keys() == saved.keys()
+        assert all(torch.equal(exported[key], saved[key]) for key in saved)
+    assert (out / "pca.png").exists()
+    assert (out / "curves.png").exists()
 
 
 def test_fsdp_shards_student_and_teacher_and_ddp_neither(shared):
