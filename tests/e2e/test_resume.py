@@ -10,7 +10,9 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 from training_jobs import run_alone
 
 SAVES = {"lr": 3e-3, "save_every": 3, "keep": 2, "ema": 0.9, "accumulate": 2, "resume": "auto"}
@@ -29,13 +31,14 @@ def processes():
 def run(processes, tmp_path_factory):
     """Start a run; with `wait`, its exit code and what stopped it."""
 
-    def start(out, *, wait=True, trouble=None, **options):
+    def start(out, *, wait=True, trouble=None, job=None, **options):
         seen = tmp_path_factory.mktemp("seen") / "seen.json"
         job = {
             "out": str(out),
             "seen": str(seen),
             "options": SAVES | {"steps": STEPS} | options,
             "trouble": trouble or {},
+            **(job or {}),
         }
         process = processes.Process(target=run_alone, args=(job,))
         process.start()
@@ -138,6 +141,32 @@ def test_sigterm_saves_says_so_and_leaves_with_0(run, whole, tmp_path):
     assert (out / "checkpoint/step-00000008/state.json").exists()
     assert run(out) == (0, None)
     assert_same_end(out, whole[0])
+
+
+def test_sigterm_to_the_processes_that_load_images_too_saves_as_well(run, tmp_path):
+    """As Slurm sends it: to every process of the job."""
+    (tmp_path / "images").mkdir()
+    for n in range(16):
+        pixels = np.random.default_rng(n).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{n:02}.png")
+    out, job = tmp_path / "run", {"folder": str(tmp_path / "images"), "workers": 2}
+    options = {"steps": 5000, "save_every": 5000}
+    process = run(out, wait=False, job=job, **options)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").stat().st_size:
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    done = len((out / "log.jsonl").read_text().splitlines())
+    assert 0 < done < 5000
+    assert (out / f"checkpoint/step-{done:08d}/state.json").exists()
+    with pytest.raises(ProcessLookupError):  # and none of them is left
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "garbage"])

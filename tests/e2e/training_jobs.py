@@ -102,8 +102,8 @@ def run_job(job, world):
     data = Batches(world.rank, world.size, **job.get("trouble", {}))
     if "folder" in job:
         data = ImageLoader(
-            open_source(job["folder"]), batch_size=IMAGES // world.size, image_size=32, workers=0,
-            rank=world.rank, world_size=world.size,
+            open_source(job["folder"]), batch_size=IMAGES // world.size, image_size=32,
+            workers=job.get("workers", 0), rank=world.rank, world_size=world.size,
         )  # fmt: skip
     seen = {"stopped": None}
     options = {"steps": STEPS, "device": "cpu", "progress": False} | job.get("options", {})
@@ -138,6 +138,7 @@ def same(module, before):
 
 def run_alone(job):
     """A job in a process of its own that was forked, not started: what it saw goes to `seen`."""
+    os.setpgid(0, 0)  # a job's own processes can be told from the tests'
     torch.set_num_threads(1)
     seen = run_job(job, World(torch.device("cpu")))
     Path(job["seen"]).write_text(json.dumps(seen))
