@@ -143,7 +143,7 @@ def save(
         sums = {}
         for name, named in tensors.items():
             file = staging / f"{name}.safetensors"
-            save_file({key: value.contiguous() for key, value in named.items()}, file)
+            save_file(_apart(named), file)
             sums[file.name] = sha256_of(file)
         state = {
             "step": step,
@@ -160,13 +160,41 @@ def save(
         if type(error).__name__ == "SafetensorError":  # what it makes of a full disk
             raise OSError(f"{staging}: {error}") from error
         raise
-    final = folder / f"step-{step:08d}"
+    final = folder / _name(step)
     _remove(final)  # only there if it was found damaged
     staging.replace(final)
     sync(folder)
     for old in all_steps(out)[:-keep]:
         _remove(old)
     return final
+
+
+def _apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where they share memory, as tied weights do: safetensors refuses that."""
+    apart: dict[str, Tensor] = {}
+    memories: set[int] = set()
+    for key, tensor in named.items():
+        value = tensor.contiguous()
+        memory = value.untyped_storage().data_ptr()
+        apart[key] = value.clone() if memory in memories else value
+        memories.add(memory)
+    return apart
+
+
+def set_aside_after(out: Path, step: int) -> None:
+    """Rename the checkpoints of later steps, which `load` found damaged.
+
+    Under their own names they would be counted among those to keep, before good ones.
+    """
+    for folder in all_steps(out):
+        if folder.name > _name(step):
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.replace(aside)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _remove(folder: Path) -> None:

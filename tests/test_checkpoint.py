@@ -1,4 +1,7 @@
 import logging
+import os
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -59,12 +62,70 @@ def test_a_save_that_fails_leaves_no_trace_and_is_not_in_the_way(tmp_path, tenso
     assert checkpoint.load(tmp_path).step == 3
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts an empty disk of so many KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", folder]
+        if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+            pytest.skip("no file system may be mounted here")
+        return folder
+
+    yield mount
+    while os.path.ismount(folder):
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("size", range(200, 1000, 80))
+def test_on_a_disk_of_any_size_what_is_there_is_whole(small_disk, size):
+    disk = small_disk(size)
+    tensors = {"weights": {"a": torch.randn(30_000)}, "optimizer": {"b": torch.randn(60_000)}}
+    saved = 0
+    for step in (1, 2, 3):
+        try:
+            checkpoint.save(disk, step, tensors, settings={}, keep=1)
+            saved = step
+        except OSError:
+            pass
+    names = [path.name for path in (disk / "checkpoint").iterdir()]
+    assert names == ([f"step-{saved:08d}"] if saved else [])
+    if saved:
+        found = checkpoint.load(disk)
+        assert torch.equal(found.tensors["optimizer"]["b"], tensors["optimizer"]["b"])
+    assert saved in ((0,) if size < 360 else (1,) if size < 720 else (3,))
+
+
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path, tensors):
     (tmp_path / "checkpoint/.tmp-123").mkdir(parents=True)
     (tmp_path / "checkpoint/.tmp-123/weights.safetensors").write_bytes(b"half")
     assert checkpoint.newest(tmp_path) is None
     checkpoint.save(tmp_path, 3, tensors, settings={})
     assert not list((tmp_path / "checkpoint").glob(".tmp-*"))
+
+
+def test_tensors_that_share_memory_are_saved_whole(tmp_path):
+    tied = torch.randn(4, 3)
+    tensors = {"weights": {"a": tied, "b": tied, "row": tied[1], "turned": tied.T}}
+    checkpoint.save(tmp_path, 1, tensors, settings={})
+    found = checkpoint.load(tmp_path).tensors["weights"]
+    assert all(torch.equal(found[name], t) for name, t in tensors["weights"].items())
+
+
+def test_later_damaged_checkpoints_are_set_aside_and_not_counted(tmp_path, tensors):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, tensors, settings={}, keep=9)
+    flip_a_bit(tmp_path / "checkpoint/step-00000003/weights.safetensors")
+    checkpoint.set_aside_after(tmp_path, checkpoint.load(tmp_path).step)
+    assert checkpoint.newest(tmp_path).name == "step-00000002"
+    assert (tmp_path / "checkpoint/damaged-step-00000003/state.json").exists()
+    checkpoint.set_aside_after(tmp_path, 1)
+    checkpoint.save(tmp_path, 2, tensors, settings={}, keep=1)
+    checkpoint.set_aside_after(tmp_path, 1)  # a second one of the same step
+    names = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
+    assert names == ["damaged-step-00000002", "damaged-step-00000003"]
 
 
 def test_other_settings_are_named(tmp_path, tensors):
@@ -123,6 +184,20 @@ def test_with_nothing_whole_every_damage_is_named(tmp_path, tensors):
 
 
 class TestClaimFolder:
+    def test_a_folder_that_cannot_be_written_is_found_out_before_any_work(self, tmp_path):
+        out = tmp_path / "closed"
+        out.mkdir(mode=0o500)
+        if os.geteuid() == 0:  # whom permissions do not bind
+            command = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", out]
+            if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+                pytest.skip("no file system may be mounted here")
+        try:
+            with pytest.raises(ValueError, match=r"nothing can be written there.*not touched"):
+                checkpoint.claim_folder(out, resume=False, overwrite=False)
+        finally:
+            if os.path.ismount(out):
+                subprocess.run(["umount", out], check=True)
+
     def test_a_new_folder_is_made(self, tmp_path):
         checkpoint.claim_folder(tmp_path / "a/b", resume=False, overwrite=False)
         assert (tmp_path / "a/b").is_dir()

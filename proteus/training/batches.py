@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
 
 from .engine import seed_everything
 from .parallel import World
@@ -89,6 +90,8 @@ def batches(
 def _rounds(data: Iterable[Any], seed: int) -> Iterator[Any]:
     for number in itertools.count():
         seed_everything(seed, "pass", number)
+        if isinstance(data, DataLoader) and isinstance(data.sampler, DistributedSampler):
+            data.sampler.set_epoch(number)  # or each pass would have the order of the first
         items = iter(data)
         for count in itertools.count():
             seed_everything(seed, "batch", number, count)

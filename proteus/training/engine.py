@@ -93,6 +93,8 @@ class Engine:
         self.world, self.seed, self.precision = world, seed, precision
         self.accumulate, self.clip_grad = accumulate, clip_grad
         self.plain = model.to(world.device).train()
+        # DDP would do this for the student; FSDP takes each shard from the process that holds it.
+        world.share(model.teacher, model)
         # An export needs whole weights in a plain module, which a sharded one cannot be again.
         self._twin = copy.deepcopy(model.student).cpu() if parallel == "fsdp" else None
         if activation_checkpointing:
@@ -180,22 +182,32 @@ class Engine:
     def state(self) -> EngineState:
         """Everything that a resumed run needs; whole tensors on the CPU of the first process.
 
-        All processes must call it together.
+        All processes must call it together. What computes on the CPU is handed out itself, not a
+        copy: the next step changes it.
         """
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        saved: Any = get_state_dict(self.plain, self.optimizer, options=options)
-        weights, optimizer = saved
+        weights: Any = get_model_state_dict(self.plain, options=options)
+        # Not torch's `get_optimizer_state_dict`: before the first step, which fp16 may skip several
+        # times, it takes one to have moments to show, and the run would go on differently.
         moments = {
             f"{name}/{key}": value
-            for name, row in optimizer.get("state", {}).items()
-            for key, value in row.items()
+            for name, parameter in self.plain.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        tensors: dict[str, dict[str, Tensor]] = {"weights": dict(weights), "optimizer": moments}
+        tensors = {"weights": dict(weights), "optimizer": self._gathered(moments)}
         if self.ema is not None:
-            tensors["ema"] = {k: whole(t).cpu() for k, t in self.ema.tensors.items()}
+            tensors["ema"] = self._gathered(self.ema.tensors)
         return EngineState(tensors, {"scaler": self.scaler.state_dict()})
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        gathered = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)  # all processes must ask
+            if self.world.first:
+                gathered[name] = full.cpu()
+        return gathered
 
     def load_state(self, state: EngineState) -> None:
         """Take over a saved state; all processes must call it together, each with the whole of it.
@@ -203,33 +215,51 @@ class Engine:
         Raises:
             ValueError: If the tensors do not fit the model.
         """
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            get_optimizer_state_dict,
-            set_model_state_dict,
-            set_optimizer_state_dict,
-        )
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         if ("ema" in state.tensors) != (self.ema is not None):
             raise ValueError("ema: the checkpoint and the run differ in whether they keep one.")
-        options = StateDictOptions(full_state_dict=True, strict=True)
+        weights, own = state.tensors["weights"], self.plain.state_dict()
+        # With `full_state_dict`, torch takes missing tensors from the model, however strict it is.
+        if own.keys() != weights.keys():
+            raise ValueError(
+                f"it belongs to another student or loss. Missing: "
+                f"{', '.join(sorted(own.keys() - weights.keys())) or 'nothing'}; left over: "
+                f"{', '.join(sorted(weights.keys() - own.keys())) or 'nothing'}."
+            )
         try:
-            set_model_state_dict(self.plain, dict(state.tensors["weights"]), options=options)
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(self.plain, dict(weights), options=options)
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"it belongs to another student or loss. {error}") from error
-        rows: dict[str, dict[str, Tensor]] = {}
-        for name, value in state.tensors["optimizer"].items():
-            parameter, _, key = name.rpartition("/")
-            rows.setdefault(parameter, {})[key] = value
-        groups = get_optimizer_state_dict(self.plain, self.optimizer)["param_groups"]
-        saved: dict[str, Any] = {"state": rows, "param_groups": groups}
-        set_optimizer_state_dict(self.plain, self.optimizer, saved, options=options)
+        self._load_moments(state.tensors["optimizer"])
         if self.ema is not None:
             self.ema.load(
                 {k: shared_like(t, self.ema.tensors[k]) for k, t in state.tensors["ema"].items()}
             )
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.facts["scaler"])
+
+    def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
+        # Not torch's `set_optimizer_state_dict`: it wants moments for every parameter, and one that
+        # never got a gradient has none.
+        rows: dict[str, dict[str, Tensor]] = {}
+        for name, value in moments.items():
+            parameter, _, key = name.rpartition("/")
+            rows.setdefault(parameter, {})[key] = value
+        names = {id(parameter): name for name, parameter in self.plain.named_parameters()}
+        state = {}
+        for number, parameter in enumerate(self._parameters):
+            row = rows.pop(names[id(parameter)], None)
+            if row is not None:
+                state[number] = {
+                    key: value if key == "step" else shared_like(value, parameter)
+                    for key, value in row.items()
+                }
+        if rows:
+            raise ValueError(f"the optimizer has parameters that the model lacks: {sorted(rows)}.")
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def export_student(self, state: EngineState, weights: Literal["weights", "ema"]) -> Student:
         """A plain student with the run's weights, or with their average (first process only)."""

@@ -97,9 +97,9 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._bar.close()
-        # On a full disk, closing fails once more, and must not hide the first error.
-        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
-            for file in self._files.values():
+        for file in self._files.values():
+            # On a full disk, closing fails once more, and must not hide the first error.
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
                 file.close()
         for tracker in self.trackers:
             tracker.close()
@@ -252,7 +252,11 @@ def _cut(path: Path, start: int) -> None:
         return
     keep = 0
     for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["step"] >= start:
+        try:
+            over = not line.endswith(b"\n") or json.loads(line)["step"] >= start
+        except (ValueError, TypeError, KeyError):
+            over = True  # a machine that lost power may leave any bytes after the last sync
+        if over:
             break
         keep += len(line)
     os.truncate(path, keep)

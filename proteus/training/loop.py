@@ -5,6 +5,7 @@ random state to repeat what an uninterrupted one would have done.
 """
 
 import functools
+import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -127,6 +128,7 @@ def fit(
         decayed (the authors decay them): `proteus.recipes` has their settings. Checkpoints hold no
         teacher.
     """
+    _check(save_every, keep, watch)
     total = count_steps(data, steps, epochs)
     schedule, described = _schedule(lr, warmup, total)
     world = join(device)
@@ -137,6 +139,7 @@ def fit(
         "clip_grad": clip_grad, "ema": ema, "precision": precision, "seed": seed,
         "teacher": distiller.teacher.name, "student": distiller.student.name, **(details or {}),
     }  # fmt: skip
+    _check_describable(settings)
     folder = None if out is None else Path(out)
     going_on = folder is not None and claim(folder, world, resume, overwrite)
     engine = Engine(
@@ -171,12 +174,35 @@ def fit(
     return log.rows()
 
 
+def _check(save_every: int, keep: int, watch: Watch | None) -> None:
+    counts = {"save_every": save_every, "keep": keep, "watch.every": watch.every if watch else 1}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"fit: {name} is out of range. Got {count}; expected at least 1.")
+
+
+def _check_describable(settings: Mapping[str, Any]) -> None:
+    """Now, and not at the first checkpoint."""
+    try:
+        json.dumps(settings)
+    except TypeError as error:
+        raise ValueError(
+            f"fit: details must be JSON-able. Got {settings}, and: {error}. Leave out what is not, "
+            f"or pass its description."
+        ) from error
+
+
 def _schedule(
     lr: float | Schedule, warmup: float | None, steps: int
 ) -> tuple[Schedule, dict[str, Any]]:
     """The rate of each step, and how the run's settings describe it."""
     if not callable(lr):
         share = 0.05 if warmup is None else warmup
+        if not 0 <= share < 1:
+            raise ValueError(
+                f"fit: warmup is out of range. Got {warmup}; expected a share of the steps, such "
+                f"as 0.05."
+            )
         schedule = functools.partial(_warmup_and_cosine, steps=steps, peak=lr, warmup=share)
         return schedule, {"lr": lr, "warmup": share}
     if warmup is not None:
@@ -225,6 +251,7 @@ def _resume(folder: Path, engine: Engine, settings: Mapping[str, Any]) -> int:
         raise checkpoint.CheckpointError(
             f"checkpoint: {found.path} does not fit: {error}"
         ) from error
+    engine.world.once(lambda: checkpoint.set_aside_after(folder, found.step))
     return found.step
 
 

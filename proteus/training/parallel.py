@@ -1,5 +1,6 @@
 """Several processes as one: joining them, wrapping the model, doing things once."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +38,15 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    @torch.no_grad()
+    def share(self, *modules: nn.Module) -> None:
+        """Give everyone the first process's weights, in place."""
+        for module in modules if self.size > 1 else ():
+            for tensor in (*module.parameters(), *module.buffers()):
+                copy = tensor.contiguous()
+                dist.broadcast(copy, src=0)
+                tensor.copy_(copy)
 
     def once(self, work: Callable[[], Result]) -> Result:
         """Do something on the first process; its result, or its error, is everyone's."""
@@ -86,9 +96,18 @@ def join(device: str | torch.device = "auto") -> World:
     """
     chosen = choose_device(device)
     if dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched():
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        store, rank, size = next(rendezvous("env://"))
+        # torchrun may keep its store when it starts the processes anew, with the addresses of the
+        # dead ones in it: each start gets names of its own.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        own = PrefixStore(f"attempt-{attempt}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     if not (dist.is_available() and dist.is_initialized()):
         return World(chosen)
     return World(chosen, dist.get_rank(), dist.get_world_size())

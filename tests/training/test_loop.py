@@ -1,5 +1,4 @@
 import copy
-import itertools
 import json
 import math
 
@@ -8,9 +7,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import proteus
-from conftest import vit
 from proteus.checkpoint import CheckpointError
-from proteus.training import NonFiniteLossError, learning_rate, parameter_groups
+from proteus.training import NonFiniteLossError
 
 QUIET = {"device": "cpu", "progress": False}
 
@@ -21,47 +19,14 @@ def batches():
     return [torch.rand(4, 3, 32, 32, generator=generator) for _ in range(3)]
 
 
+@pytest.fixture
+def without_results(monkeypatch):
+    """Pictures take most of the time of runs this small."""
+    monkeypatch.setattr("proteus.training.loop.write_results", lambda *_: None)
+
+
 def rows_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-class TestLearningRate:
-    def test_it_rises_to_the_peak_and_falls_to_a_hundredth(self):
-        rates = [learning_rate(step, 200, 1.0, 0.05) for step in range(200)]
-        assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-        assert max(rates) == 1.0
-        assert rates[-1] == pytest.approx(0.01)
-        assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-        assert rates[10 + 189 // 2] == pytest.approx(0.505, abs=0.01)
-
-    @pytest.mark.parametrize("steps", [1, 2, 3])
-    def test_short_runs_have_finite_positive_rates(self, steps):
-        for step in range(steps):
-            assert 0 < learning_rate(step, steps, 0.5) <= 0.5
-
-
-def test_biases_norms_positions_and_tokens_are_not_decayed(teacher):
-    model = vit(24, reg_tokens=2, no_embed_class=True, init_values=1.0)
-    distiller = proteus.Distiller(teacher, proteus.Student(model, image_size=32))
-    decayed, spared = parameter_groups(distiller, 0.05)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
-    names = {id(p): n for n, p in distiller.named_parameters()}
-    spared_names = {names[id(p)].rsplit(".", 1)[-1] for p in spared["params"]}
-    assert {"pos_embed", "cls_token", "reg_token", "mask_token", "gamma", "bias"} <= spared_names
-    assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in decayed["params"])
-    together = [id(p) for group in (decayed, spared) for p in group["params"]]
-    assert sorted(together) == sorted(names)
-    assert not {id(p) for p in teacher.parameters()} & set(together)
-
-
-def test_what_a_timm_model_lists_itself_is_spared_too(teacher):
-    student = proteus.Student("beit_base_patch16_224", image_size=64)
-    assert any("relative_position" in name for name in student.backbone.no_weight_decay())
-    group = parameter_groups(student, 0.05)[0]["params"]
-    spared = {id(student.backbone.get_parameter(n)) for n in student.backbone.no_weight_decay()
-              if n in dict(student.backbone.named_parameters())}  # fmt: skip
-    assert spared
-    assert spared.isdisjoint(id(p) for p in group)
 
 
 def test_it_trains_and_writes_everything(distiller, batches, tmp_path):
@@ -105,6 +70,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(distiller, ba
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.usefixtures("without_results")
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(distiller, batches, tmp_path, stop):
     dying, whole = copy.deepcopy(distiller), copy.deepcopy(distiller)
     start = copy.deepcopy(distiller)
@@ -140,12 +106,14 @@ def test_a_finished_run_can_be_resumed_and_does_nothing_more(distiller, batches,
     assert again == first
 
 
+@pytest.mark.usefixtures("without_results")
 def test_resuming_with_other_settings_names_them(distiller, batches, tmp_path):
     distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
     with pytest.raises(CheckpointError, match=r"lr was 0\.001, is 0\.1"):
         distiller.fit(batches, steps=2, lr=0.1, out=tmp_path, resume=True, **QUIET)
 
 
+@pytest.mark.usefixtures("without_results")
 def test_a_folder_with_a_run_is_not_touched(distiller, batches, tmp_path):
     distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
     before = (tmp_path / "log.jsonl").read_text()
@@ -193,3 +161,77 @@ def test_data_that_cannot_be_used_is_refused(distiller, batches):
         distiller.fit(iter(batches), steps=5, **QUIET)
     with pytest.raises(ValueError, match="str"):
         distiller.fit(["image.jpg"], steps=1, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"save_every": 0}, "save_every is out of range. Got 0"),
+        ({"keep": 0}, "keep is out of range. Got 0"),
+        ({"keep": -1}, "keep is out of range. Got -1"),
+        ({"warmup": 1.0}, "warmup is out of range. Got 1.0"),
+        ({"warmup": -0.1}, "warmup is out of range. Got -0.1"),
+        ({"warmup": 0.1, "lr": lambda step: 1e-3}, "warmup would be ignored"),
+        ({"details": {"data": object}}, "details must be JSON-able"),
+        ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"resume": "auto", "overwrite": True}, "exclude each other"),
+    ],
+)
+def test_settings_that_cannot_be_kept_are_refused_before_any_work(
+    distiller, batches, tmp_path, options, match
+):
+    before = copy.deepcopy(distiller.state_dict())
+    with pytest.raises(ValueError, match=match):
+        distiller.fit(batches, steps=2, out=tmp_path, **options, **QUIET)
+    assert not list(tmp_path.iterdir())
+    assert all(torch.equal(t, before[name]) for name, t in distiller.state_dict().items())
+
+
+@pytest.mark.usefixtures("without_results")
+class TestAfterARestartByTorchrun:
+    """It starts the same command again, with a number: the run goes on, whatever was asked for."""
+
+    @pytest.fixture(autouse=True)
+    def _restarted(self, monkeypatch):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+
+    def test_what_was_saved_is_gone_on_with(self, distiller, batches, tmp_path, monkeypatch):
+        with monkeypatch.context() as first:
+            first.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+            expected = distiller.fit(batches, steps=3, out=tmp_path, **QUIET)
+        for asked in ({}, {"overwrite": True}, {"resume": True}):
+            assert distiller.fit(batches, steps=3, out=tmp_path, **asked, **QUIET) == expected
+
+    def test_with_nothing_saved_it_starts_anew(self, distiller, batches, tmp_path):
+        (tmp_path / "log.jsonl").write_text('{"step": 0}\n')
+        distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+        assert [row["step"] for row in rows_of(tmp_path)] == [0, 1]
+
+
+@pytest.mark.usefixtures("without_results")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_resumes_bit_for_bit_the_scaler_included(
+    distiller, batches, tmp_path, precision
+):
+    class DiesError(Exception):
+        pass
+
+    def dies(step):
+        if step == 7:
+            raise DiesError
+        return 1e-3
+
+    def lives(step):
+        return 1e-3
+
+    runs = [copy.deepcopy(distiller) for _ in range(3)]
+    options = {
+        "steps": 9, "save_every": 3, "ema": 0.9, "accumulate": 2, "clip_grad": 1.0,
+        "precision": precision, **QUIET,
+    }  # fmt: skip
+    expected = runs[0].fit(batches, lr=lives, **options)
+    with pytest.raises(DiesError):
+        runs[1].fit(batches, lr=dies, out=tmp_path, **options)
+    assert runs[2].fit(batches, lr=lives, out=tmp_path, resume=True, **options) == expected
+    for ours, theirs in zip(runs[2].parameters(), runs[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs)

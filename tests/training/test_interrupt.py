@@ -1,0 +1,73 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from proteus.training.interrupt import Interrupt
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_it_notes_the_signal_and_goes_on():
+    with Interrupt() as interrupt:
+        assert not interrupt.requested
+        terminate()
+        assert interrupt.requested
+        terminate()
+        assert interrupt.requested
+
+
+def test_a_signal_that_another_thread_gets_is_noted_too():
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()  # before: it does not block the signal
+    with Interrupt() as interrupt:
+        terminate()
+        assert interrupt.requested
+    over.set()
+    thread.join()
+
+
+def test_afterwards_everything_is_as_before():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    try:
+        with Interrupt():
+            terminate()
+        assert not came
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == mask
+        terminate()
+        assert came
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_processes_started_meanwhile_outlive_the_signal():
+    with Interrupt():
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        child.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=0.3)
+        child.communicate(b"\n")
+        assert child.returncode == 0
+
+
+def test_in_another_thread_it_does_nothing():
+    seen = []
+
+    def work():
+        with Interrupt() as interrupt:
+            seen.append(interrupt.requested)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,230 @@
+"""The log: one row a step, read from the device about once a second, exact after a resume."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from proteus.training import NonFiniteLossError, World
+from proteus.training import log as log_module
+from proteus.training.log import RunLog, read_rows
+
+CPU = World(torch.device("cpu"))
+NAMES = ["total", "token", "grad_norm"]
+
+
+class Clock:
+    """A clock that tests move."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(log_module.time, "perf_counter", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def open_log(folder, start=0, total=1000, **options):
+    return RunLog(folder, start, total, CPU, progress=False, **options)
+
+
+def add(log, *values, rate=0.1, images=4, **options):
+    log.add(NAMES, torch.tensor(values), rate, images, **options)
+
+
+def test_a_row_holds_the_numbers_of_the_step_bit_for_bit(tmp_path):
+    with open_log(tmp_path) as log:
+        add(log, 0.1, 1 / 3, 2.5)
+    (row,) = read_rows(tmp_path / "log.jsonl")
+    assert list(row) == ["step", "total", "token", "lr", "grad_norm"]
+    numbers = torch.tensor([row["total"], row["token"], row["grad_norm"]])
+    assert torch.equal(numbers, torch.tensor([0.1, 1 / 3, 2.5]))
+    assert row["lr"] == 0.1
+
+
+def test_without_a_folder_rows_are_kept_in_memory():
+    with open_log(None) as log:
+        add(log, 1.0, 1.0, 1.0)
+        add(log, 2.0, 1.0, 1.0)
+        log.flush()
+        assert [row["total"] for row in log.rows()] == [1.0, 2.0]
+
+
+class TestFlush:
+    def flushes(self, log, clock, steps, seconds):
+        """After which steps rows were written."""
+        written, after = len(log.rows()), []
+        for step in range(steps):
+            clock.now += seconds
+            add(log, 1.0, 1.0, 1.0)
+            if len(log.rows()) != written:
+                written = len(log.rows())
+                after.append(step)
+        return after
+
+    def test_slow_steps_are_written_one_by_one(self, tmp_path, clock):
+        with open_log(tmp_path) as log:
+            assert self.flushes(log, clock, 5, seconds=3.0) == [0, 1, 2, 3, 4]
+
+    def test_fast_steps_are_written_about_once_a_second(self, tmp_path, clock):
+        with open_log(tmp_path) as log:
+            after = self.flushes(log, clock, 60, seconds=0.1)
+        gaps = [b - a for a, b in itertools.pairwise(after)]
+        assert set(gaps) <= {9, 10}
+
+    def test_very_fast_steps_at_least_every_two_hundred(self, tmp_path, clock):
+        with open_log(tmp_path) as log:
+            after = self.flushes(log, clock, 1000, seconds=1e-5)
+        assert after == [0, 200, 400, 600, 800]
+
+    def test_what_is_pending_at_a_save_is_written_and_in_order(self, tmp_path, clock):
+        with open_log(tmp_path) as log:
+            self.flushes(log, clock, 50, seconds=1e-5)
+            log.flush(durable=True)
+            assert [row["step"] for row in log.rows()] == list(range(50))
+
+    def test_a_stop_is_noted_at_once_by_one_process(self, tmp_path, clock):
+        with open_log(tmp_path) as log:
+            self.flushes(log, clock, 5, seconds=1e-5)
+            add(log, 1.0, 1.0, 1.0, stop=True)
+            assert log.stop_agreed
+            assert len(log.rows()) == 6
+
+
+def test_timing_tells_images_a_second_and_the_share_of_waiting(tmp_path, clock):
+    def slow_data():
+        for _ in range(2):
+            clock.now += 1.5
+            yield "batch"
+
+    with open_log(tmp_path) as log:
+        for _ in log.timed(slow_data()):
+            clock.now += 0.5
+            add(log, 1.0, 1.0, 1.0, images=8)
+    rows = read_rows(tmp_path / "timing.jsonl")
+    assert [row["step"] for row in rows] == [0, 1]
+    assert [row["images_per_second"] for row in rows] == [4.0, 4.0]
+    assert [row["data_wait"] for row in rows] == [0.75, 0.75]
+    assert [row["seconds"] for row in rows] == [2.0, 4.0]
+    assert all(row["memory_mib"] > 0 for row in rows)
+
+
+def test_nothing_in_the_log_depends_on_time(tmp_path, clock):
+    for name, seconds in (("slow", 2.0), ("fast", 1e-4)):
+        (tmp_path / name).mkdir()
+        with open_log(tmp_path / name) as log:
+            for step in range(30):
+                clock.now += seconds
+                add(log, 1 / (step + 1), 0.5, 2.0)
+            log.flush()
+    slow, fast = ((tmp_path / name / "log.jsonl").read_bytes() for name in ("slow", "fast"))
+    assert slow == fast
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"",
+        b'{"step": 3, "total": 1.0}\n{"step": 4, "tot',  # the process was killed
+        b'{"step": 3, "total"',
+        b"\0\0\0\0",  # the machine lost power
+        b'\0\0\0\0{"step": 4}\n',
+        b"\xff\xfe\n",
+        b"[]\n",
+        b'{"step": 3, "total": 1.0}\n' * 3,
+    ],
+)
+@pytest.mark.parametrize("name", ["log.jsonl", "timing.jsonl", "watch.jsonl"])
+def test_rows_of_a_run_that_died_are_cut_torn_or_not(tmp_path, name, tail):
+    good = b"".join(b'{"step": %d, "total": 1.0}\n' % step for step in range(3))
+    (tmp_path / name).write_bytes(good + tail)
+    with open_log(tmp_path, start=3):
+        assert (tmp_path / name).read_bytes() == good
+
+
+def test_a_torn_last_line_is_not_read(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 0}\n{"step": 1}\n{"st')
+    assert [row["step"] for row in read_rows(path)] == [0, 1]
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_the_term_is_named_and_nothing_of_the_step_is_written(self, tmp_path, clock, value):
+        with open_log(tmp_path, start=7) as log:
+            clock.now += 3
+            add(log, 1.0, 1.0, 1.0)
+            with pytest.raises(
+                NonFiniteLossError, match=r"the token loss .* at step 8\. Got token"
+            ):
+                add(log, value, value, 1.0)
+        assert [row["step"] for row in read_rows(tmp_path / "log.jsonl")] == [7]
+
+    def test_rows_before_it_in_the_same_flush_are_written(self, tmp_path, clock):
+        with open_log(tmp_path) as log:
+            for _ in range(5):
+                clock.now += 1e-5
+                add(log, 1.0, 1.0, 1.0)
+            add(log, math.nan, 1.0, 1.0)
+            with pytest.raises(NonFiniteLossError, match=r"the total loss .* at step 5\."):
+                log.flush(durable=True)
+        assert [row["step"] for row in read_rows(tmp_path / "log.jsonl")] == list(range(5))
+
+    def test_a_gradient_alone_stops_where_there_is_no_scaler(self, tmp_path):
+        with (
+            open_log(tmp_path) as log,
+            pytest.raises(NonFiniteLossError, match=r"gradient .* step 0"),
+        ):
+            add(log, 1.0, 1.0, math.inf)
+
+    def test_with_a_scaler_forty_in_a_row_pass_and_no_more(self, tmp_path):
+        with open_log(tmp_path, overflows=True) as log:
+            for _ in range(3):
+                for _ in range(40):
+                    add(log, 1.0, 1.0, math.inf)
+                add(log, 1.0, 1.0, 1.0)
+            log.flush()
+            with pytest.raises(NonFiniteLossError, match="gradient"):
+                for _ in range(41):
+                    add(log, 1.0, 1.0, math.inf)
+                log.flush()
+
+
+class Recorder:
+    def __init__(self):
+        self.seen, self.closed = [], False
+
+    def log(self, values, step):
+        self.seen.append((step, dict(values)))
+
+    def close(self):
+        self.closed = True
+
+
+def test_trackers_get_finite_numbers_of_the_newest_step_and_are_closed(tmp_path, clock):
+    tracker = Recorder()
+    with open_log(tmp_path, overflows=True, trackers=[tracker]) as log:
+        clock.now += 1
+        add(log, 1.0, 0.5, math.inf)
+        log.watch({"knn": 0.7})
+        assert not tracker.closed
+    (step, values), watched = tracker.seen
+    assert step == 0
+    assert values["total"] == 1.0
+    assert values["images_per_second"] == 4.0
+    assert "grad_norm" not in values
+    assert watched == (0, {"knn": 0.7})
+    assert tracker.closed
+    assert json.loads((tmp_path / "watch.jsonl").read_text()) == {"step": 0, "knn": 0.7}
+
+
+def test_trackers_are_closed_when_the_run_fails(tmp_path):
+    tracker = Recorder()
+    with pytest.raises(KeyError), open_log(tmp_path, trackers=[tracker]):
+        raise KeyError
+    assert tracker.closed
