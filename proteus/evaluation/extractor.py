@@ -1,4 +1,4 @@
-"""Any model, frozen and ready to be measured: `as_extractor`, and what every protocol asks of it."""
+"""Any model, frozen and ready to be measured: `as_extractor`."""
 
 import copy
 import hashlib
@@ -129,7 +129,7 @@ class Extractor(nn.Module):
             )
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             model = self._model_for(images)
-            return read_layers(model, self._read, self._enter(images), indices, total, norm)
+            return read_layers(model, self._read, self._enter(images), indices, total, norm=norm)
 
     def trainable_copy(self) -> "Extractor":
         """A copy with weights of its own that builds a graph, for fine-tuning.

@@ -57,13 +57,19 @@ def count_layers(model: nn.Module, images: Tensor) -> int:
 
 
 def read_layers(
-    model: nn.Module, read: Reader, images: Tensor, indices: Sequence[int], total: int, norm: bool
+    model: nn.Module,
+    read: Reader,
+    images: Tensor,
+    indices: Sequence[int],
+    total: int,
+    *,
+    norm: bool,
 ) -> list[Features]:
     """The layers with these numbers (ascending), of normalised images."""
     if isinstance(model, _LayeredTokens):
-        return _read_blocks(model, images, indices, total, norm)
+        return _read_blocks(model, images, indices, total, norm=norm)
     if isinstance(model, _Layered):
-        return _read_stages(model, read, images, indices, total, norm)
+        return _read_stages(model, read, images, indices, total, norm=norm)
     if isinstance(model, _Dinov2):
         layers: Any = model.get_intermediate_layers
         patch: Any = vars(model)["patch_size"]
@@ -79,7 +85,7 @@ def read_layers(
 
 
 def _read_blocks(
-    model: _LayeredTokens, images: Tensor, indices: Sequence[int], total: int, norm: bool
+    model: _LayeredTokens, images: Tensor, indices: Sequence[int], total: int, *, norm: bool
 ) -> list[Features]:
     forward: Any = model.forward_intermediates
     # The whole model runs only where its last output is asked for.
@@ -109,7 +115,7 @@ def _read_blocks(
 
 
 def _read_stages(
-    model: _Layered, read: Reader, images: Tensor, indices: Sequence[int], total: int, norm: bool
+    model: _Layered, read: Reader, images: Tensor, indices: Sequence[int], total: int, *, norm: bool
 ) -> list[Features]:
     forward: Any = model.forward_intermediates
     features = []
