@@ -144,6 +144,7 @@ def open_labelled(
     classes: Sequence[str] = (),
     root: str | Path | None = None,
     download: bool = False,
+    labels: bool = True,
 ) -> LabelledImages:
     """Open labelled images.
 
@@ -163,6 +164,7 @@ def open_labelled(
             must not shift the others. () = the folder's own, sorted.
         root: Folder of a named set.
         download: Let torchvision download a named set into `root`.
+        labels: False = for images alone: every target of files and datasets is 0.
 
     Raises:
         ValueError: If it does not exist, or labels are missing.
@@ -179,6 +181,8 @@ def open_labelled(
     """
     if isinstance(data, LabelledImages):
         return data
+    if not labels:
+        return _open_unlabelled(data, split)
     if not isinstance(data, str | Path):
         return _items(data, type(data).__name__)
     text = str(data)
@@ -189,28 +193,52 @@ def open_labelled(
             f"evaluation: root= and download= belong to a named set. Got {text!r}; expected one "
             f"of {', '.join(NAMED_SETS)}."
         )
-    if text.startswith("hfds/"):
-        return _hub(text, split)
+    return _hub(text, split) if text.startswith("hfds/") else _open_path(text, split, classes)
+
+
+def _open_path(text: str, split: str | None, classes: Sequence[str]) -> LabelledImages:
     if not Path(text).exists() and is_pack(text):
         shards: Any = pack_shards(text, split or "train")
-        return _files(
-            open_source(shards), f"{text} ({split or 'train'})", classes or classes_of(text)
-        )
+        description = f"{text} ({split or 'train'})"
+        return _files(open_source(shards), description, classes or classes_of(text))
     return _files(open_source(_with_split(text, split)), text, classes)
+
+
+def _open_unlabelled(data: Any, split: str | None) -> LabelledImages:
+    where: Any = data
+    if isinstance(data, str | Path):
+        text = str(data)
+        packed = not Path(text).exists() and is_pack(text)
+        where = (
+            pack_shards(text, split or "train") if packed else _split_folder(text, split) or text
+        )
+    source = open_source(where)
+    if not isinstance(source, ImageSource):
+        raise ValueError(
+            f"evaluation: only datasets with a length can be measured. Got {source.description}, "
+            f"a stream."
+        )
+    stamp = None if isinstance(source, DatasetSource) else _file_stamp(source, [0] * len(source))
+    return LabelledImages(source, _Listed([0] * len(source)), source.description, stamp=stamp)
 
 
 def _with_split(text: str, split: str | None) -> str:
     """The folder of a split, if there is one."""
     if split is None or not Path(text).is_dir():
         return text
-    wanted = _SPLITS.get(split, (split,))
-    found = next((Path(text, name) for name in wanted if Path(text, name).is_dir()), None)
+    found = _split_folder(text, split)
     if found is None:
+        wanted = _SPLITS.get(split, (split,))
         raise ValueError(
             f"evaluation: no folder for the split. Got {text!r} and {split!r}; expected "
             f"{' or '.join(str(Path(text, name)) for name in wanted)}, with a folder a class."
         )
     return str(found)
+
+
+def _split_folder(text: str, split: str | None) -> Path | None:
+    wanted = _SPLITS.get(split or "", (split or "",))
+    return next((Path(text, name) for name in wanted if name and Path(text, name).is_dir()), None)
 
 
 def _files(source: ImageSource, description: str, classes: Sequence[str]) -> LabelledImages:

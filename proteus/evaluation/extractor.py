@@ -189,7 +189,8 @@ class Extractor(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Extractor":
         self._resized = {}  # not registered, so `.to()` does not reach them
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def extra_repr(self) -> str:
         """What `print(extractor)` says first."""
@@ -267,7 +268,7 @@ def _open(model: Any) -> tuple[nn.Module, Statistics | None]:
     if isinstance(model, _Wrapped):
         return model.backbone, _statistics_of(model.inputs)
     if isinstance(model, nn.Module) and isinstance(model, _HasConfig):
-        config = dict(model.pretrained_cfg or {})
+        config = _config(model)
         return model, (config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1]))
     if isinstance(model, FeatureExtractor):
         return _Call(model), None
@@ -285,12 +286,16 @@ def _statistics_of(inputs: ImageInput | None) -> Statistics | None:
     return inputs.mean.flatten().tolist(), inputs.std.flatten().tolist()
 
 
+def _config(model: object) -> dict[str, Any]:
+    """What a timm model says about itself; {} for others."""
+    return dict(model.pretrained_cfg or {}) if isinstance(model, _HasConfig) else {}
+
+
 def _native_size(model: nn.Module) -> tuple[int, int] | None:
     """The size a timm model is built for; None where it does not matter or is not known."""
     if not isinstance(model, _HasConfig):
         return None
-    config: dict[str, Any] = dict(model.pretrained_cfg or {})
-    size = tuple(config.get("input_size", (3, *_PROBE_SIZE))[1:])
+    size = tuple(_config(model).get("input_size", (3, *_PROBE_SIZE))[1:])
     if isinstance(model, Resizable):
         # Protocol attributes are timm's; `img_size` is None where any size is taken.
         embed: Any = model.patch_embed
@@ -308,8 +313,6 @@ def _fit(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     """A copy for another image size; only the positions are new."""
     ours = _share(model)
     assert isinstance(ours, Resizable)
-    architecture = ""
-    if isinstance(model, _HasConfig):
-        architecture = dict(model.pretrained_cfg or {}).get("architecture") or ""
+    architecture: str = _config(model).get("architecture") or ""
     fit_positions(ours, size, position_rule(architecture), _SUBJECT)
     return ours

@@ -186,7 +186,7 @@ def extract_features(
             store=store,
             key=key,
         )
-        tensors = job.run(_workers(workers, len(data)), progress)
+        tensors = job.run(default_workers(workers, len(data)), progress)
     found = FeatureSet(
         tensors["cls"],
         tensors["patches"],
@@ -329,7 +329,8 @@ def _collate(rows: list[tuple[Tensor, Target]]) -> tuple[Tensor, Tensor]:
     return images, torch.stack([torch.as_tensor(target) for _, target in rows]).long()
 
 
-def _workers(workers: int | None, count: int) -> int:
+def default_workers(workers: int | None, count: int) -> int:
+    """The number asked for, or all cores but one for a large set and none for a small one."""
     if workers is not None:
         return workers
     return min(8, (os.cpu_count() or 1) - 1) if count >= _WORTH_WORKERS else 0

@@ -91,7 +91,7 @@ def _read_blocks(
     # The whole model runs only where its last output is asked for.
     whole = norm and indices[-1] == total - 1
     options = {"indices": list(indices), "norm": norm, "output_fmt": "NLC"}
-    final, outputs = None, None
+    final: Any = None
     if whole:
         final, outputs = forward(images, return_prefix_tokens=True, **options)
     else:

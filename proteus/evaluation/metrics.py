@@ -1,9 +1,14 @@
 """Scores of predictions against labels, in per cent, as plain functions on tensors."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..features import ShapeError
+
+# As the authors' code makes them, in steps of a rounded 0.1: a recall of exactly 3/10, 6/10 or 7/10
+# misses its point, which is 4e-17 to 1e-16 above. It is worth 0.02 points of mAP in places.
+_RECALLS = tuple(np.arange(0.0, 1.1, 0.1).tolist())
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -90,8 +95,8 @@ def eleven_point_ap(scores: Tensor, positives: Tensor) -> float:
         100.0
 
     Source:
-        Proteus `eval/fine_grained` (VOC devkit 2007): precision and recall at each threshold.
-        *Same:* eleven recalls, maximum to the right; not the area under the curve.
+        Proteus `eval/fine_grained`, after the VOC 2007 devkit.
+        *Same:* eleven recalls, to the last bit; maximum to the right; not the area under the curve.
     """
     _check(scores, positives)
     order = scores.argsort(descending=True, stable=True)
@@ -102,12 +107,8 @@ def eleven_point_ap(scores: Tensor, positives: Tensor) -> float:
     last = torch.cat([ranked[1:] != ranked[:-1], ranked.new_ones(1, dtype=torch.bool)])
     position = torch.arange(1, len(ranked) + 1, device=ranked.device)[last]
     precision, recall = hits[last] / position, hits[last] / hits[-1]
-    # In whole numbers: 0.3 is not 3/10 in binary, and the boundary belongs to its point.
-    points = [precision[recall * 10 >= tenth - 1e-9] for tenth in range(11)]
-    return (
-        float(torch.stack([p.max() if len(p) else precision.new_zeros(()) for p in points]).mean())
-        * 100
-    )
+    best = [precision[recall >= point] for point in _RECALLS]
+    return float(torch.stack([p.max() if len(p) else p.new_zeros(()) for p in best]).mean()) * 100
 
 
 def eleven_point_map(scores: Tensor, positives: Tensor) -> float:

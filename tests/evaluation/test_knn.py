@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from proteus import Features
-from proteus.evaluation import extract_cls, knn
+from proteus.evaluation import extract_cls, knn_predict
 from proteus.features import ShapeError
 
 
@@ -23,23 +23,23 @@ def oracle(train, labels, test, k, temperature):
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_it_equals_a_loop_over_neighbours(k):
     train, labels, test = torch.randn(40, 6), torch.randint(0, 4, (40,)), torch.randn(30, 6) * 9
-    assert knn(train, labels, test, k=k).tolist() == oracle(train, labels, test, k, 0.07)
+    assert knn_predict(train, labels, test, k=k).tolist() == oracle(train, labels, test, k, 0.07)
 
 
 def test_chunks_do_not_matter():
     train, labels, test = torch.randn(50, 6), torch.randint(0, 4, (50,)), torch.randn(2100, 6)
-    whole = knn(train, labels, test, k=7)
-    assert torch.equal(whole[1500:], knn(train, labels, test[1500:], k=7))
+    whole = knn_predict(train, labels, test, k=7)
+    assert torch.equal(whole[1500:], knn_predict(train, labels, test[1500:], k=7))
 
 
 def test_shapes_and_k_are_checked():
     train, labels = torch.randn(5, 3), torch.zeros(5, dtype=torch.long)
     with pytest.raises(ValueError, match=r"1 … 5.*Got 6"):
-        knn(train, labels, train, k=6)
+        knn_predict(train, labels, train, k=6)
     with pytest.raises(ShapeError, match=r"\(5, 3\).*\(2, 4\)"):
-        knn(train, labels, torch.randn(2, 4))
+        knn_predict(train, labels, torch.randn(2, 4))
     with pytest.raises(ShapeError, match=r"\(4,\)"):
-        knn(train, labels[:4], train, k=1)
+        knn_predict(train, labels[:4], train, k=1)
 
 
 def test_features_of_batches_are_joined():
