@@ -112,6 +112,15 @@ def build_decoder(
         ) from error
 
 
+def first_seen(layers: Sequence[Features]) -> list[int]:
+    """For each layer the number of the first that is the same tensor: its own, mostly.
+
+    In models with fewer than four layers, or with one output, some are the same.
+    """
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(id(layer.patches), n) for n, layer in enumerate(layers)]
+
+
 def to_map(features: Features) -> Tensor:
     """[B, N, D] -> [B, D, h, w]."""
     batch, _, width = features.patches.shape
@@ -137,11 +146,7 @@ class LinearDecoder(Decoder):
 
     def __init__(self, layers: Sequence[Features], num_outputs: int) -> None:
         super().__init__()
-        # Of models with fewer than four layers, or with one output, some are the same tensors.
-        seen: dict[int, int] = {}
-        for number, layer in enumerate(layers):
-            seen.setdefault(id(layer.patches), number)
-        self.used = tuple(seen.values())
+        self.used = sorted(set(first_seen(layers)))
         widths = _widths([layers[number] for number in self.used])
         self.head = nn.Conv2d(sum(widths), num_outputs, 1)
         _start_small(self.head)

@@ -79,6 +79,18 @@ class SegmentationImages(DenseImages):
     num_classes: int
     classes: tuple[str, ...]
 
+    def __getitem__(self, index: int) -> tuple[Image.Image, Tensor]:
+        image, labels = super().__getitem__(index)
+        counted = labels[labels != IGNORE]
+        if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < self.num_classes:
+            raise ValueError(
+                f"{self.description}: a label is no class. Got {int(counted.min())} to "
+                f"{int(counted.max())} in {self.source.name(index)!r}; expected 0 to "
+                f"{self.num_classes - 1}, or {IGNORE} (ignored). Say num_classes=… or "
+                f"zero_is_ignored=True."
+            )
+        return image, labels
+
 
 class DepthImages(DenseImages):
     """Images and depth maps, float32 [H, W], metres; 0 = no measurement.

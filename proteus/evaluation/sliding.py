@@ -92,16 +92,16 @@ def slide(
     return total / covered
 
 
-def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(images: Tensor, multiple: tuple[int, int]) -> Tensor:
     """Repeat the last row and column until both sides are multiples; cut the map afterwards.
 
     Args:
         images: [B, 3, H, W], floating.
-        multiple: Patch size, pixels.
+        multiple: (height, width) of a patch, pixels.
 
     Examples:
-        >>> pad_to_multiple(torch.zeros(1, 3, 64, 86), 14).shape
+        >>> pad_to_multiple(torch.zeros(1, 3, 64, 86), (14, 14)).shape
         torch.Size([1, 3, 70, 98])
     """
-    bottom, right = (-side % multiple for side in images.shape[-2:])
+    bottom, right = (-side % m for side, m in zip(images.shape[-2:], multiple, strict=True))
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images

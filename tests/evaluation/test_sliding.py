@@ -48,6 +48,6 @@ def test_a_stride_that_would_miss_pixels_is_an_error():
 
 
 def test_padding_repeats_the_border():
-    padded = pad_to_multiple(torch.arange(3.0).view(1, 1, 1, 3).expand(1, 3, 1, 3), 4)
+    padded = pad_to_multiple(torch.arange(3.0).view(1, 1, 1, 3).expand(1, 3, 1, 3), (4, 4))
     assert padded.shape == (1, 3, 4, 4)
     assert padded[0, 0, 3].tolist() == [0, 1, 2, 2]
