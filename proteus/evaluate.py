@@ -6,20 +6,29 @@ tensors beneath them are in `proteus.evaluation`.
 """
 
 from .evaluation.agreement import AgreementResult, agreement
+from .evaluation.depth import DepthResult, depth
 from .evaluation.features import FeatureSet, extract_features
 from .evaluation.knn import KnnResult, knn
 from .evaluation.linear_probe import LinearProbeResult, linear_probe
 from .evaluation.logistic import LogisticResult, logistic_regression
+from .evaluation.robustness import RobustnessResult, robustness
+from .evaluation.segmentation import SegmentationResult, segmentation
 
 __all__ = [
     "AgreementResult",
+    "DepthResult",
     "FeatureSet",
     "KnnResult",
     "LinearProbeResult",
     "LogisticResult",
+    "RobustnessResult",
+    "SegmentationResult",
     "agreement",
+    "depth",
     "extract_features",
     "knn",
     "linear_probe",
     "logistic_regression",
+    "robustness",
+    "segmentation",
 ]

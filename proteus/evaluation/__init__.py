@@ -8,8 +8,21 @@ from .agreement import compare_features as compare_features
 from .agreement import linear_cka as linear_cka
 from .cache import FeatureCache as FeatureCache
 from .classifier import Classifier as Classifier
+from .corruptions import CORRUPTIONS as CORRUPTIONS
+from .corruptions import corrupt as corrupt
 from .datasets import LabelledImages as LabelledImages
 from .datasets import open_labelled as open_labelled
+from .decoders import build_decoder as build_decoder
+from .decoders import choose_layers as choose_layers
+from .dense_data import open_depth as open_depth
+from .dense_data import open_segmentation as open_segmentation
+from .dense_metrics import add_areas as add_areas
+from .dense_metrics import reduce_zero_label as reduce_zero_label
+from .dense_metrics import segmentation_areas as segmentation_areas
+from .dense_metrics import segmentation_scores as segmentation_scores
+from .depth_metrics import depth_scores as depth_scores
+from .depth_metrics import metres as metres
+from .depth_metrics import silog_loss as silog_loss
 from .extractor import Extractor as Extractor
 from .extractor import as_extractor as as_extractor
 from .features import FeatureSet as FeatureSet
@@ -34,8 +47,14 @@ from .packs import read_packs as read_packs
 from .probe_heads import Head as Head
 from .probe_heads import ProbeHeads as ProbeHeads
 from .probe_heads import probe_inputs as probe_inputs
+from .robustness import imagenet_c as imagenet_c
+from .robustness import imagenet_variant as imagenet_variant
+from .robustness import mean_corruption_error as mean_corruption_error
+from .sliding import slide as slide
+from .sliding import window_positions as window_positions
 
 __all__ = [
+    "CORRUPTIONS",
     "NAMED_SETS",
     "Classifier",
     "Extractor",
@@ -45,25 +64,42 @@ __all__ = [
     "LabelledImages",
     "ProbeHeads",
     "accuracy",
+    "add_areas",
     "as_extractor",
+    "build_decoder",
+    "choose_layers",
     "compare_features",
+    "corrupt",
+    "depth_scores",
     "eleven_point_ap",
     "eleven_point_map",
     "extract_cls",
     "extract_features",
     "fit_logistic",
     "holdout_split",
+    "imagenet_c",
+    "imagenet_variant",
     "knn_predict",
     "knn_votes",
     "linear_cka",
     "mean_class_accuracy",
+    "mean_corruption_error",
+    "metres",
+    "open_depth",
     "open_labelled",
+    "open_segmentation",
     "penalties",
     "probe_inputs",
     "read_packs",
+    "reduce_zero_label",
     "score_knn",
     "score_linear",
     "score_logistic",
+    "segmentation_areas",
+    "segmentation_scores",
+    "silog_loss",
+    "slide",
     "standardise",
     "topk_accuracy",
+    "window_positions",
 ]
