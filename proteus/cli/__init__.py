@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import data, demo, distill, info, weights
+from . import data, demo, distill, evaluate, info, weights
 from .parser import Parser
 
 _EPILOG = """\
@@ -49,6 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, distill, data, weights, info):
+    for module in (demo, distill, evaluate, data, weights, info):
         module.add(commands)
     return parser

@@ -218,7 +218,7 @@ def _open_unlabelled(data: Any, split: str | None) -> LabelledImages:
             f"evaluation: only datasets with a length can be measured. Got {source.description}, "
             f"a stream."
         )
-    stamp = None if isinstance(source, DatasetSource) else _file_stamp(source, [0] * len(source))
+    stamp = None if isinstance(source, DatasetSource) else file_stamp(source)
     return LabelledImages(source, _Listed([0] * len(source)), source.description, stamp=stamp)
 
 
@@ -264,9 +264,7 @@ def _files(source: ImageSource, description: str, classes: Sequence[str]) -> Lab
                 f"{description}; expected {', '.join(classes[:5])}, …"
             )
         labels = [number[word] for word in known]
-    return LabelledImages(
-        source, _Listed(labels), description, classes, _file_stamp(source, labels)
-    )
+    return LabelledImages(source, _Listed(labels), description, classes, file_stamp(source, labels))
 
 
 def _word(source: ImageSource, index: int) -> str | None:
@@ -277,15 +275,14 @@ def _word(source: ImageSource, index: int) -> str | None:
     return None if label is None else label.strip()
 
 
-def _file_stamp(source: ImageSource, labels: list[int]) -> str:
-    """Paths, sizes and times of the files, and which pieces of them are meant."""
+def file_stamp(source: ImageSource, labels: Sequence[int] = ()) -> str:
+    """A hash of paths, sizes and times of the files, and of which pieces of them are meant."""
     digest = hashlib.sha256()
-    for file in sorted({place.file for place in source.places}):
+    for file in sorted({place.file for place in source.places if place.file}):
         status = Path(file).stat()
         digest.update(f"{Path(file).resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    digest.update(
-        repr([(p.file, p.offset, n) for p, n in zip(source.places, labels, strict=True)]).encode()
-    )
+    digest.update(repr([(place.file, place.offset) for place in source.places]).encode())
+    digest.update(repr(list(labels)).encode())
     return digest.hexdigest()
 
 
