@@ -117,6 +117,22 @@ class _Listed:
         return self.labels[index]
 
 
+class _LastItem(Dataset[Any]):
+    """A dataset that remembers the last item: image and target are asked for one by one."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.last: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.last[0] != index:
+            self.last = (index, self.dataset[index])
+        return self.last[1]
+
+
 class _FromItems:
     """Targets of a dataset: the second of each item."""
 
@@ -292,7 +308,10 @@ def _items(dataset: Any, description: str) -> LabelledImages:
         raise ValueError(
             f"evaluation: only datasets with a length can be measured. Got {description}, a stream."
         )
-    return LabelledImages(source, _FromItems(dataset), description)
+    if type(dataset).__module__.startswith("datasets."):
+        return _labelled_hub(source, description)
+    remembering = _LastItem(dataset)
+    return LabelledImages(open_source(remembering), _FromItems(remembering), description)
 
 
 def _named(name: str, split: str, root: str | Path | None, download: bool) -> LabelledImages:
@@ -304,15 +323,19 @@ def _named(name: str, split: str, root: str | Path | None, download: bool) -> La
 
 
 def _hub(text: str, split: str | None) -> LabelledImages:
+    return _labelled_hub(
+        open_source(text if ":" in text or split is None else f"{text}:{split}"), text
+    )
+
+
+def _labelled_hub(source: ImageSource, description: str) -> LabelledImages:
     """A Hugging Face dataset; its labels are its column `label`."""
-    source = open_source(text if ":" in text or split is None else f"{text}:{split}")
     assert isinstance(source, DatasetSource)
     columns = source.dataset.column_names
     if "label" not in columns:
         raise ValueError(
-            f"evaluation: the dataset has no column 'label'. Got {columns} in {text!r}; rename it "
-            f"and pass the datasets.Dataset as [(image, label), …]."
+            f"evaluation: the dataset has no column 'label'. Got {columns} in {description!r}; "
+            f"rename one with rename_column."
         )
-    feature = source.dataset.features["label"]
-    names: Sequence[str] = vars(feature).get("_int2str") or ()
-    return LabelledImages(source, _Listed(list(source.dataset["label"])), text, names)
+    names: Sequence[str] = vars(source.dataset.features["label"]).get("names") or ()
+    return LabelledImages(source, _Listed(list(source.dataset["label"])), description, names)

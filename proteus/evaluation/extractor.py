@@ -34,6 +34,13 @@ class _HasConfig(Protocol):
     pretrained_cfg: Any
 
 
+@runtime_checkable
+class _Plain(Protocol):
+    """timm's models and DINOv2's own, which take normalised images (and may have `embed_dim`)."""
+
+    def forward_features(self, x: Tensor) -> Any: ...
+
+
 class Extractor(nn.Module):
     """A model in eval, without gradients, that returns `Features` at any size it can take.
 
@@ -267,7 +274,7 @@ def _open(model: Any) -> tuple[nn.Module, Statistics | None]:
     """The plain model inside, and the statistics its images are normalised with."""
     if isinstance(model, _Wrapped):
         return model.backbone, _statistics_of(model.inputs)
-    if isinstance(model, nn.Module) and isinstance(model, _HasConfig):
+    if isinstance(model, nn.Module) and isinstance(model, _HasConfig | _Plain):
         config = _config(model)
         return model, (config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1]))
     if isinstance(model, FeatureExtractor):
@@ -293,14 +300,12 @@ def _config(model: object) -> dict[str, Any]:
 
 def _native_size(model: nn.Module) -> tuple[int, int] | None:
     """The size a timm model is built for; None where it does not matter or is not known."""
-    if not isinstance(model, _HasConfig):
-        return None
-    size = tuple(_config(model).get("input_size", (3, *_PROBE_SIZE))[1:])
+    size = _config(model).get("input_size", (3,))[1:]
     if isinstance(model, Resizable):
         # Protocol attributes are timm's; `img_size` is None where any size is taken.
         embed: Any = model.patch_embed
-        size = tuple(embed.img_size or size)
-    return to_pair(size)
+        size = embed.img_size or size
+    return to_pair(tuple(size)) if size else None
 
 
 def _share(model: nn.Module) -> nn.Module:

@@ -101,7 +101,8 @@ class _Files(torch.utils.data.Dataset[tuple[Image.Image, int]]):
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.rows[index]
-        return Image.open(path), label
+        with Image.open(path) as image:
+            return image.convert("RGB"), label
 
 
 def _sun397(root: str, split: str, download: bool) -> Any:
@@ -125,7 +126,7 @@ def _cub(root: str, split: str, download: bool) -> Any:
         raise ValueError("evaluation: cub cannot be downloaded here. Unpack CUB_200_2011 in root.")
     folder = Path(root) / "CUB_200_2011"
     table = {
-        name: dict(csv.reader((folder / f"{name}.txt").open(), delimiter=" "))
+        name: dict(csv.reader((folder / f"{name}.txt").read_text().splitlines(), delimiter=" "))
         for name in ("images", "image_class_labels", "train_test_split")
     }
     wanted = "1" if split == "train" else "0"

@@ -76,8 +76,8 @@ def _dense(model: str, results: Results, protocol: str, columns: Sequence[str]) 
         if "error" in one:
             rows.append([_name(key), *["error"] * len(columns), ""])
             continue
-        digits = 1 if protocol == "segmentation" else 3
-        numbers = [f"{_look_up(one, column):.{digits}f}" for column in columns]
+        scale, digits = (100, 1) if protocol == "segmentation" else (1, 3)
+        numbers = [f"{scale * _look_up(one, column):.{digits}f}" for column in columns]
         rows.append([_name(key), *numbers, _paper(model, protocol, _name(key), one)])
     header = ["set", *columns]
     if any(row[-1] for row in rows):
@@ -118,7 +118,8 @@ def _name(key: str) -> str:
 
 
 def _value(one: Mapping[str, Any]) -> float | None:
-    return one.get("best", one.get("score"))
+    value = one.get("best", one.get("score"))
+    return None if value is None else float(value)
 
 
 def _cell(one: Mapping[str, Any]) -> str:
