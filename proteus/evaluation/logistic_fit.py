@@ -170,10 +170,12 @@ def _cross_entropy(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if targets.ndim == 2:
         loss = F.softplus(scores) - scores * targets[:, None]
         return loss.sum((0, 2)), scores.sigmoid() - targets[:, None]
-    logs = scores.log_softmax(-1)
+    # One exponential: `log_softmax` and its `exp` are two. A probability that underflows gives an
+    # infinite loss, which the line search takes for a step too far.
+    slope = scores.softmax(-1)
     index = targets[:, None, None].expand(-1, scores.shape[1], 1)
-    slope = logs.exp().scatter_add_(-1, index, scores.new_full((), -1.0).expand(index.shape))
-    return -logs.gather(-1, index).sum((0, 2)), slope
+    loss = -slope.gather(-1, index).log().sum((0, 2))
+    return loss, slope.scatter_add_(-1, index, scores.new_full(index.shape, -1.0))
 
 
 def _pieces(count: int, columns: int) -> list[tuple[int, int]]:
