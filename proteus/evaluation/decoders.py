@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..features import Features
 from .extractor import Extractor
 
-Head = Literal["linear", "upernet", "dpt"]
-HEADS: tuple[Head, ...] = ("linear", "upernet", "dpt")
+Head = Literal["linear", "norm_linear", "upernet", "dpt"]
+HEADS: tuple[Head, ...] = ("linear", "norm_linear", "upernet", "dpt")
 _SCALES = (4, 2, 1, 0.5)
 
 
@@ -78,7 +78,7 @@ def build_decoder(
     """A new head for features like these.
 
     Args:
-        head: "linear", "upernet" or "dpt".
+        head: "linear", "norm_linear" (with a batch norm before it), "upernet" or "dpt".
         layers: Features of one batch, as `read_dense` gives them, for the widths and grids.
         num_outputs: Channels of the map.
         channels: Width inside UperNet (None = the features') and DPT (None = 256).
@@ -98,10 +98,10 @@ def build_decoder(
             "decoder: the model has no patches, only a vector for the image. Nothing can be "
             "predicted for pixels; take a model that returns patches."
         )
-    if head == "linear":
+    if head in ("linear", "norm_linear"):
         if channels is not None:
-            raise ValueError(f"decoder: channels= would be ignored. Got {channels}, head 'linear'.")
-        return LinearDecoder(layers, num_outputs)
+            raise ValueError(f"decoder: channels= would be ignored. Got {channels}, head {head!r}.")
+        return LinearDecoder(layers, num_outputs, norm=head == "norm_linear")
     build = UperNetDecoder if head == "upernet" else DPTDecoder
     try:
         return build(layers, num_outputs, channels)
@@ -136,18 +136,24 @@ def _one_scale(layers: Sequence[Features]) -> bool:
 
 
 class LinearDecoder(Decoder):
-    """All layers side by side and one 1x1 convolution.
+    """All layers side by side and one 1x1 convolution, with `norm` after a batch norm.
+
+    Without a norm the scale of a model's features decides what a learning rate means: cross
+    entropy bears it, a regression does not. DINOv2's linear heads have the norm, the paper's not.
 
     Source:
         mmseg `FCNHead` with `num_convs=0`, `resize_concat`, as in the authors' configs.
-        *Same:* no norm, no dropout; weights N(0, 0.01), bias 0; layers of other grids (CNNs) are
-        resized to the first one's. *Different:* a layer that is chosen twice is seen once.
+        *Same:* without `norm`: no norm, no dropout; weights N(0, 0.01), bias 0; layers of other
+        grids (CNNs) are resized to the first one's. *Different:* a layer that is chosen twice is
+        seen once.
     """
 
-    def __init__(self, layers: Sequence[Features], num_outputs: int) -> None:
+    def __init__(self, layers: Sequence[Features], num_outputs: int, *, norm: bool = False) -> None:
         super().__init__()
         self.used = sorted(set(first_seen(layers)))
         widths = _widths([layers[number] for number in self.used])
+        # Only shifted and scaled: the convolution that follows has weights of its own.
+        self.norm = nn.BatchNorm2d(sum(widths), affine=False) if norm else nn.Identity()
         self.head = nn.Conv2d(sum(widths), num_outputs, 1)
         _start_small(self.head)
 
@@ -155,7 +161,7 @@ class LinearDecoder(Decoder):
         """Logits on the grid of the first layer."""
         maps = [to_map(layers[number]) for number in self.used]
         grid = maps[0].shape[-2:]
-        output: Tensor = self.head(torch.cat([_resize(m, grid) for m in maps], 1))
+        output: Tensor = self.head(self.norm(torch.cat([_resize(m, grid) for m in maps], 1)))
         return output
 
     def last(self) -> nn.Conv2d:

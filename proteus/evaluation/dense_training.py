@@ -52,7 +52,7 @@ class Settings:
                 f"warmup: must be shorter than the run. Got {self.warmup} of {self.iterations} "
                 f"iterations."
             )
-        if self.finetune and self.head == "linear":
+        if self.finetune and self.head in ("linear", "norm_linear"):
             raise ValueError(
                 "finetune: a linear head measures a frozen model. Got finetune=True and 'linear'; "
                 "take 'upernet' or 'dpt'."

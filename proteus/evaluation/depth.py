@@ -95,7 +95,8 @@ def depth(
         train: Anything `open_depth` takes; a path is opened with the split `train`.
         test: The same, with the split `test`; None = `train`, which must then be a path.
         mode: The head. "dpt" = the paper's, for frozen and fine-tuned models (extra `export`);
-            "linear" = one 1x1 convolution, cheaper, and a stricter question to the features.
+            "linear" = a batch norm and one 1x1 convolution: cheaper, and a stricter question to the
+            features.
         finetune: Train the model, too, on a copy, with a tenth of the learning rate; not with
             "linear".
         image_size: Short side of the images and side of the windows; None = the multiple of the
@@ -157,7 +158,7 @@ def depth(
         raise ValueError(f"depth: channels= would be ignored. Got {channels} and mode 'linear'.")
     size = image_size or default_size(extractor)
     settings = Settings(
-        head=mode,
+        head="norm_linear" if mode == "linear" else mode,
         finetune=finetune,
         image_size=size,
         stride=max(size // 4, 1),

@@ -53,9 +53,9 @@ def test_dense_features_are_the_blocks_own_outputs_without_the_norm():
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_makes_a_map_and_learns_from_it(head, layers):
-    decoder = build_decoder(head, layers, 5, channels=None if head == "linear" else 16)
+    decoder = build_decoder(head, layers, 5, channels=None if "linear" in head else 16)
     output = decoder(layers)
-    factor = {"linear": 1, "upernet": 4, "dpt": 8}[head]
+    factor = {"linear": 1, "norm_linear": 1, "upernet": 4, "dpt": 8}[head]
     assert output.shape == (2, 5, 4 * factor, 6 * factor)
     loss = output.square().mean()
     if (auxiliary := decoder.auxiliary(layers)) is not None:
@@ -69,7 +69,7 @@ def test_every_head_makes_a_map_and_learns_from_it(head, layers):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_stages_of_a_cnn_are_taken_as_they_are(head, stages):
-    decoder = build_decoder(head, stages, 3, channels=None if head == "linear" else 8)
+    decoder = build_decoder(head, stages, 3, channels=None if "linear" in head else 8)
     height = 8 * (2 if head == "dpt" else 1)
     assert decoder(stages).shape == (2, 3, height, 2 * height)
 
@@ -77,7 +77,7 @@ def test_stages_of_a_cnn_are_taken_as_they_are(head, stages):
 @pytest.mark.parametrize("head", HEADS)
 def test_a_grid_of_one_patch_is_enough(head):
     layers = [Features(torch.randn(2, 8), torch.randn(2, 1, 8), (1, 1)) for _ in range(4)]
-    decoder = build_decoder(head, layers, 3, channels=None if head == "linear" else 8)
+    decoder = build_decoder(head, layers, 3, channels=None if "linear" in head else 8)
     assert decoder(layers).shape[:2] == (2, 3)
 
 
@@ -88,6 +88,12 @@ def test_the_linear_head_is_one_convolution_without_a_norm(layers):
         "head.bias": (5,),
     }
     assert float(decoder.head.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
+
+
+def test_with_a_norm_the_scale_of_the_features_does_not_matter(layers):
+    decoder = build_decoder("norm_linear", layers, 5)
+    larger = [layer._replace(patches=7 + 100 * layer.patches) for layer in layers]
+    assert torch.allclose(decoder(layers), decoder(larger), atol=1e-4)
 
 
 def test_a_layer_that_is_chosen_twice_is_seen_once_by_the_linear_head():
