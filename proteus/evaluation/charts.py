@@ -43,7 +43,7 @@ def save_bars(scores: Scores, path: str | Path, *, title: str = "", label: str =
     axis.set_ylabel(label)
     axis.set_title(title)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
@@ -92,7 +92,7 @@ def save_radar(
     axis.set_yticks([])
     axis.set_ylim(0, 1)
     axis.set_title(title)
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.1, 1.1))
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
