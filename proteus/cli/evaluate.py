@@ -152,10 +152,11 @@ def _teacher(arguments: argparse.Namespace, size: int, device: Any) -> Any:
 def _show(run: Any, results: Any, sets: Any) -> None:
     from dataclasses import asdict
 
+    from ..evaluation.suite_pictures import suite_pictures
     from ..evaluation.suite_report import failures, result_tables, write_tables
     from ..report import text_table
 
-    pictures = _pictures(run, sets)
+    pictures = suite_pictures(run, sets, results)
     write_tables(run.out, run.name, results, settings=asdict(run.settings), pictures=pictures)
     for title, table in result_tables(run.name, results).items():
         print(f"\n{title}\n{text_table(table)}")
@@ -163,28 +164,3 @@ def _show(run: Any, results: Any, sets: Any) -> None:
     failed = failures(results)
     if failed:
         raise ValueError("some protocols could not be run.\n" + "\n".join(failed))
-
-
-def _pictures(run: Any, sets: Any) -> list[Any]:
-    """PCA maps of test images, beside the teacher's where there is one."""
-    import torch
-
-    from ..evaluation.datasets import open_labelled
-    from ..evaluation.features import Resized
-    from ..report import Picture
-    from ..visualize import save_pca
-
-    if run.model.patch_size == (0, 0):
-        return []
-    chosen = next((one for one in sets if one.root is None), None)
-    if chosen is None:
-        return []
-    data = open_labelled(chosen.source, split="test", labels=False).first(8)
-    size = run.settings.image_size * 2
-    images = Resized(data, size)
-    batch = torch.stack([images[n][0] for n in range(len(images))])
-    save_pca(batch, {"model": run.model(batch)}, run.out / "pca.png")
-    caption = (
-        f"Patch features of {chosen.name} at {size} px: three principal components as colours."
-    )
-    return [Picture(run.out / "pca.png", caption)]

@@ -274,7 +274,8 @@ def _open(model: Any) -> tuple[nn.Module, Statistics | None]:
     """The plain model inside, and the statistics its images are normalised with."""
     if isinstance(model, _Wrapped):
         return model.backbone, _statistics_of(model.inputs)
-    if isinstance(model, nn.Module) and isinstance(model, _HasConfig | _Plain):
+    described = isinstance(model, _HasConfig | _Plain)
+    if described and isinstance(model, nn.Module):
         config = _config(model)
         return model, (config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1]))
     if isinstance(model, FeatureExtractor):

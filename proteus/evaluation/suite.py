@@ -181,7 +181,7 @@ class SuiteRun:
         }[name]
 
     def _knn(self, one: EvaluationSet) -> dict[str, Any]:
-        train, test = (self._features(one, split, probe=True) for split in ("train", "test"))
+        train, test = (self.features(one, split, probe=True) for split in ("train", "test"))
         ks = KS if len(train) >= min(KS) else (1,)
         return score_knn(train, test, ks=ks, device=self.model.device).to_dict()
 
@@ -194,8 +194,8 @@ class SuiteRun:
             settings = self.settings
             self._probes = {}  # one set at a time, as with features
             self._probes[one.name] = score_linear(
-                self._features(one, "train", probe=True),
-                self._features(one, "test", probe=True),
+                self.features(one, "train", probe=True),
+                self.features(one, "test", probe=True),
                 select=settings.select,
                 iterations=settings.linear_iterations,
                 batch_size=settings.linear_batch,
@@ -212,14 +212,14 @@ class SuiteRun:
             blocks=probe.head.blocks, avgpool=probe.head.avgpool,
         )  # fmt: skip
         result = robustness(
-            classifier, self._images(one, "test"), severities=self.settings.severities,
+            classifier, self.images(one, "test"), severities=self.settings.severities,
             batch_size=self.batch_size, progress=self.progress,
         )  # fmt: skip
         return {"protocol": "robustness", **result.to_dict()}
 
     def _finegrained(self, one: EvaluationSet) -> dict[str, Any]:
-        train, test = (self._features(one, split, probe=False) for split in ("train", "test"))
-        val = self._features(one, "val", probe=False) if one.has_val else None
+        train, test = (self.features(one, split, probe=False) for split in ("train", "test"))
+        val = self.features(one, "val", probe=False) if one.has_val else None
         metric = metric_of(one.name) if train.labels.ndim == 1 else "map_11"
         result = score_logistic(
             train, test, val=val, metric=metric, sweep=self.settings.sweep,
@@ -247,12 +247,12 @@ class SuiteRun:
 
     def _agreement(self, one: EvaluationSet) -> dict[str, Any]:
         result = agreement(
-            self.model, self.teacher, self._images(one, "test"),
+            self.model, self.teacher, self.images(one, "test"),
             image_size=self.settings.image_size, batch_size=self.batch_size, layers=True,
         )  # fmt: skip
         return result.to_dict()
 
-    def _features(self, one: EvaluationSet, split: str, *, probe: bool) -> FeatureSet:
+    def features(self, one: EvaluationSet, split: str, *, probe: bool) -> FeatureSet:
         """Features for k-NN and the linear probe, or for logistic regression."""
         key = (one.name, split, str(probe))
         if key not in self._sets:
@@ -260,7 +260,7 @@ class SuiteRun:
             self._sets = {k: v for k, v in self._sets.items() if k[0] == one.name}
             size = self.settings.image_size
             self._sets[key] = extract_features(
-                self.model, self._images(one, split), image_size=size,
+                self.model, self.images(one, split), image_size=size,
                 resize=probe_resize(size) if probe else size,
                 blocks=max(fitting_blocks(self.model)) if probe else 0,
                 batch_size=self.batch_size, workers=self.workers, cache=self.cache,
@@ -268,7 +268,8 @@ class SuiteRun:
             )  # fmt: skip
         return self._sets[key]
 
-    def _images(self, one: EvaluationSet, split: str) -> LabelledImages:
+    def images(self, one: EvaluationSet, split: str) -> LabelledImages:
+        """Images of one split, at most `limit`."""
         classes: Sequence[str] = ()
         if split != "train" and one.root is None:
             classes = open_labelled(one.source, split="train").classes
@@ -284,7 +285,7 @@ class SuiteRun:
         """A hash of everything that a result depends on."""
         splits = ("train", "test", "val") if one.has_val else ("train", "test")
         data = [
-            self.cache.data_hash(self._images(one, split))
+            self.cache.data_hash(self.images(one, split))
             if one.task == "classification"
             else file_stamp(self._maps(one, split).source)
             for split in splits

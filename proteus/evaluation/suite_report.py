@@ -8,7 +8,7 @@ from ..report import Picture, Table, write_report
 from .paper import paper_score
 
 _CLASSIFICATION = ("knn", "linear", "finegrained")
-_TITLES = {"knn": "k-NN (k)", "linear": "linear probe", "finegrained": "logistic regression"}
+TITLES = {"knn": "k-NN (k)", "linear": "linear probe", "finegrained": "logistic regression"}
 _DENSE = {
     "segmentation": ("mIoU", "mAcc", "aAcc"),
     "depth": ("rmse", "abs_rel", "d1"),
@@ -52,11 +52,11 @@ def _classification(model: str, results: Results) -> Table:
     header, rows = ["set"], [[name] for name in names]
     mean = ["mean"]
     for protocol in ran:
-        header.append(_TITLES[protocol])
+        header.append(TITLES[protocol])
         found = [results.get(f"{protocol}/{name}", {}) for name in names]
         for row, one in zip(rows, found, strict=True):
             row.append(_cell(one))
-        values = [_value(one) for one in found if _value(one) is not None]
+        values = [value_of(one) for one in found if value_of(one) is not None]
         mean.append(
             f"{sum(v for v in values if v is not None) / len(values):.1f}" if values else ""
         )
@@ -117,7 +117,8 @@ def _name(key: str) -> str:
     return key.partition("/")[2]
 
 
-def _value(one: Mapping[str, Any]) -> float | None:
+def value_of(one: Mapping[str, Any]) -> float | None:
+    """The score of a classification result; None for a failure."""
     value = one.get("best", one.get("score"))
     return None if value is None else float(value)
 
@@ -125,7 +126,7 @@ def _value(one: Mapping[str, Any]) -> float | None:
 def _cell(one: Mapping[str, Any]) -> str:
     if "error" in one:
         return "error"
-    value = _value(one)
+    value = value_of(one)
     if value is None:
         return ""
     if "best_k" in one:

@@ -161,9 +161,14 @@ def test_the_command_writes_tables_pictures_and_a_plain_error(packs, tmp_path, c
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "Agreement with the teacher" in printed
-    assert {"results.json", "results.md", "report.html", "pca.png"} <= {
-        path.name for path in out.iterdir()
-    }
+    assert {
+        "results.json",
+        "results.md",
+        "report.html",
+        "pca.png",
+        "neighbours.png",
+        "scores.png",
+    } <= {path.name for path in out.iterdir()}
     assert main([*words[:2], "--data", "nowhere", "--out", str(out)]) == 2
     assert "no set there" in capsys.readouterr().err
     assert main(["evaluate", str(packs), "--checkpoint", "x", *words[7:9], "--out", str(out)]) == 2
@@ -194,7 +199,8 @@ def test_the_paper_s_rows_are_consistent_with_themselves_and_with_the_released_m
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the image packs are not part of the repository")
 def test_one_command_on_all_packs_and_a_second_run_from_the_cache(tmp_path):
     words = ["evaluate", "demo-student", "--random-weights", "--image-size", "64",
-             "--data", str(SHARED), "--limit", "20", "--device", "cpu", "--out", str(tmp_path)]  # fmt: skip
+             "--data", str(SHARED), "--limit", "20", "--device", "cpu",
+             "--out", str(tmp_path)]  # fmt: skip
     assert main(words) == 0
     first = (tmp_path / "results.json").read_text()
     assert len(json.loads(first)["results"]) == 8 * 3 + 2 + 1
