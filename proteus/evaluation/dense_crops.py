@@ -59,6 +59,7 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
     Source:
         mmseg `Resize`. *Different:* Pillow smooths when it makes an image smaller, OpenCV does not.
     """
+    image = image.convert("RGB")
     if size != (image.height, image.width):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

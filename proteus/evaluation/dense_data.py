@@ -348,7 +348,8 @@ def _to_labels(value: Any) -> Tensor:
     if isinstance(value, Image.Image):
         if value.mode not in ("L", "P") and not value.mode.startswith("I"):
             raise ValueError(f"labels: mode {value.mode} has no class indices; expected L, P or I")
-        value = np.array(value).astype(np.int64)
+        # Bytes stay bytes: kept for training, they are an eighth of int64.
+        value = np.array(value).astype(np.int32 if value.mode.startswith("I") else np.uint8)
     labels = torch.as_tensor(value).squeeze()
     if labels.is_floating_point() or labels.ndim != 2:
         raise ValueError(

@@ -180,9 +180,9 @@ def _cache(
         if len(rows) == 1:
             each = sum(4 * (f.cls[0].numel() + f.patches[0].numel()) for f in rows[0])
             each += targets[0].numel() * targets[0].element_size()
-            if each * len(data) > settings.cache_bytes:
-                return None
-        if each * len(targets) > settings.cache_bytes:
+        # Every image has at least one window: often the first batch tells that it is too much.
+        if each * max(len(data), len(targets)) > settings.cache_bytes:
+            bar.close()
             return None
     bar.close()
     joined = {

@@ -51,7 +51,7 @@ OPTIONS = {"image_size": 32, "batch_size": 4}
     "head",
     [
         {"mode": "linear", "iterations": 150, "lr": 0.02},
-        {"mode": "dpt", "channels": 16, "iterations": 80, "lr": 5e-3},
+        {"mode": "dpt", "channels": 16, "iterations": 50, "lr": 5e-3},
     ],
     ids=lambda head: head["mode"],
 )
