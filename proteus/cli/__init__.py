@@ -13,6 +13,7 @@ example:
   proteus demo --out runs/demo
   proteus distill --teacher demo-teacher --student demo-student --image-size 64 \\
       --data IMAGES --epochs 5 --batch-size 64 --out runs/first
+  proteus evaluate runs/first --data SETS --out runs/eval
 """
 
 
