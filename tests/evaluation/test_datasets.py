@@ -160,6 +160,22 @@ def test_cub_and_sun_are_read_from_their_published_lists(tmp_path):
     assert (targets(data), data[0][0].size) == ([1], (9, 9))
 
 
+def test_caltech_trains_on_thirty_different_images_a_class_and_tests_on_the_others(tmp_path):
+    root = tmp_path / "caltech101"
+    (root / "Annotations").mkdir(parents=True)
+    for name, count in (("BACKGROUND_Google", 1), ("ant", 33), ("bass", 31)):
+        folder = root / "101_ObjectCategories" / name
+        folder.mkdir(parents=True)
+        for n in range(1, count + 1):
+            Image.new("RGB", (9, 9)).save(folder / f"image_{n:04}.jpg")
+    train, test = (open_labelled("caltech101", split=s, root=tmp_path) for s in ("train", "test"))
+    found = [[data[i][1] for i in range(len(data))] for data in (train, test)]
+    assert [found[0].count(c) for c in (0, 1)] == [30, 30]
+    assert [found[1].count(c) for c in (0, 1)] == [3, 1]
+    numbers = [part.target.dataset.dataset.indices for part in (train, test)]
+    assert sorted([*numbers[0], *numbers[1]]) == list(range(64))
+
+
 def test_a_named_set_says_what_it_lacks(tmp_path):
     with pytest.raises(ValueError, match="root='FOLDER'"):
         open_labelled("flowers", split="train")
