@@ -135,12 +135,12 @@ def depth(
         ...     [(image, near)],
         ...     [(image, near)],
         ...     mode="linear",
-        ...     image_size=8,
-        ...     iterations=200,
+        ...     image_size=32,
+        ...     iterations=100,
         ...     batch_size=2,
-        ...     lr=0.03,
+        ...     lr=0.1,
         ... )
-        >>> result.scores.d1 > 0.7
+        >>> result.scores.rmse < 0.75  # 1.5 for the mean depth everywhere
         True
 
     Source:
