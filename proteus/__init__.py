@@ -37,7 +37,7 @@ _HOME = {
     "push_to_hub": "hub",
     "save_pretrained": "saving",
 }
-_SUBMODULES = ("data", "evaluation", "exports", "losses", "visualize", "weights")
+_SUBMODULES = ("data", "evaluate", "evaluation", "exports", "losses", "visualize", "weights")
 
 __all__ = [
     "Distiller",

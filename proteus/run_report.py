@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .curves import NO_TERMS, Array, Curve, save_panels, thin
 from .report import Details, Heading, Part, Picture, Table, write_report
-from .visualize import NO_TERMS, Array, Curve, save_panels, thin
 
 _PICTURES = {
     "pca.png": "Patch features as colours: teacher and student in one basis.",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .data import ImageSource, center_resize, decode, open_source
 from .data.loader import number_labels
 from .distiller import Distiller
-from .evaluation import knn
+from .evaluation import knn_predict
 from .features import FeatureExtractor, Features, ShapeError
 from .logits import LogitDistiller
 from .losses import ProteusLoss, token_distance
@@ -213,7 +213,7 @@ class Watch:
         else:
             voters, classes = queries[::2], labels[::2]
             queries, labels = queries[1::2], labels[1::2]
-        return float((knn(voters, classes, queries, k=self.k) == labels).float().mean())
+        return float((knn_predict(voters, classes, queries, k=self.k) == labels).float().mean())
 
 
 @contextmanager

@@ -56,7 +56,10 @@ def test_help_answers_at_once():
     assert not set(loaded_by(HELP)) & {*HEAVY, "torch", "numpy"}
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["distill"], ["recipes"], ["report"], ["info"]])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["demo"], ["distill"], ["recipes"], ["report"], ["evaluate"], ["info"]],
+)
 def test_every_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as done:
         main([*command, "--help"])

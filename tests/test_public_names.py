@@ -12,11 +12,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from lines below its own.
 LAYERS = [
     {"cli"},
+    {"evaluate"},
     {"demo", "release"},
     {"recipes"},
     {"training"},
     {"watch", "trackers", "run_report"},
-    {"checkpoint", "hub", "exports", "evaluation", "visualize", "report"},
+    {"checkpoint", "hub", "exports", "evaluation"},
+    {"curves"},
+    {"visualize", "report"},
     {"saving"},
     {"card", "distiller", "logits", "inheritance"},
     {"teacher", "student"},

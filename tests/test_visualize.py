@@ -4,8 +4,9 @@ import torch
 from PIL import Image
 
 from proteus import Features
+from proteus.curves import save_curves, thin
 from proteus.features import ShapeError
-from proteus.visualize import pca_maps, save_curves, save_masks, save_pca, thin
+from proteus.visualize import pca_maps, save_masks, save_pca
 
 
 def features(dim=8, batch=3, grid=(4, 5)):
@@ -40,6 +41,41 @@ def test_grids_may_differ_and_widths_may_not():
         pca_maps(features(), features(dim=6))
 
 
+def test_a_joint_basis_favours_no_model():
+    one, two = features(), features()
+    forwards = pca_maps(one, two, basis="joint")
+    backwards = pca_maps(two, one, basis="joint")
+    assert torch.allclose(forwards[0], backwards[1], atol=1e-5)
+    assert not torch.allclose(pca_maps(one, two)[0], pca_maps(two, one)[1], atol=1e-2)
+
+
+def test_models_of_two_widths_have_a_basis_each_with_colours_alike():
+    one = features(dim=8, batch=4, grid=(8, 8))
+    turned, _ = torch.linalg.qr(torch.randn(12, 8))
+    # The same features in another space of another width: nothing but signs can differ.
+    other = one._replace(patches=-(one.patches @ turned.T))
+    first, second = pca_maps(one, other, basis="own")
+    assert torch.allclose(first, second, atol=1e-4)
+
+
+def test_the_background_is_black_and_the_foreground_is_what_the_border_shows_less_of():
+    patches = torch.randn(3, 10, 10, 6) * 0.1
+    patches[:, 3:7, 3:7, 0] += 5
+    one = Features(torch.zeros(3, 6), patches.flatten(1, 2), (10, 10))
+    for flipped in (one, one._replace(patches=-one.patches)):
+        (colours,) = pca_maps(flipped, foreground=0.5)
+        shown = colours.amax(1) > 0
+        assert shown[:, 3:7, 3:7].float().mean() > 0.95
+        assert int(shown.sum()) == int(shown[:, 3:7, 3:7].sum())
+    with pytest.raises(ValueError, match=r"no foreground is left. Got foreground=1.0"):
+        pca_maps(one, foreground=1.0)
+
+
+def test_an_unknown_basis_is_an_error():
+    with pytest.raises(ValueError, match=r"no such basis\. Got 'each'"):
+        pca_maps(features(), basis="each")
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_pictures_are_written(tmp_path, dtype):
     images = (torch.rand(3, 3, 32, 40) * (255 if dtype == torch.uint8 else 1)).to(dtype)
@@ -60,7 +96,7 @@ def test_a_mask_covers_the_hidden_patches_and_nothing_else(tmp_path, monkeypatch
     from proteus import visualize
 
     drawn = []
-    monkeypatch.setattr(visualize, "_figure", lambda rows, names, path: drawn.extend(rows))
+    monkeypatch.setattr(visualize, "save_rows", lambda rows, names, path: drawn.extend(rows))
     images = torch.zeros(2, 3, 128, 128)
     hidden = torch.zeros(2, 8, dtype=torch.bool)
     hidden[1, 5] = True  # second row, second column of 2 x 4

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import data, demo, distill, info, recipes, report, weights
+from . import data, demo, distill, evaluate, info, recipes, report, weights
 from .parser import Parser
 
 _EPILOG = """\
@@ -14,6 +14,7 @@ example:
   proteus demo --out runs/demo
   proteus distill --teacher demo-teacher --student demo-student --image-size 64 \\
       --data IMAGES --epochs 5 --batch-size 64 --out runs/first
+  proteus evaluate runs/first --data SETS --out runs/eval
 """
 
 
@@ -53,6 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, distill, recipes, report, data, weights, info):
+    for module in (demo, distill, recipes, report, evaluate, data, weights, info):
         module.add(commands)
     return parser

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import ImageLoader, open_source
 from ..distiller import Distiller
-from ..evaluation import agreement, extract_cls, knn
+from ..evaluation import compare_features, extract_cls, knn_predict
 from ..features import Features
 from ..report import Picture, Table, text_table, write_report
 from ..student import Student
@@ -59,7 +59,7 @@ def run_demo(
             extract_cls(model, [chunk.to(place) for chunk in torch.split(images, 250)])
             for images in (bank, test)
         )
-        hits = knn(bank_features, bank_labels, features) == test_labels
+        hits = knn_predict(bank_features, bank_labels, features) == test_labels
         return float(hits.float().mean()) * 100
 
     student.eval()
@@ -130,7 +130,7 @@ def _agreement(distiller: Distiller, images: Tensor) -> float:
     """Mean cosine between the student's projected class token and the teacher's."""
     features = compare(distiller, images)
     student: Features = features["student"]
-    return agreement(student, features["teacher"])["cls_cosine"]
+    return compare_features(student, features["teacher"])["cls_cosine"]
 
 
 def _millions(model: Teacher | Student) -> str:

@@ -1,7 +1,105 @@
-"""Measure a model that returns `Features`. Labelled images are yours: tensors and labels."""
+"""Measure any model that returns `Features`, one protocol a file.
 
-from .agreement import agreement as agreement
+The protocols on models and datasets are in `proteus.evaluate`; here are also the plain functions on
+tensors beneath them, for features of your own.
+"""
+
+from .agreement import compare_features as compare_features
+from .agreement import linear_cka as linear_cka
+from .cache import FeatureCache as FeatureCache
+from .classifier import Classifier as Classifier
+from .corruptions import CORRUPTIONS as CORRUPTIONS
+from .corruptions import corrupt as corrupt
+from .datasets import LabelledImages as LabelledImages
+from .datasets import open_labelled as open_labelled
+from .decoders import build_decoder as build_decoder
+from .decoders import choose_layers as choose_layers
+from .dense_data import open_depth as open_depth
+from .dense_data import open_segmentation as open_segmentation
+from .dense_metrics import add_areas as add_areas
+from .dense_metrics import reduce_zero_label as reduce_zero_label
+from .dense_metrics import segmentation_areas as segmentation_areas
+from .dense_metrics import segmentation_scores as segmentation_scores
+from .depth_metrics import depth_scores as depth_scores
+from .depth_metrics import metres as metres
+from .depth_metrics import silog_loss as silog_loss
+from .extractor import Extractor as Extractor
+from .extractor import as_extractor as as_extractor
+from .features import FeatureSet as FeatureSet
+from .features import extract_features as extract_features
 from .knn import extract_cls as extract_cls
-from .knn import knn as knn
+from .knn import knn_predict as knn_predict
+from .knn import knn_votes as knn_votes
+from .knn import score_knn as score_knn
+from .linear_probe import score_linear as score_linear
+from .logistic import score_logistic as score_logistic
+from .logistic_fit import fit_logistic as fit_logistic
+from .logistic_fit import holdout_split as holdout_split
+from .logistic_fit import penalties as penalties
+from .logistic_fit import standardise as standardise
+from .metrics import accuracy as accuracy
+from .metrics import eleven_point_ap as eleven_point_ap
+from .metrics import eleven_point_map as eleven_point_map
+from .metrics import mean_class_accuracy as mean_class_accuracy
+from .metrics import topk_accuracy as topk_accuracy
+from .named_sets import NAMED_SETS as NAMED_SETS
+from .packs import read_packs as read_packs
+from .probe_heads import Head as Head
+from .probe_heads import ProbeHeads as ProbeHeads
+from .probe_heads import probe_inputs as probe_inputs
+from .robustness import imagenet_c as imagenet_c
+from .robustness import imagenet_variant as imagenet_variant
+from .robustness import mean_corruption_error as mean_corruption_error
+from .sliding import slide as slide
+from .sliding import window_positions as window_positions
 
-__all__ = ["agreement", "extract_cls", "knn"]
+__all__ = [
+    "CORRUPTIONS",
+    "NAMED_SETS",
+    "Classifier",
+    "Extractor",
+    "FeatureCache",
+    "FeatureSet",
+    "Head",
+    "LabelledImages",
+    "ProbeHeads",
+    "accuracy",
+    "add_areas",
+    "as_extractor",
+    "build_decoder",
+    "choose_layers",
+    "compare_features",
+    "corrupt",
+    "depth_scores",
+    "eleven_point_ap",
+    "eleven_point_map",
+    "extract_cls",
+    "extract_features",
+    "fit_logistic",
+    "holdout_split",
+    "imagenet_c",
+    "imagenet_variant",
+    "knn_predict",
+    "knn_votes",
+    "linear_cka",
+    "mean_class_accuracy",
+    "mean_corruption_error",
+    "metres",
+    "open_depth",
+    "open_labelled",
+    "open_segmentation",
+    "penalties",
+    "probe_inputs",
+    "read_packs",
+    "reduce_zero_label",
+    "score_knn",
+    "score_linear",
+    "score_logistic",
+    "segmentation_areas",
+    "segmentation_scores",
+    "silog_loss",
+    "slide",
+    "standardise",
+    "topk_accuracy",
+    "window_positions",
+]

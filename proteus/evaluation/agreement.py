@@ -1,14 +1,43 @@
 """How close a student is to its teacher, on images it was not trained on."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from ..features import Features
+from ..features import Features, ShapeError
 from ..losses import token_distance
+from .datasets import open_labelled
+from .extractor import Extractor, as_extractor
+from .features import Resized, default_workers, probe_resize
+
+
+@runtime_checkable
+class Projecting(Protocol):
+    """`ProteusLoss`: it has the heads that bring the student to the teacher's width."""
+
+    def project(self, student: Features) -> Features:
+        """Student features in the teacher's space."""
+        ...
+
+
+@runtime_checkable
+class Distilling(Protocol):
+    """`Distiller`: it has a loss and is the whole step."""
+
+    loss: nn.Module
+
+    def __call__(self, images: Tensor) -> Any:
+        """Images to `Losses`."""
+        ...
 
 
 @torch.no_grad()
-def agreement(student: Features, teacher: Features) -> dict[str, float]:
+def compare_features(student: Features, teacher: Features) -> dict[str, float]:
     """Mean cosine similarity and mean squared error, for class tokens and for patches.
 
     Args:
@@ -24,7 +53,7 @@ def agreement(student: Features, teacher: Features) -> dict[str, float]:
 
     Examples:
         >>> features = Features(torch.ones(2, 4), torch.ones(2, 9, 4), (3, 3))
-        >>> agreement(features, features)["cls_cosine"]
+        >>> compare_features(features, features)["cls_cosine"]
         1.0
     """
     pairs = {"cls": (student.cls, teacher.cls), "patch": (student.patches, teacher.patches)}
@@ -34,3 +63,223 @@ def agreement(student: Features, teacher: Features) -> dict[str, float]:
         cosine = F.cosine_similarity(ours.double(), theirs.double(), dim=-1).mean()
         result[f"{name}_cosine"] = round(float(cosine), 6)
     return result
+
+
+@torch.no_grad()
+def linear_cka(ours: Tensor, theirs: Tensor) -> float:
+    """Linear centred kernel alignment of two sets of features of the same images.
+
+    1 = the same up to rotation and one scale; 0 = unrelated. Widths may differ, so no head is
+    needed. It is biased upwards where images are fewer than dimensions.
+
+    Args:
+        ours: [n, D1].
+        theirs: [n, D2].
+
+    Returns:
+        0 … 1; NaN where the features of all images are the same.
+
+    Raises:
+        ShapeError: If the numbers of images differ.
+
+    Examples:
+        >>> features = torch.randn(20, 3)
+        >>> rotation = torch.linalg.qr(torch.randn(3, 3)).Q
+        >>> round(linear_cka(features, 2 * features @ rotation), 4)
+        1.0
+
+    Source:
+        Kornblith et al. 2019, "Similarity of neural network representations revisited", Eq. 5.
+    """
+    if ours.ndim != 2 or theirs.ndim != 2 or len(ours) != len(theirs):
+        raise ShapeError(
+            f"linear_cka: features of the same images are needed. Got {tuple(ours.shape)} and "
+            f"{tuple(theirs.shape)}; expected [n, D1] and [n, D2]."
+        )
+    x, y = (features.double() - features.double().mean(0) for features in (ours, theirs))
+    cross = (x.T @ y).square().sum()
+    return float(cross / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+@dataclass(frozen=True)
+class AgreementResult:
+    """How a student compares with its teacher on held-out images.
+
+    Attributes:
+        num_images: Images.
+        distances: `cls_cosine`, `cls_mse`, `patch_cosine`, `patch_mse` of the projected student; {}
+            where widths differ and no loss was given; patches only where the grids agree.
+        terms: Mean `total`, `token`, `feature`, `patch` of the training objective; {} unless a
+            `Distiller` was given.
+        cka_cls: Linear CKA of the class tokens, no head involved.
+        cka_patches: Of the mean patch tokens; NaN where a model has none.
+        cka_layers: Of the class tokens of student layer i (row) and teacher layer j (column); ()
+            where not asked for.
+    """
+
+    num_images: int
+    distances: dict[str, float]
+    terms: dict[str, float]
+    cka_cls: float
+    cka_patches: float
+    cka_layers: tuple[tuple[float, ...], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, ready for JSON."""
+        return {"protocol": "agreement", **vars(self)}
+
+
+@torch.no_grad()
+def agreement(
+    student: Any,
+    teacher: Any,
+    dataset: Any,
+    *,
+    loss: Any = None,
+    split: str = "test",
+    layers: bool = False,
+    image_size: int | None = None,
+    batch_size: int = 64,
+    max_images: int | None = 2000,
+    workers: int | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+) -> AgreementResult:
+    """Compare a student with its teacher on images it was not trained on.
+
+    Args:
+        student: Anything `as_extractor` takes.
+        teacher: The same.
+        dataset: Anything `open_labelled` takes; labels need not be there.
+        loss: The `ProteusLoss` of the training, whose heads bring the student to the teacher's
+            space, or the `Distiller`, which gives the terms of the objective as well. None = equal
+            widths are compared as they are, and of different ones only CKA is told.
+        split: For `open_labelled`.
+        layers: Compare every layer of one with every layer of the other.
+        image_size: Pixels; None = the student's own.
+        batch_size: Images in a forward pass.
+        max_images: At most this many, evenly spread over the set; None = all.
+        workers: Processes that decode images; None = chosen by the size of the set.
+        device: Where to run; None = where each model is.
+        seed: Of the masks of the patch term.
+
+    Raises:
+        ValueError: If `loss` is neither.
+
+    Examples:
+        >>> from PIL import Image
+        >>> images = [(Image.new("RGB", (8, 8), colour), 0) for colour in ("red", "blue", "lime")]
+        >>> model = torch.nn.Conv2d(3, 5, 4, stride=4)
+        >>> result = agreement(model, model, images, image_size=8)
+        >>> result.distances["cls_cosine"], round(result.cka_cls, 6)
+        (1.0, 1.0)
+    """
+    ours = as_extractor(student, image_size=image_size, device=device)
+    size = image_size or ours.image_size[0]
+    theirs = as_extractor(teacher, image_size=size, device=device)
+    heads = loss.loss if isinstance(loss, Distilling) else loss
+    if heads is not None and not isinstance(heads, Projecting):
+        raise ValueError(
+            f"agreement: not a loss. Got {type(loss).__name__}; expected a ProteusLoss, a "
+            f"Distiller, or None."
+        )
+    data = open_labelled(dataset, split=split, labels=False)
+    data = data if max_images is None else data.first(max_images)
+    sums: dict[str, float] = {}
+    kept: dict[str, list[Tensor]] = {}
+    with torch.random.fork_rng(), _evaluating(loss):
+        torch.manual_seed(seed)
+        for images in _batches(Resized(data, size, probe_resize(size)), batch_size, workers):
+            found = ours(images), theirs(images)
+            _add(sums, _distances(heads, *found), len(images))
+            if isinstance(loss, Distilling):
+                terms = loss(images.to(next(loss.loss.parameters()).device))._asdict()
+                numbers = {f"terms.{name}": float(term) for name, term in terms.items()}
+                _add(sums, numbers, len(images))
+            _keep(kept, found, (ours, theirs) if layers else (), images)
+    means = {name: total / len(data) for name, total in sums.items()}
+    joined = {name: torch.cat(parts) for name, parts in kept.items()}
+    return AgreementResult(
+        num_images=len(data),
+        distances={k: v for k, v in means.items() if not k.startswith("terms.")},
+        terms={k.removeprefix("terms."): v for k, v in means.items() if k.startswith("terms.")},
+        cka_cls=linear_cka(joined["cls0"], joined["cls1"]),
+        cka_patches=linear_cka(joined["patches0"], joined["patches1"]),
+        cka_layers=_layer_table(joined, ours, theirs) if layers else (),
+    )
+
+
+class _evaluating:  # noqa: N801  # reads as a statement
+    """A distiller in eval mode for the time being."""
+
+    def __init__(self, loss: Any) -> None:
+        self.modes = (
+            {module: module.training for module in loss.modules()}
+            if isinstance(loss, nn.Module)
+            else {}
+        )
+
+    def __enter__(self) -> None:
+        for module in self.modes:
+            module.training = False
+
+    def __exit__(self, *exception: object) -> None:
+        for module, training in self.modes.items():
+            module.training = training
+
+
+def _batches(images: Resized, batch_size: int, workers: int | None) -> Iterator[Tensor]:
+    count = default_workers(workers, len(images))
+    yield from DataLoader(images, batch_size, num_workers=count, collate_fn=_images)
+
+
+def _images(rows: list[tuple[Tensor, Any]]) -> Tensor:
+    return torch.stack([image for image, _ in rows])
+
+
+def _distances(heads: Any, student: Features, teacher: Features) -> dict[str, float]:
+    if heads is not None:
+        place = next(heads.parameters()).device
+        moved = Features(student.cls.to(place), student.patches.to(place), student.grid)
+        student = heads.project(moved)
+    if student.cls.shape != teacher.cls.shape:
+        return {}
+    if student.grid != teacher.grid or not student.patches.shape[1]:
+        alone = {"cls": (student.cls, teacher.cls.to(student.cls))}
+        none = student.cls.new_zeros(1, 1, 1)
+        pair = (Features(c, none, (1, 1)) for c in alone["cls"])
+        return {k: v for k, v in compare_features(*pair).items() if k.startswith("cls")}
+    moved = Features(teacher.cls.to(student.cls), teacher.patches.to(student.cls), teacher.grid)
+    return compare_features(student, moved)
+
+
+def _add(sums: dict[str, float], values: dict[str, float], count: int) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0.0) + value * count
+
+
+def _keep(
+    kept: dict[str, list[Tensor]],
+    found: tuple[Features, Features],
+    models: tuple[Extractor, ...],
+    images: Tensor,
+) -> None:
+    for number, features in enumerate(found):
+        mean = features.patches.mean(1) if features.patches.shape[1] else features.cls * 0
+        kept.setdefault(f"cls{number}", []).append(features.cls.float().cpu())
+        kept.setdefault(f"patches{number}", []).append(mean.float().cpu())
+    for number, model in enumerate(models):
+        for index, layer in enumerate(model.layers(images, model.num_layers)):
+            kept.setdefault(f"layer{number}.{index}", []).append(layer.cls.float().cpu())
+
+
+def _layer_table(
+    joined: dict[str, Tensor], ours: Extractor, theirs: Extractor
+) -> tuple[tuple[float, ...], ...]:
+    return tuple(
+        tuple(
+            linear_cka(joined[f"layer0.{i}"], joined[f"layer1.{j}"])
+            for j in range(theirs.num_layers)
+        )
+        for i in range(ours.num_layers)
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import visualize
+from .. import curves, visualize
 from ..distiller import Distiller
 from ..features import Features
 from ..saving import save_pretrained
@@ -41,7 +41,7 @@ def write_results(
         if engine.ema is not None:
             average = engine.export_student(state, "ema")
             save_pretrained(average, folder / "export-ema", details=details)
-    visualize.save_curves(rows, folder / "curves.png")
+    curves.save_curves(rows, folder / "curves.png")
     if isinstance(model, Distiller) and model.masks is not None:
         shown = images[:8].cpu()
         generator = torch.Generator().manual_seed(0)  # drawn aside: training's numbers stay

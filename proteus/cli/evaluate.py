@@ -1,0 +1,166 @@
+"""`proteus evaluate`."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from .parser import Commands, add_command
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    evaluate = add_command(
+        commands,
+        "evaluate",
+        "Measure a model by the paper's protocols: all sets, one command, tables and pictures.",
+        "proteus evaluate runs/first --data ../shared/data --image-size 64 --out runs/eval\n"
+        "  proteus evaluate dinov2_vits14 --suite finegrained --data flowers=SETS --out runs/a\n"
+        "  torchrun --nproc-per-node 2 -m proteus evaluate runs/first --data IMAGES --out runs/b",
+    )
+    add = evaluate.add_argument
+    add("model", help="a run or export folder, a released name, a teacher, a timm name, hf-hub:…")
+    add(
+        "--suite",
+        default="knn,linear,finegrained,segmentation,depth",
+        help="some of knn,linear,finegrained,segmentation,depth,robustness,agreement "
+        "(default: the first five, as far as there are sets for them)",
+    )
+    add("--data", required=True, nargs="+", help="folder of packs, FOLDER/NAME, or NAME=PATH")
+    add("--out", type=Path, required=True, help="folder for results and pictures")
+    add("--image-size", type=int, help="pixels (default: the model's own)")
+    add("--checkpoint", type=Path, help="local .safetensors or .pth with the model's weights")
+    add("--random-weights", action="store_true", help="no weights: for timing, and as a baseline")
+    add("--teacher", help="for agreement: a published name, a timm name, a folder")
+    add("--paper", action="store_true", help="the paper's number of steps (hours to days)")
+    best = "head of the linear probe: best on test, as in the paper, or on held-out training images"
+    add("--select", choices=["test", "holdout"], default="test", help=f"{best} (default test)")
+    add("--sweep", choices=["paper", "official"], default="paper", help="of logistic regression")
+    add("--limit", type=int, metavar="N", help="at most N images of each split")
+    add("--cache", type=Path, help="folder for features (default: OUT/cache)")
+    add("--batch-size", type=int, default=64, help="images in a forward pass (default 64)")
+    add("--workers", type=int, help="processes that decode images (default: by the set's size)")
+    add("--seed", type=int, default=0)
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
+    evaluate.set_defaults(run=_run_evaluate)
+
+
+def _run_evaluate(arguments: argparse.Namespace) -> None:
+    from ..evaluation.suite_sets import find_sets
+
+    sets = find_sets(arguments.data)  # first of all: a wrong path must not cost a download
+    suites = _suites(arguments.suite, {one.task for one in sets})
+
+    import torch
+    from torch import distributed
+
+    from ..evaluation.cache import FeatureCache
+    from ..evaluation.features import rank_and_world
+    from ..evaluation.suite import SuiteRun, SuiteSettings
+
+    device = _start(arguments.device)
+    torch.manual_seed(arguments.seed)
+    model = _extractor(arguments.model, arguments, device)
+    settings = SuiteSettings(
+        image_size=model.image_size[0],
+        limit=arguments.limit,
+        select=arguments.select,
+        sweep=arguments.sweep,
+        seed=arguments.seed,
+    )
+    run = SuiteRun(
+        model=model,
+        name=arguments.model,
+        out=arguments.out,
+        settings=settings.as_paper() if arguments.paper else settings,
+        cache=FeatureCache(arguments.cache or arguments.out / "cache"),
+        teacher=_teacher(arguments, model.image_size[0], device),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        progress=True,
+    )
+    try:
+        results = run.run(suites, sets)
+        if rank_and_world()[0] == 0:
+            _show(run, results, sets)
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _suites(text: str, tasks: set[str]) -> list[str]:
+    """What was asked for; of the default, what there are sets for."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if text != "knn,linear,finegrained,segmentation,depth":
+        return names
+    return [
+        n for n in names if (n if n in ("segmentation", "depth") else "classification") in tasks
+    ]
+
+
+def _start(device: str) -> Any:
+    """The device; in a torchrun process its own, and the group it belongs to."""
+    import datetime
+
+    import torch
+    from torch import distributed
+
+    from ..training import choose_device
+
+    chosen = choose_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(chosen)
+        # A process may wait long for another that trains a head.
+        distributed.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1)
+        )
+    return chosen
+
+
+def _extractor(name: str, arguments: argparse.Namespace, device: Any) -> Any:
+    """The model a user named, at the size asked for."""
+    from ..evaluation.extractor import as_extractor
+    from ..hub import load_pretrained
+    from ..pretrained import PRETRAINED
+    from ..teacher import Teacher
+
+    size, checkpoint = arguments.image_size, arguments.checkpoint
+    is_file = Path(name).is_dir() or name in PRETRAINED
+    if is_file and (checkpoint is not None or arguments.random_weights):
+        raise ValueError(
+            f"--checkpoint and --random-weights would be ignored. Got {name!r}, which brings its "
+            f"own weights; leave them out."
+        )
+    model: Any
+    if is_file:
+        model = load_pretrained(name, image_size=size)
+    else:
+        weights = not arguments.random_weights
+        model = Teacher(name, pretrained=weights, checkpoint=checkpoint, image_size=size)
+    return as_extractor(model, image_size=size, device=device)
+
+
+def _teacher(arguments: argparse.Namespace, size: int, device: Any) -> Any:
+    if arguments.teacher is None:
+        return None
+    plain = argparse.Namespace(image_size=size, checkpoint=None, random_weights=False)
+    return _extractor(arguments.teacher, plain, device)
+
+
+def _show(run: Any, results: Any, sets: Any) -> None:
+    from dataclasses import asdict
+
+    from ..evaluation.suite_pictures import suite_pictures
+    from ..evaluation.suite_report import failures, result_tables, write_tables
+    from ..report import text_table
+
+    pictures = suite_pictures(run, sets, results)
+    write_tables(run.out, run.name, results, settings=asdict(run.settings), pictures=pictures)
+    for title, table in result_tables(run.name, results).items():
+        print(f"\n{title}\n{text_table(table)}")
+    print(f"\nResults: {run.out / 'results.md'}    Page: {run.out / 'report.html'}")
+    failed = failures(results)
+    if failed:
+        raise ValueError("some protocols could not be run.\n" + "\n".join(failed))

@@ -1,0 +1,117 @@
+"""A fitted probe as a module from images to scores, for robustness and for users."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .extractor import Extractor
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """What a fitted probe offers.
+
+    Attributes:
+        num_classes: Width of the scores.
+        image_size: Side of the square images it was fitted on, pixels.
+        resize: Short side before the centre was cut out.
+    """
+
+    num_classes: int
+    image_size: int
+    resize: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """RGB images [B, 3, S, S], uint8 or float in [0, 1], to scores [B, classes]."""
+        ...
+
+
+class LinearClassifier(nn.Module):
+    """A frozen model with one linear layer on its features.
+
+    Args:
+        extractor: The model.
+        weight: [classes, F], F = width of the input that `blocks` and `avgpool` describe.
+        bias: [classes].
+        image_size: Side of the square images it was fitted on, pixels.
+        resize: Short side before the centre was cut out.
+        blocks: How many last blocks' class tokens are the input; 0 = the model's `cls`.
+        avgpool: Whether the mean patch follows them.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        image_size: int,
+        resize: int,
+        blocks: int = 0,
+        avgpool: bool = False,
+    ) -> None:
+        super().__init__()
+        self.extractor, self.blocks, self.avgpool = extractor, blocks, avgpool
+        self.image_size, self.resize, self.num_classes = image_size, resize, weight.shape[0]
+        self.register_buffer("weight", weight.float().to(extractor.device))
+        self.register_buffer("bias", bias.float().to(extractor.device))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB images [B, 3, S, S] to scores [B, classes], float32."""
+        if not self.blocks:
+            return F.linear(self.extractor(images).cls.float(), self.weight, self.bias)
+        layers = self.extractor.layers(images, self.blocks)
+        parts = [layer.cls for layer in layers]
+        if self.avgpool:
+            parts.append(layers[-1].patches.mean(1))
+        return F.linear(torch.cat(parts, 1).float(), self.weight, self.bias)
+
+
+class NeighbourClassifier(nn.Module):
+    """A frozen model with the votes of the nearest training images.
+
+    Args:
+        extractor: The model.
+        bank: Features of the training images, float32 [n, D].
+        labels: long [n].
+        k: Neighbours.
+        temperature: Of the votes.
+        image_size: Side of the square images, pixels.
+        resize: Short side before the centre was cut out.
+    """
+
+    bank: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        bank: Tensor,
+        labels: Tensor,
+        *,
+        k: int,
+        temperature: float,
+        image_size: int,
+        resize: int,
+    ) -> None:
+        super().__init__()
+        self.extractor, self.k, self.temperature = extractor, k, temperature
+        self.image_size, self.resize = image_size, resize
+        self.num_classes = int(labels.max()) + 1
+        self.register_buffer("bank", bank.to(extractor.device))
+        self.register_buffer("labels", labels.to(extractor.device))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB images [B, 3, S, S] to votes [B, classes], float32."""
+        from .knn import knn_votes
+
+        queries = self.extractor(images).cls.float()
+        votes = knn_votes(self.bank, self.labels, queries, [self.k], temperature=self.temperature)
+        return votes[self.k]

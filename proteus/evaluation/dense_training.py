@@ -1,0 +1,292 @@
+"""Train a dense head: what segmentation and depth share."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..features import Features
+from .decoders import Decoder, Head, build_decoder, first_seen, read_dense
+from .dense_crops import Augmentation, RandomCrops, all_windows
+from .dense_data import DenseImages
+from .dense_prediction import DensePredictor, to_unit
+from .extractor import Extractor
+from .sliding import pad_to_multiple
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+_CHECK_EVERY = 50  # iterations between looks at the loss, each of which waits for the device
+_EXTRACT_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a dense head is trained; see `segmentation` and `depth` for the paper's values."""
+
+    head: Head
+    finetune: bool
+    image_size: int
+    stride: int
+    flip: bool
+    iterations: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup: int
+    augmentation: Augmentation | None
+    channels: int | None
+    workers: int
+    cache_bytes: int
+    seed: int
+    progress: bool
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "stride", "iterations", "batch_size"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"{name}: must be at least 1. Got {vars(self)[name]}.")
+        if not 0 <= self.warmup < self.iterations:
+            raise ValueError(
+                f"warmup: must be shorter than the run. Got {self.warmup} of {self.iterations} "
+                f"iterations."
+            )
+        if self.finetune and self.head in ("linear", "norm_linear"):
+            raise ValueError(
+                "finetune: a linear head measures a frozen model. Got finetune=True and 'linear'; "
+                "take 'upernet' or 'dpt'."
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What belongs into a result: all that moves the numbers."""
+        left_out = ("workers", "cache_bytes", "progress", "augmentation")
+        plain = {name: value for name, value in vars(self).items() if name not in left_out}
+        return {**plain, "augment": self.augmentation is not None}
+
+
+class CachedSquares(NamedTuple):
+    """Features and maps of all training squares, on the CPU."""
+
+    layers: list[Features]
+    targets: Tensor
+
+    def batch(self, index: Tensor, device: torch.device) -> tuple[list[Features], Tensor]:
+        """The squares with these numbers."""
+        found: dict[int, Features] = {}
+        first = first_seen(self.layers)
+        for number in set(first):
+            layer = self.layers[number]
+            found[number] = Features(
+                layer.cls[index].to(device), layer.patches[index].to(device), layer.grid
+            )
+        return [found[number] for number in first], self.targets[index].to(device)
+
+
+def train_dense(
+    extractor: Extractor,
+    data: DenseImages,
+    settings: Settings,
+    *,
+    num_outputs: int,
+    loss: Loss,
+    groups: Callable[[nn.Module, Decoder], list[dict[str, Any]]],
+    start: Callable[[Tensor], float] | None = None,
+) -> DensePredictor:
+    """Build a head and train it.
+
+    With a frozen model and without augmentation, features are computed once and kept in memory if
+    they fit into `cache_bytes`; otherwise every batch goes through the model.
+
+    Args:
+        extractor: The model.
+        data: Training images and maps.
+        settings: Of the training.
+        num_outputs: Channels of the map.
+        loss: Of a map [B, C, H, W] and the targets [B, H, W].
+        groups: Parameter groups of the model (when fine-tuned) and the head.
+        start: Targets of some squares -> first bias of the head; None = 0.
+
+    Raises:
+        ValueError: If there are no images, or features or losses are not finite.
+    """
+    if len(data) == 0:
+        raise ValueError(f"dense training: no images. Got an empty set, {data.description}.")
+    extractor = extractor.trainable_copy() if settings.finetune else extractor
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        sample, target = next(all_windows(data, settings.image_size, settings.stride))
+        predictor = _predictor(extractor, sample, num_outputs, settings)
+        cached = None
+        if settings.augmentation is None and not settings.finetune:
+            cached = _cache(predictor, data, settings)
+        if start is not None:
+            targets = target[None] if cached is None else cached.targets
+            bias = predictor.decoder.last().bias
+            assert bias is not None  # every head's last convolution has one
+            nn.init.constant_(bias, start(targets))
+        stream = (
+            _stored_batches(predictor, cached, settings)
+            if cached is not None
+            else _fresh_batches(predictor, data, settings)
+        )
+        _fit(predictor, stream, loss, settings, groups(extractor.model, predictor.decoder))
+    return predictor.eval()
+
+
+def _predictor(
+    extractor: Extractor, sample: Tensor, num_outputs: int, settings: Settings
+) -> DensePredictor:
+    patch = extractor.patch_size
+    if 0 in patch:
+        raise ValueError(
+            "dense training: the model has no patches, only a vector for the image. Nothing can be "
+            "predicted for pixels; take a model that returns patches."
+        )
+    with torch.no_grad():
+        layers = read_dense(extractor, pad_to_multiple(to_unit(sample[None]), patch))
+    decoder = build_decoder(settings.head, layers, num_outputs, channels=settings.channels)
+    return DensePredictor(
+        extractor,
+        decoder.to(extractor.device),
+        settings.image_size,
+        settings.stride,
+        settings.flip,
+    )
+
+
+def _cache(
+    predictor: DensePredictor, data: DenseImages, settings: Settings
+) -> CachedSquares | None:
+    """Features of every test-like square; None if they would not fit."""
+    from tqdm import tqdm
+
+    squares = all_windows(data, settings.image_size, settings.stride)
+    rows: list[list[Features]] = []
+    targets: list[Tensor] = []
+    bar = tqdm(unit="square", desc="features", disable=None if settings.progress else True)
+    first: list[int] = []
+    while batch := [square for _, square in zip(range(_EXTRACT_BATCH), squares, strict=False)]:
+        images = torch.stack([image for image, _ in batch])
+        padded = pad_to_multiple(to_unit(images), predictor.extractor.patch_size)
+        with torch.no_grad():
+            layers = read_dense(predictor.extractor, padded)
+        first = first_seen(layers)
+        _check_finite(layers, data)
+        kept = [layers[number] for number in sorted(set(first))]
+        rows.append([Features(f.cls.float().cpu(), f.patches.float().cpu(), f.grid) for f in kept])
+        targets += [target for _, target in batch]
+        bar.update(len(batch))
+        if len(rows) == 1:
+            each = sum(4 * (f.cls[0].numel() + f.patches[0].numel()) for f in rows[0])
+            each += targets[0].numel() * targets[0].element_size()
+        # Every image has at least one window: often the first batch tells that it is too much.
+        if each * max(len(data), len(targets)) > settings.cache_bytes:
+            bar.close()
+            return None
+    bar.close()
+    joined = {
+        number: Features(
+            torch.cat([row[place].cls for row in rows]),
+            torch.cat([row[place].patches for row in rows]),
+            rows[0][place].grid,
+        )
+        for place, number in enumerate(sorted(set(first)))
+    }
+    return CachedSquares([joined[number] for number in first], torch.stack(targets))
+
+
+def _stored_batches(
+    predictor: DensePredictor, cached: CachedSquares, settings: Settings
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    device = predictor.extractor.device
+    for index in _order(len(cached.targets), settings):
+        layers, targets = cached.batch(index, device)
+        yield *predictor.decode(layers, settings.image_size), targets
+
+
+def _fresh_batches(
+    predictor: DensePredictor, data: DenseImages, settings: Settings
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    crops = RandomCrops(
+        data, settings.image_size, settings.stride, settings.augmentation, settings.seed
+    )
+    keys = [
+        [(int(image), number * settings.batch_size + i) for i, image in enumerate(batch)]
+        for number, batch in enumerate(_order(len(data), settings))
+    ]
+    device = predictor.extractor.device
+    for images, targets in DataLoader(crops, batch_sampler=keys, num_workers=settings.workers):
+        yield *predictor.outputs(images.to(device)), targets.to(device)
+
+
+def _order(count: int, settings: Settings) -> Iterator[Tensor]:
+    """Shuffled numbers, one permutation after the other, as batches of one size."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    pool = torch.empty(0, dtype=torch.long)
+    for _ in range(settings.iterations):
+        while len(pool) < settings.batch_size:
+            pool = torch.cat([pool, torch.randperm(count, generator=generator)])
+        yield pool[: settings.batch_size]
+        pool = pool[settings.batch_size :]
+
+
+def _fit(
+    predictor: DensePredictor,
+    stream: Iterator[tuple[Tensor, Tensor | None, Tensor]],
+    loss: Loss,
+    settings: Settings,
+    groups: list[dict[str, Any]],
+) -> None:
+    from tqdm import tqdm
+
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, settings.iterations, settings.warmup)
+    )
+    predictor.train()
+    bar = tqdm(
+        stream,
+        total=settings.iterations,
+        desc=settings.head,
+        disable=None if settings.progress else True,
+    )
+    for step, (output, extra, targets) in enumerate(bar):
+        value = loss(output, targets)
+        if extra is not None:
+            value = value + 0.4 * loss(extra, targets)
+        if step % _CHECK_EVERY == 0:
+            number = float(value.detach())
+            if not math.isfinite(number):
+                raise ValueError(
+                    f"dense training: the loss is not finite. Got {number} in iteration {step}; "
+                    f"check the model's features, or lower lr={settings.lr:g}."
+                )
+            bar.set_postfix(loss=f"{number:.3f}")
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+
+
+def lr_factor(step: int, iterations: int, warmup: int) -> float:
+    """Linear warm-up from 1e-6, then linear down to 0.
+
+    Examples:
+        >>> [round(lr_factor(step, 100, 20), 2) for step in (0, 10, 20, 60, 100)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+
+    Source:
+        mmengine `LinearLR(1e-6)`, `PolyLR(power=1)` of the authors' configs.
+    """
+    if step < warmup:
+        return 1e-6 + (1 - 1e-6) * step / warmup
+    return max(0.0, (iterations - step) / (iterations - warmup))
+
+
+def _check_finite(layers: Sequence[Features], data: DenseImages) -> None:
+    if not all(bool(f.patches.isfinite().all() & f.cls.isfinite().all()) for f in layers):
+        raise ValueError(
+            f"dense training: features are not finite. Got NaN or infinity for images of "
+            f"{data.description}. Check the model's weights, and whether its precision is enough."
+        )

@@ -1,0 +1,281 @@
+"""Pictures of what a model sees: PCA maps at any size, masks, neighbours, predicted maps."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..features import Features, ShapeError
+from ..visualize import Basis, new_figure, save_pca, save_rows, to_shown
+from .datasets import LabelledImages
+from .dense_data import DepthImages, SegmentationImages
+from .dense_metrics import IGNORE
+from .dense_prediction import DensePredictor
+from .extractor import as_extractor
+from .features import FeatureSet, eval_transform
+
+_GREY = 0.5
+_SHOWN = 128  # pixels of a picture in a row
+
+
+def save_side_by_side(
+    models: Mapping[str, Any],
+    images: Sequence[Image.Image] | Tensor,
+    path: str | Path,
+    *,
+    image_size: int = 518,
+    basis: Basis | None = None,
+    foreground: float | None = None,
+) -> None:
+    """PCA maps of several models, at any resolution: the paper's Figure 3.
+
+    Args:
+        models: Name -> anything `as_extractor` takes; the first is the reference (the teacher).
+        images: RGB images, PIL or [B, 3, H, W], uint8 or float in [0, 1].
+        path: PNG file.
+        image_size: Square that images are resized to; every model gets the multiple of its patch
+            that is next to it, so that grids can differ.
+        basis: As for `pca_maps`; None = "joint" where widths agree, else "own".
+        foreground: As for `pca_maps`.
+
+    Raises:
+        ValueError: If there are no models or images, or a model has no patches.
+
+    Source:
+        Proteus A.10.
+        *Same:* PCA over one set of images, resized to 518 x 518. *Different:* one basis for all
+        models where their widths agree.
+    """
+    if not models or not len(images):
+        raise ValueError(
+            f"pictures: nothing to show. Got {len(models)} models and {len(images)} images."
+        )
+    squares = _squares(images, image_size)
+    features: dict[str, Features] = {}
+    for name, model in models.items():
+        extractor = as_extractor(model)
+        patch = extractor.patch_size
+        if 0 in patch:
+            raise ValueError(f"pictures: the model has no patches to show. Got {name!r}.")
+        size = [max(round(image_size / side), 1) * side for side in patch]
+        shown = F.interpolate(squares, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        found = [extractor(one[None]) for one in shown]  # one by one: 518 pixels take memory
+        features[name] = Features(
+            torch.cat([one.cls for one in found]),
+            torch.cat([one.patches for one in found]),
+            found[0].grid,
+        )
+    if basis is None:
+        widths = {one.patches.shape[-1] for one in features.values()}
+        basis = "joint" if len(widths) == 1 else "own"
+    save_pca(squares, features, path, basis=basis, foreground=foreground)
+
+
+def patch_errors(student: Features, teacher: Features) -> Tensor:
+    """1 - cosine of each patch, 0 (same direction) to 2, [B, N].
+
+    Args:
+        student: In the teacher's space, see `ProteusLoss.project`.
+        teacher: Of the same images and grid.
+
+    Raises:
+        ShapeError: If the shapes differ.
+
+    Examples:
+        >>> one = Features(torch.ones(1, 4), torch.eye(4)[None], (2, 2))
+        >>> patch_errors(one, one).tolist()
+        [[0.0, 0.0, 0.0, 0.0]]
+    """
+    if student.patches.shape != teacher.patches.shape:
+        raise ShapeError(
+            f"patch_errors: shapes differ. Got {tuple(student.patches.shape)} and "
+            f"{tuple(teacher.patches.shape)}; project the student with loss.project(features)."
+        )
+    return 1 - F.cosine_similarity(student.patches.float(), teacher.patches.float(), dim=-1)
+
+
+def save_masks(
+    images: Tensor,
+    hidden: Tensor,
+    grid: tuple[int, int],
+    path: str | Path,
+    *,
+    errors: Tensor | None = None,
+) -> None:
+    """Images, what the student sees of them, and how wrong it is about each patch.
+
+    Args:
+        images: RGB [B, 3, H, W], uint8 or float in [0, 1].
+        hidden: bool [B, N], True = the student does not see the patch.
+        grid: (h, w), h * w = N.
+        path: PNG file.
+        errors: [B, N], for example of `patch_errors`; the largest is white.
+
+    Raises:
+        ShapeError: If the shapes do not fit.
+    """
+    count = images.shape[0]
+    for name, values in (("hidden", hidden), ("errors", errors)):
+        if values is not None and tuple(values.shape) != (count, grid[0] * grid[1]):
+            raise ShapeError(
+                f"save_masks: {name} does not fit. Got {tuple(values.shape)}; expected "
+                f"{(count, grid[0] * grid[1])} for {count} images and a grid of {grid}."
+            )
+    shown = to_shown(images)
+    size = shown.shape[-2:]
+    mask = F.interpolate(_maps(hidden.float(), grid), size=size, mode="nearest")
+    rows, names = [shown, shown * (1 - mask) + _GREY * mask], ["image", "seen"]
+    if errors is not None:
+        maps = _maps(errors.float(), grid)
+        scaled = maps / maps.max().clamp(min=1e-12)
+        rows.append(F.interpolate(scaled, size=size, mode="nearest").expand(-1, 3, -1, -1))
+        names.append("error")
+    save_rows(rows, names, path)
+
+
+def save_neighbours(
+    queries: FeatureSet,
+    bank: FeatureSet,
+    query_images: LabelledImages,
+    bank_images: LabelledImages,
+    path: str | Path,
+    *,
+    count: int = 6,
+    neighbours: int = 5,
+) -> None:
+    """Images and the nearest ones of another set, by cosine; green where the label is the same.
+
+    Args:
+        queries: Features of `query_images`.
+        bank: Features of `bank_images`.
+        query_images: What is shown in the first column, spread evenly over the set.
+        bank_images: Where the neighbours come from.
+        path: PNG file.
+        count: Rows.
+        neighbours: Columns after the first.
+
+    Raises:
+        ValueError: If features and images differ in number, or more neighbours than images are
+            asked for.
+    """
+    for name, features, images in (
+        ("queries", queries, query_images),
+        ("bank", bank, bank_images),
+    ):
+        if len(features) != len(images):
+            raise ValueError(
+                f"save_neighbours: {name}: features and images differ in number. Got "
+                f"{len(features)} and {len(images)}."
+            )
+    if not 1 <= neighbours <= len(bank) or not 1 <= count <= len(queries):
+        raise ValueError(
+            f"save_neighbours: there are {len(queries)} queries and {len(bank)} images to choose "
+            f"from. Got count={count} and neighbours={neighbours}."
+        )
+    chosen = [i * len(queries) // count for i in range(count)]
+    units = F.normalize(bank.cls.float(), dim=1)
+    similarity, index = (F.normalize(queries.cls[chosen].float(), dim=1) @ units.T).topk(neighbours)
+    figure = new_figure(1.35 * (neighbours + 1), 1.5 * count)
+    axes = figure.subplots(count, neighbours + 1, squeeze=False)
+    for line, query, values, found in zip(axes, chosen, similarity, index, strict=True):
+        label = query_images.target(query)
+        _panel(line[0], query_images.image(query), str(label), "black")
+        for axis, value, number in zip(line[1:], values.tolist(), found.tolist(), strict=True):
+            same = torch.equal(torch.as_tensor(bank_images.target(number)), torch.as_tensor(label))
+            title = f"{bank_images.target(number)}  {value:.2f}"
+            _panel(axis, bank_images.image(number), title, "green" if same else "red")
+    figure.savefig(path, dpi=110)
+
+
+def save_segmentation(
+    predictor: DensePredictor, data: SegmentationImages, path: str | Path, *, count: int = 6
+) -> None:
+    """Images, their labels and the predictions; what is ignored is black."""
+    colours = _class_colours(data.num_classes)
+    rows: list[list[Tensor]] = [[], [], []]
+    chosen = data.first(count)
+    for image, target in (chosen[i] for i in range(len(chosen))):
+        found = predictor([image])[0].argmax(0).cpu()
+        labels = target.long().clone()
+        labels[target == IGNORE] = data.num_classes
+        for row, picture in zip(
+            rows, (_pixels(image), colours[labels], colours[found]), strict=True
+        ):
+            row.append(_fit(picture if picture.shape[0] == 3 else picture.permute(2, 0, 1)))
+    save_rows([torch.stack(row) for row in rows], ["image", "labels", "prediction"], path)
+
+
+def save_depth(
+    predictor: DensePredictor, data: DepthImages, path: str | Path, *, count: int = 6
+) -> None:
+    """Images, their depths and the predictions, in one scale for each image; near is bright."""
+    rows: list[list[Tensor]] = [[], [], []]
+    chosen = data.first(count)
+    for image, target in (chosen[i] for i in range(len(chosen))):
+        found = predictor([image])[0, 0].cpu()
+        valid = target > 0
+        kept = target[valid] if valid.any() else found.flatten()
+        low, high = kept.quantile(0.02), kept.quantile(0.98)
+        maps = [1 - ((m - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) for m in (target, found)]
+        maps[0] = maps[0] * valid
+        pictures = (_pixels(image), *(one.expand(3, *one.shape) for one in maps))
+        for row, picture in zip(rows, pictures, strict=True):
+            row.append(_fit(picture))
+    save_rows([torch.stack(row) for row in rows], ["image", "depth", "prediction"], path)
+
+
+def _squares(images: Sequence[Image.Image] | Tensor, size: int) -> Tensor:
+    """[B, 3, S, S] in [0, 1]; PIL images lose what is beyond the middle square."""
+    if isinstance(images, Tensor):
+        return F.interpolate(
+            to_shown(images), size=(size, size), mode="bicubic", antialias=True
+        ).clamp(0, 1)
+    transform = eval_transform(size)
+    return torch.stack([transform(image.convert("RGB")) for image in images]).float() / 255
+
+
+def _maps(values: Tensor, grid: tuple[int, int]) -> Tensor:
+    return values.detach().cpu().reshape(values.shape[0], 1, *grid)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return to_shown(_to_tensor(image)[None])[0]
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    from torchvision.transforms.functional import pil_to_tensor
+
+    pixels: Tensor = pil_to_tensor(image)
+    return pixels
+
+
+def _fit(picture: Tensor) -> Tensor:
+    """[3, H, W] into a square, so that a row holds images of any shape."""
+    scale = _SHOWN / max(picture.shape[1:])
+    height, width = (max(round(side * scale), 1) for side in picture.shape[1:])
+    small = F.interpolate(picture[None].float(), size=(height, width), mode="nearest")[0]
+    return F.pad(small, (0, _SHOWN - width, 0, _SHOWN - height), value=1.0)
+
+
+def _class_colours(count: int) -> Tensor:
+    """[count + 1, 3]: colours far from one another, and black for what is ignored."""
+    golden = 0.618034  # steps of the golden ratio never come close to an earlier hue
+    hues = torch.arange(count) * golden % 1
+    value = 0.95 - 0.35 * (torch.arange(count) % 3) / 2
+    phases = (hues[:, None] * 6 + torch.tensor([0.0, 4.0, 2.0])) % 6
+    rgb = ((phases - 3).abs() - 1).clamp(0, 1) * 0.75 + 0.25
+    return torch.cat([rgb * value[:, None], torch.zeros(1, 3)])
+
+
+def _panel(axis: Any, image: Image.Image, title: str, colour: str) -> None:
+    axis.imshow(image)
+    axis.set_title(title, fontsize=8, color=colour)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for side in axis.spines.values():
+        side.set_edgecolor(colour)
+        side.set_linewidth(2)

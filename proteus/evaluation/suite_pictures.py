@@ -1,0 +1,72 @@
+"""Pictures for the page of a suite: what the features look like, and the scores as bars."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..report import Picture
+from .charts import save_bars
+from .features import rank_and_world
+from .pictures import save_neighbours, save_side_by_side
+from .suite import SuiteRun
+from .suite_report import TITLES, value_of
+from .suite_sets import EvaluationSet
+
+_SHOWN = 6  # images
+
+
+def suite_pictures(
+    run: SuiteRun, sets: Sequence[EvaluationSet], results: Mapping[str, Mapping[str, Any]]
+) -> list[Picture]:
+    """Draw what there is to draw, into the run's folder.
+
+    Args:
+        run: A finished run.
+        sets: Its sets.
+        results: What it returned.
+
+    Returns:
+        PCA maps of the model (beside the teacher's, where there is one), nearest neighbours where
+        k-NN was run in one process, and bars of the classification scores.
+    """
+    pictures = []
+    readable = [one for one in sets if one.task == "classification" and one.root is None]
+    if readable and 0 not in run.model.patch_size:
+        pictures.append(_maps(run, readable[0]))
+    if rank_and_world()[1] == 1:  # the others would have to help where the cache was deleted
+        found = [one for one in readable if "best" in results.get(f"knn/{one.name}", {})]
+        if found:
+            pictures.append(_neighbours(run, found[0]))
+    scores = {
+        title: {
+            key.partition("/")[2]: score
+            for key, one in results.items()
+            if key.startswith(f"{protocol}/") and (score := value_of(one)) is not None
+        }
+        for protocol, title in TITLES.items()
+    }
+    scores = {title: row for title, row in scores.items() if row}
+    if scores:
+        save_bars(scores, run.out / "scores.png", title=run.name, label="per cent")
+        pictures.append(Picture(run.out / "scores.png", "Classification, per cent."))
+    return pictures
+
+
+def _maps(run: SuiteRun, one: EvaluationSet) -> Picture:
+    data = run.images(one, "test").first(_SHOWN)
+    images = [data.image(n) for n in range(len(data))]
+    models = {"teacher": run.teacher, run.name: run.model} if run.teacher else {run.name: run.model}
+    size = 4 * run.settings.image_size
+    save_side_by_side(models, images, run.out / "pca.png", image_size=size)
+    caption = (
+        f"Patch features on test images of {one.name} at {size} px: the first three principal "
+        f"components as colours."
+    )
+    return Picture(run.out / "pca.png", caption)
+
+
+def _neighbours(run: SuiteRun, one: EvaluationSet) -> Picture:
+    train, test = (run.features(one, split, probe=True) for split in ("train", "test"))
+    images = run.images(one, "test"), run.images(one, "train")
+    save_neighbours(test, train, *images, run.out / "neighbours.png")
+    caption = f"Test images of {one.name} and the nearest training images; green = same class."
+    return Picture(run.out / "neighbours.png", caption)

@@ -1,0 +1,203 @@
+"""The results of a suite as tables: for a terminal, as Markdown and on a page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..report import Picture, Table, write_report
+from .paper import paper_score
+
+_CLASSIFICATION = ("knn", "linear", "finegrained")
+TITLES = {"knn": "k-NN (k)", "linear": "linear probe", "finegrained": "logistic regression"}
+_DENSE = {
+    "segmentation": ("mIoU", "mAcc", "aAcc"),
+    "depth": ("rmse", "abs_rel", "d1"),
+}
+_NOTES = (
+    "Per cent; depth RMSE in metres. k-NN has the best of its k, in brackets. Logistic regression "
+    "is mean per class or 11-point mAP where the paper's is (m).",
+    "A paper's number in brackets is of the whole set, of which this is a part: not comparable.",
+)
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def result_tables(model: str, results: Results) -> dict[str, Table]:
+    """The tables of a suite, by title: classification, dense, robustness, agreement.
+
+    Args:
+        model: Its name; the paper's row for it stands beside the numbers.
+        results: `PROTOCOL/SET` -> numbers, as `SuiteRun.run` returns them.
+
+    Examples:
+        >>> knn = {"protocol": "knn", "best": 50.0, "best_k": 20, "subset": True}
+        >>> table = result_tables("mine", {"knn/flowers5": knn})["Classification"]
+        >>> table.rows
+        [['flowers5', '50.0 (20)'], ['mean', '50.0']]
+    """
+    tables = {"Classification": _classification(model, results)}
+    for protocol, columns in _DENSE.items():
+        tables[protocol.capitalize()] = _dense(model, results, protocol, columns)
+    tables["Robustness"] = _robustness(results)
+    tables["Agreement with the teacher"] = _agreement(results)
+    return {title: table for title, table in tables.items() if table.rows}
+
+
+def _classification(model: str, results: Results) -> Table:
+    ran = [p for p in _CLASSIFICATION if any(key.startswith(f"{p}/") for key in results)]
+    names = list(dict.fromkeys(_name(key) for key in results if key.split("/")[0] in ran))
+    papers = {
+        p: [_paper(model, p, name, results.get(f"{p}/{name}", {})) for name in names] for p in ran
+    }
+    header, rows = ["set"], [[name] for name in names]
+    mean = ["mean"]
+    for protocol in ran:
+        header.append(TITLES[protocol])
+        found = [results.get(f"{protocol}/{name}", {}) for name in names]
+        for row, one in zip(rows, found, strict=True):
+            row.append(_cell(one))
+        values = [value_of(one) for one in found if value_of(one) is not None]
+        mean.append(
+            f"{sum(v for v in values if v is not None) / len(values):.1f}" if values else ""
+        )
+        if any(papers[protocol]):
+            header.append("paper")
+            for row, text in zip(rows, papers[protocol], strict=True):
+                row.append(text)
+            mean.append("")
+    return Table(header, [*rows, mean] if rows else [])
+
+
+def _dense(model: str, results: Results, protocol: str, columns: Sequence[str]) -> Table:
+    rows = []
+    for key, one in results.items():
+        if not key.startswith(f"{protocol}/"):
+            continue
+        if "error" in one:
+            rows.append([_name(key), *["error"] * len(columns), ""])
+            continue
+        scale, digits = (100, 1) if protocol == "segmentation" else (1, 3)
+        numbers = [f"{scale * _look_up(one, column):.{digits}f}" for column in columns]
+        rows.append([_name(key), *numbers, _paper(model, protocol, _name(key), one)])
+    header = ["set", *columns]
+    if any(row[-1] for row in rows):
+        return Table([*header, "paper"], rows)
+    return Table(header, [row[:-1] for row in rows])
+
+
+def _agreement(results: Results) -> Table:
+    rows = []
+    for key, one in results.items():
+        if key.startswith("agreement/") and "error" not in one:
+            numbers = {**one["distances"], "CKA cls": one["cka_cls"]}
+            wanted = ("cls_cosine", "patch_cosine", "CKA cls")
+            rows.append(
+                [_name(key), *(f"{numbers[n]:.3f}" if n in numbers else "" for n in wanted)]
+            )
+    return Table(["set", "cosine of cls", "cosine of patches", "CKA of cls"], rows)
+
+
+def _robustness(results: Results) -> Table:
+    rows = []
+    for key, one in results.items():
+        if key.startswith("robustness/") and "error" not in one:
+            worst = min(one["accuracy"].items(), key=lambda item: min(item[1].values()))
+            rows.append(
+                [
+                    _name(key),
+                    f"{100 * one['clean']:.1f}",
+                    f"{100 * one['corrupted']:.1f}",
+                    f"{worst[0]} {100 * min(worst[1].values()):.1f}",
+                ]
+            )
+    return Table(["set", "clean", "corrupted", "worst"], rows)
+
+
+def _name(key: str) -> str:
+    return key.partition("/")[2]
+
+
+def value_of(one: Mapping[str, Any]) -> float | None:
+    """The score of a classification result; None for a failure."""
+    value = one.get("best", one.get("score"))
+    return None if value is None else float(value)
+
+
+def _cell(one: Mapping[str, Any]) -> str:
+    if "error" in one:
+        return "error"
+    value = value_of(one)
+    if value is None:
+        return ""
+    if "best_k" in one:
+        return f"{value:.1f} ({one['best_k']})"
+    return f"{value:.1f} (m)" if one.get("metric") in ("mean_class", "map_11") else f"{value:.1f}"
+
+
+def _paper(model: str, protocol: str, name: str, one: Mapping[str, Any]) -> str:
+    score = paper_score(model, protocol, name)
+    if score is None:
+        return ""
+    return f"({score})" if one.get("subset") else f"{score}"
+
+
+def _look_up(one: Mapping[str, Any], name: str) -> float:
+    """A number by its name, whatever its capitals, at the top or one level below."""
+    for place in (one, *(value for value in one.values() if isinstance(value, dict))):
+        for key, value in place.items():
+            if key.lower() == name.lower() and isinstance(value, int | float):
+                return float(value)
+    return float("nan")
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown.
+
+    Examples:
+        >>> print(markdown(Table(["a", "b"], [["x", "1"]])))
+        | a | b |
+        |---|---:|
+        | x | 1 |
+    """
+    rule = "|---|" + "---:|" * (len(table.header) - 1)
+    rows = [table.header, *table.rows]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def failures(results: Results) -> list[str]:
+    """`PROTOCOL/SET: reason` for what could not be run."""
+    return [f"{key}: {one['error']}" for key, one in results.items() if "error" in one]
+
+
+def write_tables(
+    out: str | Path,
+    model: str,
+    results: Results,
+    *,
+    settings: Mapping[str, Any],
+    pictures: Sequence[Picture] = (),
+) -> None:
+    """Write `results.md` and `report.html`.
+
+    Args:
+        out: Folder.
+        model: Its name.
+        results: As `SuiteRun.run` returns them.
+        settings: How the protocols were run; they are written down.
+        pictures: For the page.
+    """
+    out = Path(out)
+    tables = result_tables(model, results)
+    how = "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."
+    failed = failures(results)
+    lines = [f"# Evaluation of {model}", ""]
+    for title, table in tables.items():
+        lines += [f"## {title}", "", markdown(table), ""]
+    lines += [*_NOTES, how, *[f"Failed: {reason}" for reason in failed], ""]
+    (out / "results.md").write_text("\n".join(lines), encoding="utf-8")
+    parts: list[str | Table | Picture] = []
+    for title, table in tables.items():
+        parts += [title, table]
+    parts += [*_NOTES, how, *[f"Failed: {reason}" for reason in failed], *pictures]
+    write_report(out / "report.html", f"Evaluation of {model}", parts)

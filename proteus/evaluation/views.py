@@ -1,0 +1,111 @@
+"""Features of random crops, computed as a probe trains on them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.samples import random_resized_crop
+from .datasets import LabelledImages
+from .extractor import Extractor
+from .features import default_workers, gather, rank_and_world
+
+
+class View(NamedTuple):
+    """Features of one batch: blocks [B, L, D], mean patches [B, D], labels [B]."""
+
+    blocks: Tensor
+    patches: Tensor
+    labels: Tensor
+
+
+class _Crops(Dataset[tuple[Tensor, Tensor]]):
+    """(step, place, image) -> a random crop, the same whoever makes it."""
+
+    def __init__(self, data: LabelledImages, size: int, seed: int) -> None:
+        self.data, self.size, self.seed = data, size, seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        import random
+
+        step, place, index = key
+        rng = random.Random(repr((self.seed, step, place)))
+        image, target = self.data[index]
+        crop = np.array(random_resized_crop(image, self.size, rng))
+        if rng.random() < 0.5:
+            crop = crop[:, ::-1].copy()
+        return torch.from_numpy(crop).permute(2, 0, 1), torch.as_tensor(target)
+
+
+class _Keys:
+    """Batches of keys, this process's share of each."""
+
+    def __init__(self, batches: Iterable[Sequence[int]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        rank, world = rank_and_world()
+        for step, batch in enumerate(self.batches):
+            keys = [(step, place, index) for place, index in enumerate(batch)]
+            yield keys[rank::world]
+
+
+def augmented_views(
+    extractor: Extractor,
+    data: LabelledImages,
+    batches: Iterable[Sequence[int]],
+    *,
+    size: int,
+    blocks: int,
+    seed: int,
+    workers: int | None = None,
+) -> Iterator[View]:
+    """Features of a random resized crop, flipped or not, of each image of each batch.
+
+    In a distributed run each process computes its share of a batch and all get the whole, so the
+    views are the same from any number of processes.
+
+    Args:
+        extractor: The model.
+        data: The images.
+        batches: Numbers of images, batch by batch.
+        size: Pixels of the crop.
+        blocks: How many last blocks to keep.
+        seed: Of the crops.
+        workers: Processes that decode images; None = chosen by the size of the set.
+
+    Source:
+        DINOv2 `dinov2/data/transforms.py` (`make_classification_train_transform`).
+        *Same:* area 0.08 … 1, ratio 3/4 … 4/3, bicubic, flip 0.5.
+    """
+    loader = DataLoader(
+        _Crops(data, size, seed),
+        batch_sampler=_Keys(batches),
+        num_workers=default_workers(workers, len(data)),
+    )
+    rank, world = rank_and_world()
+    for images, labels in loader:
+        with torch.no_grad():
+            layers = extractor.layers(images, blocks)
+        tokens = torch.stack([layer.cls for layer in layers], 1).float()
+        last = layers[-1]
+        patches = last.patches.float().mean(1) if last.patches.shape[1] else tokens[:, -1] * 0
+        mine = View(tokens, patches, labels.long().to(tokens.device))
+        yield _interleave(gather({rank: tuple(part.cpu() for part in mine)}), mine, world)
+
+
+def _interleave(parts: dict[int, tuple[Tensor, ...]], mine: View, world: int) -> View:
+    """The shares of all processes in the order of the batch."""
+    if world == 1:
+        return mine
+    whole = []
+    for number, part in enumerate(mine):
+        count = sum(len(parts[rank][number]) for rank in range(world))
+        joined = part.new_empty(count, *part.shape[1:])
+        for rank in range(world):
+            joined[rank::world] = parts[rank][number].to(part)
+        whole.append(joined)
+    return View(*whole)

@@ -1,0 +1,145 @@
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from proteus.evaluation.dense_data import open_depth, open_segmentation
+from proteus.features import ShapeError
+
+
+def photo(width=12, height=8):
+    pixels = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def save(image, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+@pytest.fixture
+def ade20k(tmp_path):
+    for split, count in (("training", 3), ("validation", 2)):
+        for i in range(count):
+            save(photo(), tmp_path / "images" / split / f"ADE_{i}.jpg")
+            labels = Image.fromarray(np.full((8, 12), [0, 1, 150][i], np.uint8))
+            save(labels, tmp_path / "annotations" / split / f"ADE_{i}.png")
+    return tmp_path
+
+
+def depth_png(value):
+    return Image.fromarray(np.full((8, 12), value, np.uint16))
+
+
+@pytest.fixture
+def nyu(tmp_path):
+    for split, values in (("train", [1500, 9999]), ("test", [0])):
+        lines = []
+        for i, value in enumerate(values):
+            save(photo(), tmp_path / split / "kitchen" / f"rgb_{i}.jpg")
+            save(depth_png(value), tmp_path / split / "kitchen" / f"depth_{i}.png")
+            lines.append(f"/{split}/kitchen/rgb_{i}.jpg {split}/kitchen/depth_{i}.png 518.8579")
+        lines.append("/gone.jpg None 518.8579")
+        (tmp_path / f"nyu_{split}.txt").write_text("\n".join(lines))
+    return tmp_path
+
+
+def pack(path, entries):
+    with tarfile.open(path, "w") as tar:
+        for name, image in entries:
+            file = io.BytesIO()
+            image.save(file, "PNG" if name.endswith("png") else "JPEG")
+            member = tarfile.TarInfo(name)
+            member.size = file.tell()
+            file.seek(0)
+            tar.addfile(member, file)
+
+
+def test_ade20ks_layout_has_150_classes_and_zero_is_ignored(ade20k):
+    train, test = (open_segmentation(ade20k, split=split) for split in ("train", "test"))
+    assert (len(train), len(test), train.num_classes) == (3, 2, 150)
+    assert [int(target.unique()) for _, target in train] == [255, 0, 149]
+    assert train[0][0].size == (12, 8)
+
+
+def test_maps_of_the_layout_may_be_coded_plainly(ade20k):
+    data = open_segmentation(ade20k, split="train", num_classes=151, zero_is_ignored=False)
+    assert [int(target.unique()) for _, target in data] == [0, 1, 150]
+
+
+def test_the_toolboxs_lists_are_read_and_cropped_as_eigens(nyu):
+    data = open_depth(nyu, split="train")
+    assert len(data) == 2 and data.crop == "eigen"
+    expected = np.float32([1500, 9999]) * np.float32(1e-3)
+    assert [float(target.unique()) for _, target in data] == expected.tolist()
+    assert float(open_depth(nyu, split="test")[0][1].max()) == 0
+
+
+def test_mmsegs_layout_of_depth_has_no_crop_unless_told(tmp_path):
+    save(photo(), tmp_path / "images/train/a/rgb.jpg")
+    save(depth_png(700), tmp_path / "annotations/train/a/rgb.png")
+    assert open_depth(tmp_path).crop is None
+    assert open_depth(tmp_path, crop="eigen").crop == "eigen"
+    assert float(open_depth(tmp_path)[0][1].max()) == pytest.approx(0.7)
+
+
+def test_packs_bring_their_maps(tmp_path):
+    labels = Image.fromarray(np.full((8, 12), 255, np.uint8))
+    pack(tmp_path / "set-train-000.tar", [("0.jpg", photo()), ("0.seg.png", labels)])
+    pack(tmp_path / "deep-test-000.tar", [("0.jpg", photo()), ("0.depth.png", depth_png(2500))])
+    data = open_segmentation(tmp_path / "set", split="train", num_classes=3)
+    assert data[0][1].unique().tolist() == [255]
+    assert float(open_depth(tmp_path / "deep", split="test")[0][1].max()) == 2.5
+    with pytest.raises(ValueError, match="number of classes is not known"):
+        open_segmentation(tmp_path / "set", split="train")
+    with pytest.raises(ValueError, match=r"Splits there: train"):
+        open_segmentation(tmp_path / "set", split="test", num_classes=3)
+
+
+def test_a_pack_image_without_a_map_is_an_error(tmp_path):
+    pack(tmp_path / "set-train-000.tar", [("0.jpg", photo())])
+    with pytest.raises(ValueError, match=r"no map. Got '0.jpg'.*expected 0.seg.png"):
+        open_segmentation(tmp_path / "set-train-000.tar", num_classes=2)
+
+
+def test_any_dataset_of_image_and_map_will_do():
+    labels = [torch.zeros(8, 12).long(), Image.fromarray(np.ones((8, 12), np.uint8))]
+    data = open_segmentation([(photo(), label) for label in labels], num_classes=2)
+    assert [int(target.unique()) for _, target in data] == [0, 1]
+    assert len(data.first(1)) == 1 and data.first(1).num_classes == 2
+    assert open_segmentation(data) is data
+
+
+def test_a_part_is_spread_over_the_set_and_keeps_pairs_together(ade20k):
+    part = open_segmentation(ade20k, split="train").first(2)
+    assert [int(target.unique()) for _, target in part] == [255, 0]
+    assert [part.source.name(i) for i in range(2)] == ["ADE_0", "ADE_1"]
+
+
+def test_bad_maps_are_errors(ade20k, nyu):
+    with pytest.raises(ShapeError, match=r"8x12 and \(4, 4\)"):
+        open_segmentation([(photo(), torch.zeros(4, 4).long())], num_classes=2)[0]
+    with pytest.raises(ValueError, match="map of integers"):
+        open_segmentation([(photo(), torch.zeros(8, 12))], num_classes=2)[0]
+    with pytest.raises(ValueError, match="map of floats"):
+        open_depth([(photo(), torch.zeros(8, 12).long())])[0]
+    with pytest.raises(ValueError, match="has no map"):
+        open_depth([photo()])[0]
+    (ade20k / "annotations/training/ADE_1.png").unlink()
+    with pytest.raises(ValueError, match=r"1 without a .png .* such as \['ADE_1'\]"):
+        open_segmentation(ade20k, split="train")
+    (nyu / "train/kitchen/depth_0.png").unlink()
+    with pytest.raises(ValueError, match=r"lists what is not there"):
+        open_depth(nyu, split="train")
+    with pytest.raises(ValueError, match="unknown layout"):
+        open_segmentation(nyu / "train", split="train")
+
+
+def test_an_eight_bit_depth_file_is_an_error(tmp_path):
+    save(photo(), tmp_path / "images/train/a.jpg")
+    save(Image.new("L", (12, 8)), tmp_path / "annotations/train/a.png")
+    with pytest.raises(ValueError, match=r"'a': its mode is L, expected 16 bits"):
+        open_depth(tmp_path)[0]
