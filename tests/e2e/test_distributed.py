@@ -102,7 +102,9 @@ def files(tmp_path_factory):
     return folder
 
 
-KINDS = ("ddp", "fsdp")
+# FSDP2 of torch 2.6 asks a stream for what the CPU's does not have: there it wants a GPU.
+SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
+KINDS = ("ddp", "fsdp") if SHARDS_ON_CPU else ("ddp",)
 MASKS = {"strategy": "block", "ratio": [0.1, 0.5], "shuffle": True}
 
 
@@ -237,6 +239,7 @@ def test_what_two_processes_export_are_whole_plain_weights(kind, shared):
     assert (out / "curves.png").exists()
 
 
+@pytest.mark.skipif(not SHARDS_ON_CPU, reason="this torch shards on a GPU only")
 def test_fsdp_shards_student_and_teacher_and_ddp_neither(shared):
     _, seen = shared
     for rank in seen["fsdp-whole"]:

@@ -53,11 +53,11 @@ def run(processes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
-    """The run that nothing disturbed, and the seconds it took."""
+    """The run that nothing disturbed, and the seconds that its steps and saves took."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    began = time.monotonic()
     assert run(out) == (0, None)
-    return out, time.monotonic() - began
+    timing = (out / "timing.jsonl").read_text().splitlines()
+    return out, json.loads(timing[-1])["seconds"]
 
 
 def assert_same_end(out, whole):
@@ -78,6 +78,8 @@ def assert_same_end(out, whole):
 
 def kill_at_a_random_moment(process, out, seconds, chance, during_save):
     """SIGKILL; whether a save was under way."""
+    while process.is_alive() and not (out / "log.jsonl").exists():
+        time.sleep(0.0005)
     deadline = time.monotonic() + (60 if during_save else chance.uniform(0, seconds))
     saves = chance.randrange(1, 6)
     while process.is_alive() and time.monotonic() < deadline:
