@@ -160,7 +160,8 @@ def test_a_run_then_a_refusal_then_an_overwrite(images, tmp_path, capsys):
     assert distill(images, out) == 0
     assert "first step" in capsys.readouterr().out
     assert sorted(p.name for p in out.iterdir()) == [
-        "checkpoint", "curves.png", "export", "log.jsonl", "pca.png",
+        "checkpoint", "curves.png", "export", "log.jsonl", "masks.png", "pca.png", "run.json",
+        "timing.jsonl",
     ]  # fmt: skip
     assert distill(images, out) == 2
     assert "--overwrite" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from PIL import Image
 import proteus
 from conftest import vit
 from proteus.data import center_resize, decode, open_source
-from proteus.evaluation import agreement, knn
+from proteus.evaluation import compare_features, knn_predict
 from proteus.logits import LinearHead, LogitDistiller
 from proteus.watch import Watch
 
@@ -25,7 +25,7 @@ def test_agreement_is_that_of_all_images_at_once(distiller):
     distiller.eval()
     with torch.no_grad():
         student = distiller.loss.project(distiller.student(images))
-        expected = agreement(student, distiller.teacher(images))
+        expected = compare_features(student, distiller.teacher(images))
     assert values == pytest.approx(expected, abs=2e-6)
 
 
@@ -36,7 +36,7 @@ def test_the_share_of_right_neighbours_is_the_k_nn_s(distiller):
     distiller.eval()
     with torch.no_grad():
         for name, model in (("", distiller.student), ("teacher_", distiller.teacher)):
-            guesses = knn(model(bank).cls, labels(9), model(images).cls, k=3)
+            guesses = knn_predict(model(bank).cls, labels(9), model(images).cls, k=3)
             expected = float((guesses == labels()).float().mean())
             assert values[f"{name}knn_top1"] == pytest.approx(expected)
 

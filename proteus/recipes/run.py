@@ -17,7 +17,7 @@ from ..masking import MaskGenerator
 from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, World, fit, join
-from ..training.loop import Resume, claim
+from ..training.folder import Resume, claim
 from .recipe import Logits, Loss, Recipe, Science, proxy_of, to_json
 
 RUN = "run.json"
@@ -55,9 +55,9 @@ def run(
     going_on = False
     if folder is not None:  # first of all: a wrong folder must not cost a download
         going_on = claim(folder, world, resume, overwrite)
+    data = open_data(recipe, world, say if world.first else lambda text: None)
     torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
     model = build(recipe)
-    data = open_data(recipe, world, say if world.first else lambda text: None)
     steps = count_steps(science, data)
     if folder is not None and world.first and not going_on:
         found = {"recipe": to_json(recipe), "versions": versions(), "system": platform.platform()}

@@ -6,7 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from .engine import seed_everything
 from .parallel import World
@@ -51,6 +58,24 @@ def check_shares(data: Any, world: World) -> None:
             f"fit: the data are shared among other processes than there are. Got rank={data.rank}, "
             f"world_size={data.world_size}; expected rank={world.rank}, world_size={world.size}. "
             f"Build the loader with those."
+        )
+    _check_sampler(data, world)
+
+
+def _check_sampler(data: Any, world: World) -> None:
+    """A plain `DataLoader` gives every process the same images."""
+    plain = (RandomSampler, SequentialSampler)
+    if (
+        world.size > 1
+        and isinstance(data, DataLoader)
+        and type(data.batch_sampler) is BatchSampler
+        and isinstance(data.sampler, plain)
+        and not isinstance(data.dataset, IterableDataset)
+    ):
+        raise ValueError(
+            f"fit: all {world.size} processes would see the same images. Got a DataLoader with a "
+            f"{type(data.sampler).__name__}; expected one with a DistributedSampler, or an "
+            f"ImageLoader with rank and world_size."
         )
 
 

@@ -29,7 +29,8 @@ class Ema:
 
     Source:
         Proteus `pretrain/main.py` (timm's `ModelEma`, 0.99996).
-        *Same:* constant decay, no warm-up, every entry, also after steps that fp16 skipped.
+        *Same:* constant decay, no warm-up, every entry, also after steps that fp16 skipped; the
+        rounding, which in float32 moves the average by 1e-5 in a thousand updates.
         *Different:* whole numbers (batch norm's counters) are copied and not averaged.
     """
 

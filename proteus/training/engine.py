@@ -3,8 +3,8 @@
 import contextlib
 import copy
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from ..student import Student
 from ..teacher import Teacher
 from .ema import Ema
 from .groups import parameter_groups
-from .parallel import Parallel, World, blocks_of, wrap
+from .parallel import Parallel, World, blocks_of, whole, wrap
+from .state import EngineState, collect, restore
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,13 +33,6 @@ class Objective(Protocol):
     num_inputs: int
     student: Student
     teacher: Teacher
-
-
-class EngineState(NamedTuple):
-    """What a checkpoint holds of an engine: named tensors in named files, and plain facts."""
-
-    tensors: dict[str, dict[str, Tensor]]
-    facts: dict[str, Any]
 
 
 @runtime_checkable
@@ -180,86 +174,12 @@ class Engine:
         return whole(norm)
 
     def state(self) -> EngineState:
-        """Everything that a resumed run needs; whole tensors on the CPU of the first process.
-
-        All processes must call it together. What computes on the CPU is handed out itself, not a
-        copy: the next step changes it.
-        """
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights: Any = get_model_state_dict(self.plain, options=options)
-        # Not torch's `get_optimizer_state_dict`: before the first step, which fp16 may skip several
-        # times, it takes one to have moments to show, and the run would go on differently.
-        moments = {
-            f"{name}/{key}": value
-            for name, parameter in self.plain.named_parameters()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-        tensors = {"weights": dict(weights), "optimizer": self._gathered(moments)}
-        if self.ema is not None:
-            tensors["ema"] = self._gathered(self.ema.tensors)
-        return EngineState(tensors, {"scaler": self.scaler.state_dict()})
-
-    def _gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        gathered = {}
-        for name, tensor in tensors.items():
-            full = whole(tensor)  # all processes must ask
-            if self.world.first:
-                gathered[name] = full.cpu()
-        return gathered
+        """Everything that a resumed run needs, see `collect`."""
+        return collect(self.plain, self.optimizer, self.scaler, self.ema, self.world)
 
     def load_state(self, state: EngineState) -> None:
-        """Take over a saved state; all processes must call it together, each with the whole of it.
-
-        Raises:
-            ValueError: If the tensors do not fit the model.
-        """
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-        if ("ema" in state.tensors) != (self.ema is not None):
-            raise ValueError("ema: the checkpoint and the run differ in whether they keep one.")
-        weights, own = state.tensors["weights"], self.plain.state_dict()
-        # With `full_state_dict`, torch takes missing tensors from the model, however strict it is.
-        if own.keys() != weights.keys():
-            raise ValueError(
-                f"it belongs to another student or loss. Missing: "
-                f"{', '.join(sorted(own.keys() - weights.keys())) or 'nothing'}; left over: "
-                f"{', '.join(sorted(weights.keys() - own.keys())) or 'nothing'}."
-            )
-        try:
-            options = StateDictOptions(full_state_dict=True)
-            set_model_state_dict(self.plain, dict(weights), options=options)
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f"it belongs to another student or loss. {error}") from error
-        self._load_moments(state.tensors["optimizer"])
-        if self.ema is not None:
-            self.ema.load(
-                {k: shared_like(t, self.ema.tensors[k]) for k, t in state.tensors["ema"].items()}
-            )
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state.facts["scaler"])
-
-    def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        # Not torch's `set_optimizer_state_dict`: it wants moments for every parameter, and one that
-        # never got a gradient has none.
-        rows: dict[str, dict[str, Tensor]] = {}
-        for name, value in moments.items():
-            parameter, _, key = name.rpartition("/")
-            rows.setdefault(parameter, {})[key] = value
-        names = {id(parameter): name for name, parameter in self.plain.named_parameters()}
-        state = {}
-        for number, parameter in enumerate(self._parameters):
-            row = rows.pop(names[id(parameter)], None)
-            if row is not None:
-                state[number] = {
-                    key: value if key == "step" else shared_like(value, parameter)
-                    for key, value in row.items()
-                }
-        if rows:
-            raise ValueError(f"the optimizer has parameters that the model lacks: {sorted(rows)}.")
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        """Take over a saved state, see `restore`."""
+        restore(state, self.plain, self.optimizer, self.scaler, self.ema)
 
     def export_student(self, state: EngineState, weights: Literal["weights", "ema"]) -> Student:
         """A plain student with the run's weights, or with their average (first process only)."""
@@ -276,24 +196,6 @@ class Engine:
             }
         student.backbone.load_state_dict(tensors)
         return student
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered from all processes; another one as it is."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def shared_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor, sharded as the example is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(example, DTensor):
-        return tensor
-    return distribute_tensor(
-        tensor.to(example.device), example.device_mesh, list(example.placements)
-    )
 
 
 def seed_everything(*parts: int | str) -> None:
@@ -349,7 +251,6 @@ def _keep_few_activations(student: Student) -> None:
 
 def _compile(model: Any, *, blocks_only: bool) -> None:
     """In place, so that names in state dicts stay as they are."""
-    compile_module: Callable[[nn.Module], None] = lambda module: module.compile()  # noqa: E731
     for part in (model.teacher, model.student):
         for module in blocks_of(part.backbone) if blocks_only else [part]:
-            compile_module(module)
+            module.compile()

@@ -27,6 +27,9 @@ def parameter_groups(
             register and mask tokens, positions, and what the timm model lists itself. `()` = no
             others, which is what the authors' code does.
 
+    Raises:
+        ValueError: If no parameter has a name in `undecayed`.
+
     Source:
         DeiT `main.py` (`no_weight_decay`); timm `param_groups_weight_decay`.
         *Same:* with `undecayed=()`, the groups of the authors' code, which decays positions, class
@@ -49,6 +52,12 @@ def parameter_groups(
         end = name.rsplit(".", 1)[-1]
         spare = parameter.ndim <= 1 or end == "bias" or name in listed or end in ends
         (spared if spare else decayed).append(parameter)
+    ends_seen = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
+    if undecayed is not None and not set(ends) <= ends_seen:
+        raise ValueError(
+            f"undecayed: no such parameter. Got {sorted(set(ends) - ends_seen)}; expected last "
+            f"parts of names, such as 'pos_embed'."
+        )
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": spared, "weight_decay": 0.0},

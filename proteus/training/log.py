@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..saving import sync
+from ..trackers import Tracker
 from .parallel import World
 
 Row = dict[str, Any]
@@ -30,16 +31,6 @@ _MOST_OVERFLOWS = 40  # in a row: the scaler has then tried every scale there is
 
 class NonFiniteLossError(ArithmeticError):
     """A loss or gradient became NaN or infinite; the message says which, when, and what is kept."""
-
-
-class Tracker(Protocol):
-    """Somewhere else that numbers go, such as TensorBoard; see `proteus.trackers`."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Take the values of a step."""
-
-    def close(self) -> None:
-        """The run is over."""
 
 
 class RunLog:
@@ -132,13 +123,18 @@ class RunLog:
             durable: Put the rows on the disk before returning.
             stop: This process was asked to end the run; `stop_agreed` then is set on all of them.
         """
-        if self._pending:
-            self._write_pending(stop)
-        if durable:
-            for name, file in self._files.items():
-                file.flush()
-                assert self.folder is not None
-                sync(self.folder / name)
+        try:
+            if self._pending:
+                self._write_pending(stop)
+            if durable and self.folder is not None:
+                for name, file in self._files.items():
+                    file.flush()
+                    sync(self.folder / name)
+        except OSError as error:
+            raise OSError(
+                f"log: it could not be written in {self.folder}. Got {error}. Checkpoints are not "
+                f"touched. Make room, then resume (--resume)."
+            ) from error
 
     def _write_pending(self, stop: bool) -> None:
         elapsed = max(time.perf_counter() - self._since, 1e-9)

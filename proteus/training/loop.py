@@ -6,25 +6,24 @@ random state to repeat what an uninterrupted one would have done.
 
 import functools
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import checkpoint
+from ..trackers import Tracker
 from .batches import Resumable, batches, check_shares, count_steps, to_device
-from .engine import Engine, EngineState, Objective, Precision
+from .engine import Engine, Objective, Precision
+from .folder import Resume, claim, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
-from .log import Row, RunLog, Tracker
-from .parallel import Parallel, World, join
+from .log import Row, RunLog
+from .parallel import Parallel, join
 from .results import write_results
 from .schedule import EpochSchedule, Schedule, learning_rate
 
 History = list[Row]
-Resume = bool | Literal["auto"]
 
 
 class Watch(Protocol):
@@ -147,7 +146,7 @@ def fit(
         seed=seed, precision=precision, accumulate=accumulate, clip_grad=clip_grad, ema=ema,
         parallel=parallel, compile=compile, activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
-    start = _resume(folder, engine, settings) if folder and going_on else 0
+    start = resume_run(folder, engine, settings) if folder and going_on else 0
     images = preview
     log = RunLog(
         folder, start, total, world, progress=progress, overflows=precision == "fp16",
@@ -163,7 +162,7 @@ def fit(
                 log.watch(watch(distiller))
             done, images = step + 1, batch[0]
             if folder and (done % save_every == 0 or done == total or log.stop_agreed):
-                _save(folder, done, engine, log, settings=settings, keep=keep)
+                save_run(folder, done, engine, log, settings=settings, keep=keep)
             if log.stop_agreed and done < total:
                 raise RunStopped(_stopped(folder, done, total))
         log.flush(durable=True)
@@ -216,69 +215,6 @@ def _schedule(
 
 def _warmup_and_cosine(step: int, *, steps: int, peak: float, warmup: float) -> float:
     return learning_rate(step, steps, peak, warmup)
-
-
-def claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
-    """Take a run's folder, before any work is done.
-
-    Returns:
-        Whether there is a run to go on with.
-
-    Raises:
-        ValueError: See `proteus.checkpoint.claim_folder`.
-    """
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        resume, overwrite = "auto", False  # torchrun started all processes again after one died
-
-    def take() -> bool:
-        going_on = resume is True or (resume == "auto" and checkpoint.newest(folder) is not None)
-        if resume == "auto" and overwrite:
-            raise ValueError("run folder: resume and overwrite exclude each other. Got both.")
-        anew = overwrite or (resume == "auto" and not going_on)
-        checkpoint.claim_folder(folder, resume=going_on, overwrite=anew)
-        return going_on
-
-    return world.once(take)
-
-
-def _resume(folder: Path, engine: Engine, settings: Mapping[str, Any]) -> int:
-    """Restore the newest whole checkpoint; steps done."""
-    found = checkpoint.load(folder)
-    checkpoint.check_settings(found, settings)
-    try:
-        engine.load_state(EngineState(found.tensors, found.facts))
-    except ValueError as error:
-        raise checkpoint.CheckpointError(
-            f"checkpoint: {found.path} does not fit: {error}"
-        ) from error
-    engine.world.once(lambda: checkpoint.set_aside_after(folder, found.step))
-    return found.step
-
-
-def _save(
-    folder: Path,
-    step: int,
-    engine: Engine,
-    log: RunLog,
-    *,
-    settings: Mapping[str, Any],
-    keep: int,
-) -> None:
-    log.flush(durable=True)  # raises if a loss was not finite: then nothing is saved
-    state = engine.state()
-
-    def save() -> None:
-        try:
-            checkpoint.save(
-                folder, step, state.tensors, settings=settings, facts=state.facts, keep=keep
-            )
-        except OSError as error:
-            raise OSError(
-                f"checkpoint: it could not be written after step {step - 1}. Got {error}. Kept: "
-                f"{checkpoint.newest(folder) or 'none so far'}. Make room, then resume (--resume)."
-            ) from error
-
-    engine.world.once(save)
 
 
 def _stopped(folder: Path | None, done: int, total: int) -> str:

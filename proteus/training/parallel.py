@@ -174,3 +174,21 @@ def _shard(model: nn.Module, parts: Iterable[nn.Module], world: World) -> nn.Mod
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all processes; another one as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, sharded as the example is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(example, DTensor):
+        return tensor
+    return distribute_tensor(
+        tensor.to(example.device), example.device_mesh, list(example.placements)
+    )

@@ -7,10 +7,16 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    TensorDataset,
+)
 
-from proteus.training import fit
-from proteus.training.batches import batches
+from proteus.training import World, fit
+from proteus.training.batches import batches, check_shares
 
 QUIET = {"device": "cpu", "progress": False}
 
@@ -153,3 +159,14 @@ def test_a_run_on_a_user_s_loader_resumes_bit_for_bit(distiller, tmp_path, worke
     assert rows == expected
     for ours, theirs in zip(runs[2].parameters(), runs[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_loader_that_shows_all_processes_the_same_images_is_refused():
+    second = World(torch.device("cpu"), rank=1, size=2)
+    images = TensorDataset(torch.rand(8, 3, 4, 4))
+    for plain in (DataLoader(images, batch_size=2), DataLoader(images, batch_size=2, shuffle=True)):
+        check_shares(plain, World(torch.device("cpu")))
+        with pytest.raises(ValueError, match=r"all 2 processes.*DistributedSampler"):
+            check_shares(plain, second)
+    sampler = DistributedSampler(images, num_replicas=2, rank=1)
+    check_shares(DataLoader(images, batch_size=2, sampler=sampler), second)

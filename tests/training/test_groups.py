@@ -111,3 +111,8 @@ def test_frozen_parameters_are_in_no_group(distiller):
     frozen = distiller.student.backbone.pos_embed.requires_grad_(False)
     groups = parameter_groups(distiller, 0.05)
     assert not any(p is frozen for group in groups for p in group["params"])
+
+
+def test_a_name_that_no_parameter_has_is_an_error(distiller):
+    with pytest.raises(ValueError, match="pos_embd"):
+        parameter_groups(distiller, 0.05, undecayed=("pos_embd", "cls_token"))

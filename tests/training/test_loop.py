@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import proteus
 from proteus.checkpoint import CheckpointError
 from proteus.training import NonFiniteLossError
+from proteus.training import folder as training_folder
 
 QUIET = {"device": "cpu", "progress": False}
 
@@ -193,6 +194,7 @@ class TestAfterARestartByTorchrun:
 
     @pytest.fixture(autouse=True)
     def _restarted(self, monkeypatch):
+        monkeypatch.setattr(training_folder, "_launch", lambda: "this one")
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
 
     def test_what_was_saved_is_gone_on_with(self, distiller, batches, tmp_path, monkeypatch):
@@ -204,8 +206,21 @@ class TestAfterARestartByTorchrun:
 
     def test_with_nothing_saved_it_starts_anew(self, distiller, batches, tmp_path):
         (tmp_path / "log.jsonl").write_text('{"step": 0}\n')
+        (tmp_path / ".launch").write_text("this one")
         distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
         assert [row["step"] for row in rows_of(tmp_path)] == [0, 1]
+
+    def test_a_run_of_another_launch_is_not_touched(
+        self, distiller, batches, tmp_path, monkeypatch
+    ):
+        with monkeypatch.context() as first:
+            first.setattr(training_folder, "_launch", lambda: "another one")
+            first.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+            distiller.fit(batches, steps=3, out=tmp_path, **QUIET)
+        before = (tmp_path / "log.jsonl").read_bytes()
+        with pytest.raises(ValueError, match="already holds a run"):
+            distiller.fit(batches, steps=3, out=tmp_path, **QUIET)
+        assert (tmp_path / "log.jsonl").read_bytes() == before
 
 
 @pytest.mark.usefixtures("without_results")
