@@ -13,12 +13,14 @@ from sybil.parsers.doctest import DocTestParser
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 # huggingface_hub reads this once, when it is imported: the whole suite talks to a Hub on loopback
-# (tests/hub_server.py) or to nothing. pytest may import this file twice; the port is chosen once.
-if "PROTEUS_TEST_HUB" not in os.environ:
+# (tests/hub_server.py) or to nothing. pytest may import this file twice; the port is chosen once,
+# for each of the processes that share the tests.
+_HUB = f"PROTEUS_TEST_HUB_{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+if _HUB not in os.environ:
     with socket.socket() as _free:
         _free.bind(("127.0.0.1", 0))
-        os.environ["PROTEUS_TEST_HUB"] = f"http://127.0.0.1:{_free.getsockname()[1]}"
-os.environ["HF_ENDPOINT"] = os.environ["PROTEUS_TEST_HUB"]
+        os.environ[_HUB] = f"http://127.0.0.1:{_free.getsockname()[1]}"
+os.environ["HF_ENDPOINT"] = os.environ[_HUB]
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ def test_the_guard_above_can_fail():
     assert set(loaded_by("from proteus import Teacher; Teacher('demo-teacher')")) >= {"timm"}
 
 
+@pytest.mark.slow  # six interpreters, and a machine with something else to do disturbs it
 def test_importing_proteus_costs_at_most_a_tenth_more_than_torch():
     torch_alone, both = [], []
     for _ in range(3):  # alternating, so that a noisy machine disturbs both alike

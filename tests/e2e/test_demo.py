@@ -20,6 +20,7 @@ def test_the_embedded_teacher_is_small_and_its_card_says_what_it_is():
     assert "Apache-2.0" in (IMAGES / "LICENSE.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_short_demo_writes_one_page_that_holds_everything(tmp_path, capsys):
     scores = run_demo(tmp_path, steps=2, device="cpu")
     printed = capsys.readouterr().out

@@ -62,6 +62,7 @@ def test_onnx_of_any_size_takes_normalised_or_plain_images(model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_torch_export_runs_without_timm_and_without_us(model, tmp_path):
     path = exports.to_torch_export(model, tmp_path / "m.pt2", dynamic_size=True)
     for size in ((56, 56), (80, 72)):
