@@ -12,6 +12,7 @@ from torch import Tensor
 from ..features import FeatureExtractor, ShapeError
 from .cache import FeatureCache
 from .classifier import NeighbourClassifier
+from .datasets import open_labelled
 from .extractor import as_extractor
 from .features import FeatureSet, extract_features, probe_resize
 from .metrics import accuracy, topk_accuracy
@@ -106,12 +107,15 @@ def knn(
     """
     extractor = as_extractor(model, image_size=image_size, device=device)
     size = image_size or extractor.image_size[0]
+    opened = open_labelled(train, split="train")
+    # A test folder that lacks a class must not shift the numbers of the others.
+    wanted = open_labelled(test, split="test", classes=opened.classes)
     sets = [
         extract_features(
-            extractor, data, split=split, image_size=size, batch_size=batch_size,
-            workers=workers, cache=cache, progress=progress,
+            extractor, data, image_size=size, batch_size=batch_size, workers=workers, cache=cache,
+            progress=progress,
         )
-        for data, split in ((train, "train"), (test, "test"))
+        for data in (opened, wanted)
     ]  # fmt: skip
     result = score_knn(*sets, ks=ks, temperature=temperature, device=extractor.device)
     classifier = NeighbourClassifier(

@@ -72,6 +72,7 @@ def robustness(
     dataset: Any,
     *,
     split: str = "test",
+    classes: Sequence[str] = (),
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
     severities: Sequence[int] = SEVERITIES,
     batch_size: int = 64,
@@ -88,6 +89,8 @@ def robustness(
             `logistic_regression`, or anything that satisfies `Classifier`.
         dataset: Anything `open_labelled` takes, one label an image.
         split: For `open_labelled`.
+        classes: Names of the classifier's classes in the order of its scores, for folders: a folder
+            that lacks a class must not shift the others. () = the folder's own, sorted.
         corruptions: Names of `CORRUPTIONS`.
         severities: 1 to 5.
         batch_size: Images in a forward pass.
@@ -119,7 +122,15 @@ def robustness(
         raise ValueError("robustness: nothing to do. Got no corruption or no severity.")
     for name in corruptions:  # before the first batch, not after an hour
         corrupt(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), name, severities[0], seeds=[0])
-    data = open_labelled(dataset, split=None if not isinstance(dataset, str | Path) else split)
+    path = isinstance(dataset, str | Path)
+    if classes and not path:
+        raise ValueError(
+            f"robustness: classes= would be ignored. Got {type(dataset).__name__}, which has its "
+            f"own labels; expected a folder."
+        )
+    if classes:
+        _check_classes(probe, classes)
+    data = open_labelled(dataset, split=split if path else None, classes=classes)
     right: dict[tuple[str, int], int] = {("clean", 0): 0}
     right |= {(name, severity): 0 for name in corruptions for severity in severities}
     reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}

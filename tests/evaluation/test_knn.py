@@ -1,8 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from proteus import Features
+from proteus.evaluate import knn
 from proteus.evaluation import FeatureSet, extract_cls, knn_predict, knn_votes, score_knn
 from proteus.features import ShapeError
 
@@ -93,3 +95,15 @@ def test_a_class_without_training_images_counts_as_wrong():
     result = score_knn(bank, test, ks=[1])
     assert result.num_classes == 8
     assert result.best == pytest.approx(200 / 3)
+
+
+def test_a_class_that_the_test_folder_lacks_does_not_shift_the_others(tmp_path):
+    for split, names in (("train", "abc"), ("test", "ac")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            colour = {"a": "red", "b": "lime", "c": "blue"}[name]
+            Image.new("RGB", (8, 8), colour).save(tmp_path / split / name / "0.png")
+    torch.manual_seed(0)
+    result = knn(torch.nn.Conv2d(3, 5, 4, stride=4), tmp_path, tmp_path, ks=[1], image_size=8)
+    assert result.best == 100
+    assert result.predictions.tolist() == [0, 2]

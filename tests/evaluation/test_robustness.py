@@ -61,6 +61,16 @@ def test_what_a_corruption_does_is_seen_in_the_accuracy(images):
     json.dumps(result.to_dict())
 
 
+def test_a_folder_that_lacks_a_class_takes_the_classifiers_names(tmp_path):
+    save(tmp_path / "test", "n02", 96)  # class 1 by brightness, 0 among the folder's own
+    options = {"corruptions": ["pixelate"], "severities": [1]}
+    assert robustness(Brightness(), tmp_path, classes=WNIDS, **options).clean == 1
+    with pytest.raises(ValueError, match="Got 2 names; expected 4"):
+        robustness(Brightness(), tmp_path, classes=WNIDS[:2], **options)
+    with pytest.raises(ValueError, match=r"classes= would be ignored. Got list"):
+        robustness(Brightness(), flat(1), classes=WNIDS, **options)
+
+
 def test_the_batch_size_does_not_matter():
     noisy = [
         (Image.effect_noise((24, 20), 90).convert("RGB"), 1 + i % 2) for i in range(10)
