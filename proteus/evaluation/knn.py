@@ -141,6 +141,7 @@ def score_knn(
         (20,)
     """
     check_single_labels(train, test)
+    _check_finite(train.cls, test.cls)
     usable = [k for k in ks if k <= len(train)]
     if not usable:
         _check_ks(list(ks), len(train))
@@ -202,7 +203,7 @@ def knn_votes(
 
     Raises:
         ShapeError: If the shapes do not fit.
-        ValueError: If a k is larger than the bank.
+        ValueError: If a k is larger than the bank, or features are not finite.
 
     Examples:
         >>> bank, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
@@ -215,6 +216,7 @@ def knn_votes(
         *Different:* queries and bank are taken in pieces, so memory is bounded.
     """
     _check_shapes(bank, bank_labels, queries)
+    _check_finite(bank, queries)
     _check_ks(list(ks), bank.shape[0])
     classes = num_classes or int(bank_labels.max()) + 1
     parts = list(
@@ -247,7 +249,7 @@ def knn_predict(
 
     Raises:
         ShapeError: If the shapes do not fit.
-        ValueError: If k is larger than the training set.
+        ValueError: If k is larger than the training set, or features are not finite.
 
     Examples:
         >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -344,3 +346,15 @@ def _check_shapes(train: Tensor, labels: Tensor, test: Tensor) -> None:
             f"knn: one label for each training feature. Got {tuple(labels.shape)} labels "
             f"for {train.shape[0]} features."
         )
+
+
+def _check_finite(train: Tensor, test: Tensor) -> None:
+    """Raise for NaN or infinity: a similarity of NaN counts as the largest, for every query."""
+    for name, features in (("train", train), ("test", test)):
+        bad = ~features.isfinite().all(1)
+        if bad.any():
+            raise ValueError(
+                f"knn: features are not finite. Got NaN or infinity in {int(bad.sum())} of "
+                f"{len(features)} {name} features, first in number {int(bad.nonzero()[0])}. Check "
+                f"the model's weights, and whether its precision is enough."
+            )

@@ -107,3 +107,16 @@ def test_a_class_that_the_test_folder_lacks_does_not_shift_the_others(tmp_path):
     result = knn(torch.nn.Conv2d(3, 5, 4, stride=4), tmp_path, tmp_path, ks=[1], image_size=8)
     assert result.best == 100
     assert result.predictions.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_features_that_are_not_finite_are_an_error(part, value):
+    features = {"train": torch.eye(3), "test": torch.eye(3)}
+    features[part][1, 2] = value
+    train, test, labels = features["train"], features["test"], torch.arange(3)
+    message = rf"not finite. Got NaN or infinity in 1 of 3 {part} features, first in number 1"
+    with pytest.raises(ValueError, match=message):
+        knn_predict(train, labels, test, k=1)
+    with pytest.raises(ValueError, match=message):
+        score_knn(FeatureSet(train, train, labels), FeatureSet(test, test, labels), ks=[1])
