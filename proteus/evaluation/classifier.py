@@ -69,8 +69,11 @@ class LinearClassifier(nn.Module):
         layers = self.extractor.layers(images, self.blocks)
         parts = [layer.cls for layer in layers]
         if self.avgpool:
-            parts.append(layers[-1].patches.mean(1))
-        return F.linear(torch.cat(parts, 1).float(), self.weight, self.bias)
+            last = layers[-1]
+            # As `extract_features` does: zeros, where the mean of no patches would be NaN.
+            some = last.patches.shape[1] > 0
+            parts.append(last.patches.float().mean(1) if some else torch.zeros_like(last.cls))
+        return F.linear(torch.cat([part.float() for part in parts], 1), self.weight, self.bias)
 
 
 class NeighbourClassifier(nn.Module):

@@ -7,6 +7,7 @@ from PIL import Image
 from conftest import vit
 from proteus.evaluate import linear_probe
 from proteus.evaluation import FeatureSet, Head, ProbeHeads, score_linear
+from proteus.evaluation.classifier import LinearClassifier
 from proteus.evaluation.probe_heads import draw_batches, head_grid, probe_inputs
 
 
@@ -108,6 +109,24 @@ def test_the_classifier_gives_the_scores_that_were_reported():
     scores = result.classifier(torch.stack([image for image, _ in images]))
     labels = torch.tensor([label for _, label in pictures()])
     assert float((scores.argmax(1) == labels).float().mean()) * 100 == pytest.approx(result.score)
+
+
+def test_the_classifier_of_a_model_without_patches_gives_numbers():
+    class Pooled(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    result = linear_probe(
+        Pooled(), pictures(), pictures(), image_size=32, iterations=2, batch_size=8, augment=False
+    )
+    classifier = result.classifier
+    averaged = LinearClassifier(
+        classifier.extractor, torch.eye(6)[1:4], torch.zeros(3), image_size=32, resize=32,
+        blocks=1, avgpool=True,
+    )  # fmt: skip
+    scores = averaged(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8))
+    assert scores.isfinite().all() and (scores[0, :2] > 1).all()
+    assert scores[0, 2] == 0  # the mean patch, as in training
 
 
 def test_a_shallow_model_has_the_heads_its_blocks_allow_and_errors_say_more():
