@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..data import ImageSource, decode, open_source
 from ..data.datasets import DatasetSource
-from .named_sets import NAMED_SETS, Items, open_named
+from .named_sets import NAMED_SETS, Items, Metric, open_named
 from .packs import classes_of, is_pack, pack_shards
 
 Target = int | Tensor
@@ -32,6 +32,7 @@ class LabelledImages(Dataset[tuple[Image.Image, Target]]):
         classes: Names, in the order of the labels; () where unknown.
         stamp: A cheap string that changes whenever the content may have changed, under which the
             hash of the content is remembered; None = it is computed each time.
+        metric: How the paper scores this set; None where nothing is known.
 
     Examples:
         >>> data = open_labelled([(Image.new("RGB", (8, 8)), 3)])
@@ -46,9 +47,11 @@ class LabelledImages(Dataset[tuple[Image.Image, Target]]):
         description: str,
         classes: Sequence[str] = (),
         stamp: str | None = None,
+        *,
+        metric: Metric | None = None,
     ) -> None:
         self.source, self.target, self.description = source, target, description
-        self.classes, self.stamp = tuple(classes), stamp
+        self.classes, self.stamp, self.metric = tuple(classes), stamp, metric
 
     def __len__(self) -> int:
         return len(self.source)
@@ -83,6 +86,7 @@ class LabelledImages(Dataset[tuple[Image.Image, Target]]):
             self.description,
             self.classes,
             None if self.stamp is None else f"{self.stamp}{numbers}",
+            metric=self.metric,
         )
 
     def content_hash(self) -> str:
@@ -302,6 +306,16 @@ def file_stamp(source: ImageSource, labels: Sequence[int] = ()) -> str:
     return digest.hexdigest()
 
 
+def check_labels(labels: Tensor, description: str) -> None:
+    """Raise `ValueError` for numbers below 0, such as the -1 of Hugging Face's test sets."""
+    if labels.numel() and int(labels.min()) < 0:
+        raise ValueError(
+            f"evaluation: images without a label. Got {int((labels < 0).sum())} labels below 0, "
+            f"such as {int(labels.min())}, in {description}; expected class numbers from 0 on. "
+            f"Test sets are often published without labels: take a split that has them."
+        )
+
+
 def _items(dataset: Any, description: str) -> LabelledImages:
     source = open_source(dataset)
     if not isinstance(source, ImageSource):
@@ -318,7 +332,12 @@ def _named(name: str, split: str, root: str | Path | None, download: bool) -> La
     items: Items = open_named(name, split, root=root, download=download)
     opened = _items(items.dataset, f"{name} ({split})")
     return LabelledImages(
-        opened.source, opened.target, opened.description, items.classes, items.stamp
+        opened.source,
+        opened.target,
+        opened.description,
+        items.classes,
+        items.stamp,
+        metric=NAMED_SETS[name].metric,
     )
 
 
@@ -337,5 +356,14 @@ def _labelled_hub(source: ImageSource, description: str) -> LabelledImages:
             f"evaluation: the dataset has no column 'label'. Got {columns} in {description!r}; "
             f"rename one with rename_column."
         )
+    labels = list(source.dataset["label"])
+    # A truth value is an int to Python, and numbers 0 and 1 are classes.
+    strange = next((i for i, label in enumerate(labels) if not isinstance(label, int)), None)
+    if strange is not None:
+        raise ValueError(
+            f"evaluation: a label is no class number. Got {labels[strange]!r} in row {strange} of "
+            f"{description!r}; expected integers in the column 'label'. Turn them into numbers "
+            f"with class_encode_column('label')."
+        )
     names: Sequence[str] = vars(source.dataset.features["label"]).get("names") or ()
-    return LabelledImages(source, _Listed(list(source.dataset["label"])), description, names)
+    return LabelledImages(source, _Listed(labels), description, names)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..features import ShapeError
 from .cache import FeatureCache
-from .datasets import LabelledImages, Target, open_labelled
+from .datasets import LabelledImages, Target, check_labels, open_labelled
 from .extractor import Extractor, as_extractor
 
 _PART_BATCHES = 4  # a part is what is stored, and dealt to a process, at once
@@ -196,6 +196,7 @@ def extract_features(
         tuple(data.name(i) for i in range(len(data))),
         data.description,
     )
+    check_labels(found.labels, data.description)
     check_finite(found)
     return found
 

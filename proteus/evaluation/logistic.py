@@ -111,8 +111,8 @@ def logistic_regression(
         train: Anything `open_labelled` takes; a path is opened with `split="train"`.
         test: The same; a path is opened with `split="test"`.
         val: Images that choose C; None = a fifth of train, drawn by `holdout_split`.
-        metric: None = as the paper scores a set of this name, else accuracy; `map_11` where images
-            have several labels.
+        metric: None = as the paper scores a set of this name (the folder's, or the one given to
+            `open_labelled`), else accuracy; `map_11` where images have several labels.
         sweep: `paper` or `official`, see `penalties`.
         max_iter: Steps of the solver; None = the sweep's.
         image_size: Pixels; None = the model's own. The short side is resized to it.
@@ -154,7 +154,8 @@ def logistic_regression(
             sets.append(extract_features(extractor, found, **options))
     if metric is None:
         name = Path(str(train)).name if isinstance(train, str | Path) else ""
-        metric = "map_11" if sets[0].labels.ndim == 2 else metric_of(name)
+        several = sets[0].labels.ndim == 2
+        metric = "map_11" if several else opened.metric or metric_of(name)
     result = score_logistic(
         sets[0], sets[1], val=sets[2] if val is not None else None, metric=metric, sweep=sweep,
         max_iter=max_iter, device=extractor.device,

@@ -220,8 +220,9 @@ def open_named(
         )
     if root is None:
         raise ValueError(
-            f"evaluation: where {name} is must be said. Pass root='FOLDER', and download=True to "
-            f"let torchvision fetch it there."
+            f"evaluation: where {name} is must be said. Got no folder; open it yourself with "
+            f"open_labelled({name!r}, split={split!r}, root='FOLDER') and pass what it returns; "
+            f"download=True lets torchvision fetch it there."
         )
     try:
         dataset = entry.read(str(root), split, download)

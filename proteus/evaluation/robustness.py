@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from .classifier import Classifier
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from .datasets import LabelledImages, open_labelled
+from .datasets import LabelledImages, check_labels, open_labelled
 from .features import Resized, gather, rank_and_world
 
 # Error of AlexNet in per cent, mean over the five severities (Hendrycks & Dietterich 2019, their
@@ -343,6 +343,7 @@ def _batches(
                 f"robustness: one label an image. Got {tuple(labels.shape[1:])} labels an image "
                 f"in {data.description}."
             )
+        check_labels(labels, data.description)
         if int(labels.max()) >= probe.num_classes:
             raise ValueError(
                 f"robustness: the classifier does not know a class. Got label "

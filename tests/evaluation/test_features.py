@@ -151,6 +151,14 @@ def test_an_empty_set_and_a_callable_with_a_cache_are_errors(tmp_path):
     assert extract_features(Mean(), pictures(), image_size=32).patches.eq(0).all()
 
 
+def test_images_without_a_label_are_an_error_and_no_class():
+    unlabelled = [(image, -1) for image, _ in pictures(3)]
+    with pytest.raises(ValueError, match=r"without a label. Got 3 labels below 0, such as -1"):
+        extract_features(model(), unlabelled, image_size=32)
+    with pytest.raises(ValueError, match="without a label"):
+        knn(model(), pictures(3), unlabelled, ks=[1], image_size=32)
+
+
 def test_knn_says_which_ks_it_left_out_and_its_classifier_agrees():
     result = knn(vit(), pictures(12), pictures(12), ks=(1, 10, 20), image_size=32)
     assert (result.dropped, list(result.top1)) == ((20,), [1, 10])

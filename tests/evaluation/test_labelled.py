@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from proteus.evaluate import logistic_regression
 from proteus.evaluation import open_labelled, read_packs
 from proteus.evaluation.named_sets import NAMED_SETS, VOC_CLASSES, metric_of, open_named, voc_target
 from proteus.evaluation.suite_sets import find_sets
@@ -115,6 +116,14 @@ def test_a_hugging_face_dataset_has_its_labels_in_a_column():
     assert (targets(data), data.classes, data[0][0].size) == ([1, 0, 1], ("cat", "dog"), (9, 9))
 
 
+def test_a_hugging_face_label_that_is_no_number_is_an_error():
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [Image.new("RGB", (9, 9))] * 2, "label": ["cat", "dog"]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    with pytest.raises(ValueError, match=r"Got 'cat' in row 0.*class_encode_column"):
+        open_labelled(datasets.Dataset.from_dict(rows, features=features))
+
+
 def test_the_hash_of_the_content_sees_pixels_and_labels():
     red, blue = Image.new("RGB", (9, 9), "red"), Image.new("RGB", (9, 9), "blue")
     sets = [[(red, 0)], [(red, 1)], [(blue, 0)], [(red, 0), (red, 0)]]
@@ -160,6 +169,24 @@ def test_cub_and_sun_are_read_from_their_published_lists(tmp_path):
     assert (targets(data), data[0][0].size) == ([1], (9, 9))
 
 
+def test_a_named_set_remembers_how_the_paper_scores_it(tmp_path):
+    root = tmp_path / "caltech101"
+    (root / "Annotations").mkdir(parents=True)
+    (root / "101_ObjectCategories" / "BACKGROUND_Google").mkdir(parents=True)
+    for n in range(2):
+        folder = root / "101_ObjectCategories" / "ab"[n]
+        folder.mkdir()
+        for i in range(1, 33):
+            Image.new("RGB", (9, 9), ("red", "blue")[n]).save(folder / f"image_{i:04}.jpg")
+    train, test = (open_labelled("caltech101", split=s, root=tmp_path) for s in ("train", "test"))
+    assert (train.metric, test.first(2).metric) == ("mean_class", "mean_class")
+    assert open_labelled([(Image.new("RGB", (9, 9)), 0)]).metric is None
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(3, 4, 4, stride=4)
+    result = logistic_regression(model, train, test, image_size=8)
+    assert (result.metric, result.score) == ("mean_class", 100)
+
+
 def test_caltech_trains_on_thirty_different_images_a_class_and_tests_on_the_others(tmp_path):
     root = tmp_path / "caltech101"
     (root / "Annotations").mkdir(parents=True)
@@ -177,7 +204,7 @@ def test_caltech_trains_on_thirty_different_images_a_class_and_tests_on_the_othe
 
 
 def test_a_named_set_says_what_it_lacks(tmp_path):
-    with pytest.raises(ValueError, match="root='FOLDER'"):
+    with pytest.raises(ValueError, match=r"open_labelled\('flowers', .*root='FOLDER'\)"):
         open_labelled("flowers", split="train")
     with pytest.raises(ValueError, match=r"cars has no such split. Got 'val'"):
         open_named("cars", "val", root=tmp_path)

@@ -149,6 +149,8 @@ def test_alexnet_itself_has_an_mce_of_one():
 
 
 def test_what_cannot_be_tested_is_an_error(images):
+    with pytest.raises(ValueError, match=r"without a label. Got 1 labels below 0"):
+        robustness(Brightness(), [*images, (images[0][0], -1)])
     with pytest.raises(ValueError, match=r"no such corruption\. Got 'rain'"):
         robustness(Brightness(), images, corruptions=["rain"])
     with pytest.raises(ValueError, match="Got no corruption"):
