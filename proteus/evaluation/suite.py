@@ -107,8 +107,8 @@ class SuiteRun:
     ) -> dict[str, dict[str, Any]]:
         """Run what is not finished yet; `results.json` is written after each protocol.
 
-        A set on which a protocol cannot be run (one class, features that are not finite) gets the
-        reason as its result, under `error`, and the others go on.
+        A set on which a protocol cannot be run (unreadable, one class, features that are not
+        finite) gets the reason as its result, under `error`, and the others go on.
 
         Args:
             suites: Of `SUITES`.
@@ -129,13 +129,13 @@ class SuiteRun:
         for protocol, one in bar:
             key = f"{protocol}/{one.name}"
             bar.set_description(key)
-            stamp = self._stamp(protocol, one)
-            if self.results.get(key, {}).get("stamp") == stamp:
-                continue
-            begun = time.perf_counter()
+            stamp, begun = "", time.perf_counter()
             try:
+                stamp = self._stamp(protocol, one)  # opens the set, which may fail, too
+                if self.results.get(key, {}).get("stamp") == stamp:
+                    continue
                 found = self._protocol(protocol)(one)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 found = {"error": str(error)}
             seconds = round(time.perf_counter() - begun, 2)
             done = {} if "error" in found else {"stamp": stamp}
@@ -290,7 +290,8 @@ class SuiteRun:
             else file_stamp(self._maps(one, split).source)
             for split in splits
         ]
-        teacher = self.teacher.fingerprint() if self.teacher else None
+        compared = self.teacher if protocol == "agreement" else None
+        teacher = compared.fingerprint() if compared else None
         parts = (self.model.fingerprint(), teacher, protocol, asdict(self.settings), data)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -143,6 +143,25 @@ def test_a_set_that_cannot_be_measured_is_told_and_the_others_go_on(packs, tmp_p
     )  # tried again, not taken from the file
 
 
+def test_a_set_that_cannot_be_opened_does_not_end_the_suite(packs, tmp_path):
+    sets = find_sets([str(packs)])
+    (packs / "flowers5-test-000.tar").write_bytes(b"cut off")
+    results = run_of(packs, tmp_path / "out").run(["knn"], sets)
+    assert "error" in results["knn/flowers5"]
+    assert results["knn/digits"]["best"] == 100
+
+
+def test_another_teacher_repeats_the_agreement_only(packs, tmp_path, monkeypatch):
+    sets, ran = find_sets([str(packs / "digits")]), []
+    for name in ("_knn", "_agreement"):
+        monkeypatch.setattr(SuiteRun, name, lambda self, one, name=name: ran.append(name) or {})
+    for depth in (1, 2):
+        run = run_of(packs, tmp_path / "out")
+        run.teacher = as_extractor(vit(depth=depth))
+        run.run(["knn", "agreement"], sets)
+    assert ran == ["_knn", "_agreement", "_agreement"]
+
+
 def test_unknown_protocols_and_sets_that_do_not_fit_are_errors(packs, tmp_path):
     run = run_of(packs, tmp_path / "out")
     with pytest.raises(ValueError, match="'tsne'"):
