@@ -296,23 +296,33 @@ class SuiteRun:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def _stored(self) -> dict[str, dict[str, Any]]:
-        """Results of an earlier run in this folder; the same for all processes."""
+        """Results of an earlier run of this model with these settings; the same for all processes.
+
+        The file has one model and one set of settings at its head, so others' results go.
+        """
         found: list[Any] = [{}]
         file = self.out / "results.json"
         if rank_and_world()[0] == 0 and file.is_file():
             try:
-                found = [json.loads(file.read_text(encoding="utf-8"))["results"]]
+                page = json.loads(file.read_text(encoding="utf-8"))
+                if {key: page[key] for key in ("fingerprint", "settings")} == self._head():
+                    found = [page["results"]]
             except (ValueError, KeyError, TypeError):
                 found = [{}]  # cut off while it was written by another program
         if rank_and_world()[1] > 1:
             distributed.broadcast_object_list(found)
         return dict(found[0])
 
+    def _head(self) -> dict[str, Any]:
+        """What all results of the file share, as JSON gives it back."""
+        head = {"fingerprint": self.model.fingerprint(), "settings": asdict(self.settings)}
+        return dict(json.loads(json.dumps(head)))
+
     def _write(self) -> None:
         if rank_and_world()[0]:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        page = {"model": self.name, "settings": asdict(self.settings), "results": self.results}
+        page = {"model": self.name, **self._head(), "results": self.results}
         part = self.out / "results.json.part"
         part.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
         part.replace(self.out / "results.json")

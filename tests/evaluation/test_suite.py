@@ -143,6 +143,19 @@ def test_a_set_that_cannot_be_measured_is_told_and_the_others_go_on(packs, tmp_p
     )  # tried again, not taken from the file
 
 
+def test_a_file_of_results_never_mixes_models_or_settings(packs, tmp_path, monkeypatch):
+    monkeypatch.setattr(SuiteRun, "_knn", lambda self, one: {"best": 0.0})
+    digits, flowers = find_sets([str(packs / "digits"), str(packs / "flowers5")])
+    file = tmp_path / "out" / "results.json"
+    run_of(packs, tmp_path / "out").run(["knn"], [digits])
+    run_of(packs, tmp_path / "out").run(["knn"], [flowers])
+    assert set(json.loads(file.read_text())["results"]) == {"knn/digits", "knn/flowers5"}
+    run_of(packs, tmp_path / "out", model=vit(depth=3)).run(["knn"], [flowers])
+    assert set(json.loads(file.read_text())["results"]) == {"knn/flowers5"}
+    run_of(packs, tmp_path / "out", model=vit(depth=3), limit=5).run(["knn"], [digits])
+    assert set(json.loads(file.read_text())["results"]) == {"knn/digits"}
+
+
 def test_a_set_that_cannot_be_opened_does_not_end_the_suite(packs, tmp_path):
     sets = find_sets([str(packs)])
     (packs / "flowers5-test-000.tar").write_bytes(b"cut off")
