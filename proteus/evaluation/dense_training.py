@@ -20,6 +20,7 @@ from .sliding import pad_to_multiple
 Loss = Callable[[Tensor, Tensor], Tensor]
 _CHECK_EVERY = 50  # iterations between looks at the loss, each of which waits for the device
 _EXTRACT_BATCH = 32
+_START_IMAGES = 64  # whose maps give the first bias, where features are not kept
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def train_dense(
         num_outputs: Channels of the map.
         loss: Of a map [B, C, H, W] and the targets [B, H, W].
         groups: Parameter groups of the model (when fine-tuned) and the head.
-        start: Targets of some squares -> first bias of the head; None = 0.
+        start: Targets of all squares, or of up to 64 whole maps where features are not kept ->
+            first bias of the head; None = 0.
 
     Raises:
         ValueError: If there are no images, or features or losses are not finite.
@@ -115,16 +117,17 @@ def train_dense(
     extractor = extractor.trainable_copy() if settings.finetune else extractor
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        sample, target = next(all_windows(data, settings.image_size, settings.stride))
+        sample, _ = next(all_windows(data, settings.image_size, settings.stride))
         predictor = _predictor(extractor, sample, num_outputs, settings)
         cached = None
         if settings.augmentation is None and not settings.finetune:
             cached = _cache(predictor, data, settings)
         if start is not None:
-            targets = target[None] if cached is None else cached.targets
             bias = predictor.decoder.last().bias
             assert bias is not None  # every head's last convolution has one
-            nn.init.constant_(bias, start(targets))
+            nn.init.constant_(
+                bias, start(_some_targets(data) if cached is None else cached.targets)
+            )
         stream = (
             _stored_batches(predictor, cached, settings)
             if cached is not None
@@ -132,6 +135,12 @@ def train_dense(
         )
         _fit(predictor, stream, loss, settings, groups(extractor.model, predictor.decoder))
     return predictor.eval()
+
+
+def _some_targets(data: DenseImages) -> Tensor:
+    """The values of whole maps, [n], of images spread evenly over the set."""
+    count = min(len(data), _START_IMAGES)
+    return torch.cat([data.read_map(i * len(data) // count).flatten() for i in range(count)])
 
 
 def _predictor(

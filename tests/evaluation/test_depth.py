@@ -74,6 +74,15 @@ def test_the_head_starts_at_the_mean_training_depth(model):
     assert bias == pytest.approx(float(torch.stack([t for _, t in train]).mean()), abs=0.05)
 
 
+def test_the_first_bias_is_of_many_maps_where_features_are_not_kept(model):
+    image, metres = slopes(1)[0]
+    train = [(image, torch.full_like(metres, float(value))) for value in (0, 2, 6)]
+    options = {**OPTIONS, "iterations": 1, "warmup": 0, "lr": 1e-9, "augment": False}
+    result = depth(model, train, train[1:], mode="linear", cache_bytes=0, **options)
+    # The first map has no valid depth at all.
+    assert float(result.predictor.decoder.head.bias.detach()) == pytest.approx(4, abs=1e-4)
+
+
 def test_fine_tuning_gives_the_model_a_tenth_of_the_rate(model):
     options = {**OPTIONS, "mode": "dpt", "channels": 8, "iterations": 2, "warmup": 0, "lr": 1e-3}
     before = {name: w.clone() for name, w in model.model.state_dict().items()}
