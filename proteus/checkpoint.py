@@ -91,7 +91,15 @@ def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
     if overwrite:
         for name in ("checkpoint", "export", "export-ema", "trackers"):
             shutil.rmtree(out / name, ignore_errors=True)
-        for pattern in ("*.jsonl", "run.json", "curves.png", "pca.png", "masks.png", "report.html"):
+        for pattern in (
+            "*.jsonl",
+            "run.json",
+            "skipped.tsv",
+            "curves.png",
+            "pca.png",
+            "masks.png",
+            "report.html",
+        ):
             for file in out.glob(pattern):
                 file.unlink()
 

@@ -242,6 +242,7 @@ class ProteusLoss(nn.Module):
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
         self.token, self.feature, self.patch = token, feature, patch
         self.distance: Distance = distance
+        self.head: Design = head
         self.token_head = self.feature_head = self.patch_head = None
         if token or feature:
             self.token_head = ProjectionHead(student_dim, teacher_dim, head)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from proteus.cli import main
-from proteus.recipes import RUNS, from_json, read_recipe, recipe
+from proteus.recipes import RUNS, Masks, from_json, read_recipe, recipe
 
 HEAVY = ["timm", "torchvision", "matplotlib", "huggingface_hub", "PIL", "tqdm", "safetensors"]
 
@@ -120,6 +120,20 @@ def test_a_run_is_repeated_from_its_own_record(images, tmp_path, capsys):
     assert state["settings"]["recipe"]["science"]["seed"] == 3
 
 
+def test_options_and_settings_are_taken_together(images, tmp_path):
+    # Each alone would not fit the recipe's other settings.
+    options = {"--recipe": "s14-dinov2-b14", "--warmup": 0.1, "--precision": "fp32"}
+    options["--set"] = "science.optimizer.schedule=cosine"
+    assert distill(images, tmp_path / "run", **options) == 0
+    assert read_recipe(tmp_path / "run").science.optimizer.warmup == 0.1
+
+
+def test_without_the_patch_term_a_recipe_s_masks_go_too(images, tmp_path):
+    options = {"--recipe": "s14-dinov2-b14", "--patch": 0, "--precision": "fp32"}
+    assert distill(images, tmp_path / "run", **options) == 0
+    assert read_recipe(tmp_path / "run").science.masks == Masks()
+
+
 def test_a_named_run_takes_other_models_and_lengths(images, tmp_path):
     options = {"--recipe": "table20-gelu-linear", "--preset": "official"}
     assert distill(images, tmp_path / "run", **options) == 0
@@ -144,6 +158,7 @@ def test_a_named_run_takes_other_models_and_lengths(images, tmp_path):
         ({"--set": "science.data.steps=3"}, ["science.data.steps", "give it once"]),
         ({"--accumulate": 3}, ["machine.accumulate=3"]),
         ({"--from": "nowhere"}, ["nowhere"]),
+        ({"--patch": 0, "--mask": "block"}, ["science.masks would be ignored"]),
         ({"--watch-every": 5}, ["would be ignored"]),
     ],
 )

@@ -121,7 +121,7 @@ def _run_distill(arguments: argparse.Namespace) -> None:
 
 def recipe_of(arguments: argparse.Namespace) -> Any:
     """The recipe that the options describe."""
-    from ..recipes import Recipe, read_recipe, recipe, with_settings
+    from ..recipes import Recipe, parse_setting, read_recipe, recipe, with_settings
 
     given = vars(arguments)
     if arguments.preset and not arguments.recipe:
@@ -130,7 +130,9 @@ def recipe_of(arguments: argparse.Namespace) -> Any:
         base = recipe(arguments.recipe, arguments.preset or "paper")
     else:
         base = read_recipe(arguments.repeat) if arguments.repeat else Recipe()
-    settings = {path: given[name] for name, path in _SETTINGS.items() if given[name] is not None}
+    settings: dict[str, Any] = {
+        path: given[name] for name, path in _SETTINGS.items() if given[name] is not None
+    }
     if any(given[name] is not None for name in _LENGTHS):
         settings |= {f"science.data.{name}": given[name] for name in _LENGTHS}
     if arguments.pretrained_student:
@@ -141,10 +143,14 @@ def recipe_of(arguments: argparse.Namespace) -> Any:
         if given[name]:
             settings[f"machine.{name}"] = True
     for line in arguments.set:
-        path = line.partition("=")[0]
+        path, value = parse_setting(line)
         if path in settings:
             raise ValueError(f"--set {line} contradicts an option. Got {path} twice; give it once.")
-    return with_settings(with_settings(base, settings), arguments.set)
+        settings[path] = value
+    masks = any(path.startswith("science.masks") for path in settings)
+    if settings.get("science.loss.patch") == 0 and not masks:
+        settings["science.masks"] = {}  # the recipe's own masks go with the term they belong to
+    return with_settings(base, settings)
 
 
 def _first_process() -> bool:

@@ -39,7 +39,7 @@ def finish(images: Tensor, draws: Tensor, generator: torch.Generator | None = No
         0 … 255, which normalised noise exceeds in 4 % of its values.
     """
     device, size = images.device, images.shape[-1]
-    flipped = draws[:, 0].bool().to(device)
+    flipped = _send(draws[:, 0].bool(), device)
     images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     for layer in (1, 3):
         chosen = draws[:, layer].long()
@@ -47,20 +47,20 @@ def finish(images: Tensor, draws: Tensor, generator: torch.Generator | None = No
             if number == NONE:
                 continue
             rows = (chosen == number).nonzero().squeeze(1)
-            arguments = draws[rows, layer + 1].to(device)
-            where = rows.to(device)
+            arguments = _send(draws[rows, layer + 1], device)
+            where = _send(rows, device)
             changed = _APPLY[OPERATIONS[number]](images[where], arguments)
             images = images.index_copy(0, where, changed)
     boxes = draws[:, 5:].long()
     rows = (boxes[:, 2] > 0).nonzero().squeeze(1)
     if len(rows) == 0:
         return images
-    where, boxes = rows.to(device), boxes[rows].to(device)
+    where, boxes = _send(rows, device), _send(boxes[rows], device)
     line = torch.arange(size, device=device)
     inside = _between(line, boxes[:, 0], boxes[:, 2])[:, :, None]
     inside = inside & _between(line, boxes[:, 1], boxes[:, 3])[:, None, :]
-    mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=device).view(1, 3, 1, 1)
+    mean = _send(torch.tensor(MEAN), device).view(1, 3, 1, 1)
+    std = _send(torch.tensor(STD), device).view(1, 3, 1, 1)
     noise = torch.randn(len(rows), 3, size, size, device=device, generator=generator)
     noise = ((noise * std + mean) * 255).round().clamp(0, 255).byte()
     erased = torch.where(inside[:, None], noise, images[where])
@@ -101,6 +101,11 @@ def apply(image: Tensor, draw: Draw, rng: random.Random) -> Tensor:
             (noise * 255).round().clip(0, 255).astype(np.uint8)
         )
     return image
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for what is queued there; the host's copy is staged first."""
+    return tensor.to(device, non_blocking=True)
 
 
 def _between(line: Tensor, start: Tensor, length: Tensor) -> Tensor:
@@ -200,7 +205,7 @@ def _warp(images: Tensor, matrix: Tensor) -> Tensor:
     )
     warped = warped.add_(0.5).clamp_(0, 255).byte()
     outside = (x < 0) | (x >= size) | (y < 0) | (y >= size)
-    fill = torch.tensor(FILL, device=images.device, dtype=torch.uint8).view(1, 3, 1, 1)
+    fill = _send(torch.tensor(FILL, dtype=torch.uint8), images.device).view(1, 3, 1, 1)
     return torch.where(outside[:, None], fill, warped)
 
 

@@ -18,6 +18,7 @@ from .run import build as build
 from .run import open_data as open_data
 from .run import run as run
 from .settings import from_json as from_json
+from .settings import parse_setting as parse_setting
 from .settings import read_recipe as read_recipe
 from .settings import recipe as recipe
 from .settings import with_settings as with_settings
@@ -39,6 +40,7 @@ __all__ = [
     "cost",
     "from_json",
     "open_data",
+    "parse_setting",
     "read_recipe",
     "recipe",
     "run",

@@ -18,7 +18,7 @@ from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, World, fit, join
 from ..training.folder import Resume, claim
-from .recipe import Logits, Loss, Recipe, Science, proxy_of, to_json
+from .recipe import Logits, Loss, Masks, Recipe, Science, proxy_of, to_json
 
 RUN = "run.json"
 
@@ -63,37 +63,38 @@ def run(
         found = {"recipe": to_json(recipe), "versions": versions(), "system": platform.platform()}
         text = json.dumps(found, indent=2, default=str) + "\n"
         (folder / RUN).write_text(text, encoding="utf-8")
-    rows = fit(
-        model,
-        data,
-        steps=steps,
-        lr=_schedule(science, steps, data),
-        warmup=science.optimizer.warmup,
-        weight_decay=science.optimizer.weight_decay,
-        undecayed=science.optimizer.undecayed,
-        clip_grad=science.optimizer.clip_grad,
-        ema=science.optimizer.ema,
-        precision=science.optimizer.precision,
-        seed=science.seed,
-        accumulate=machine.accumulate,
-        parallel=machine.parallel,
-        compile=machine.compile,
-        activation_checkpointing=machine.activation_checkpointing,
-        device=world.device,
-        out=folder,
-        resume=going_on,
-        save_every=machine.save_every,
-        keep=machine.keep,
-        watch=_watch(recipe),
-        trackers=_trackers(recipe, folder) if world.first else (),
-        details=details(recipe),
-        progress=progress,
-    )
-    if folder is not None and world.first and data.skipped:
-        lines = "".join(f"{name}\t{reason}\n" for name, reason in data.skipped.items())
-        (folder / "skipped.tsv").write_text(lines, encoding="utf-8")
-        say(f"Skipped {len(data.skipped)} corrupt images: {folder / 'skipped.tsv'}")
-    return rows
+    try:
+        return fit(
+            model,
+            data,
+            steps=steps,
+            lr=_schedule(science, steps, data),
+            warmup=science.optimizer.warmup,
+            weight_decay=science.optimizer.weight_decay,
+            undecayed=science.optimizer.undecayed,
+            clip_grad=science.optimizer.clip_grad,
+            ema=science.optimizer.ema,
+            precision=science.optimizer.precision,
+            seed=science.seed,
+            accumulate=machine.accumulate,
+            parallel=machine.parallel,
+            compile=machine.compile,
+            activation_checkpointing=machine.activation_checkpointing,
+            device=world.device,
+            out=folder,
+            resume=going_on,
+            save_every=machine.save_every,
+            keep=machine.keep,
+            watch=_watch(recipe),
+            trackers=_trackers(recipe, folder) if world.first else (),
+            details=details(recipe),
+            progress=progress,
+        )
+    finally:  # also of a run that was stopped
+        if folder is not None and world.first and data.skipped:
+            lines = "".join(f"{name}\t{reason}\n" for name, reason in data.skipped.items())
+            (folder / "skipped.tsv").write_text(lines, encoding="utf-8")
+            say(f"Skipped {len(data.skipped)} corrupt images: {folder / 'skipped.tsv'}")
 
 
 def details(recipe: Recipe) -> dict[str, Any]:
@@ -146,6 +147,11 @@ def build(recipe: Recipe) -> Any:
         **weights,
     )
     masks = None
+    if not loss.patch and science.masks != Masks():
+        raise ValueError(
+            f"recipe: science.masks would be ignored, because {teacher.name} supports no patch "
+            f"term. Set it to its default: --set science.masks={{}}"
+        )
     if loss.patch:
         chosen = science.masks
         masks = MaskGenerator(

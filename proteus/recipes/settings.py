@@ -57,7 +57,7 @@ def with_settings(recipe: Recipe, settings: Iterable[str] | Mapping[str, Any]) -
         (0.0, 2)
     """
     plain = to_json(recipe)
-    pairs = settings.items() if isinstance(settings, Mapping) else map(_split, settings)
+    pairs = settings.items() if isinstance(settings, Mapping) else map(parse_setting, settings)
     for path, value in pairs:
         _set(plain, path, value)
     return from_json(plain)
@@ -104,7 +104,12 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _split(line: str) -> tuple[str, Any]:
+def parse_setting(line: str) -> tuple[str, Any]:
+    """`path=value` as path and value, which is JSON or plain text.
+
+    Raises:
+        ValueError: If there is no `=`.
+    """
     path, separator, text = line.partition("=")
     if not separator:
         raise ValueError(f"--set: no value. Got {line!r}; expected PATH=VALUE.")

@@ -39,7 +39,8 @@ def claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
         again = restarted and mark.exists() and mark.read_text() == launch
         maybe = resume == "auto" or again
         going_on = resume is True or (maybe and checkpoint.newest(folder) is not None)
-        anew = not going_on and (overwrite or maybe)
+        # With nothing there, a second claim by the same run leaves alone what it wrote since.
+        anew = not going_on and (overwrite or (maybe and checkpoint.holds_run(folder)))
         checkpoint.claim_folder(
             folder, resume=going_on, overwrite=anew or (overwrite and not again)
         )

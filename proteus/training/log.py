@@ -7,6 +7,7 @@ on the mean of their losses, on when to flush next, and on whether to stop.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -21,6 +22,8 @@ from torch import Tensor
 from ..saving import sync
 from ..trackers import Tracker
 from .parallel import World
+
+_logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
@@ -67,6 +70,7 @@ class RunLog:
         self.folder = folder
         self.trackers = trackers if world.first else ()
         self.names: list[str] = []
+        self._untracked = False
         self.stop_agreed = False
         self._kept: list[Row] = []
         self._files: dict[str, IO[str]] = {}
@@ -93,7 +97,8 @@ class RunLog:
             with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
                 file.close()
         for tracker in self.trackers:
-            tracker.close()
+            with contextlib.suppress(Exception):  # what it holds is in the log, too
+                tracker.close()
 
     def timed(self, stream: Iterable[Item]) -> Iterator[Item]:
         """The same items; how long the loop waits for each is noted."""
@@ -137,6 +142,8 @@ class RunLog:
             ) from error
 
     def _write_pending(self, stop: bool) -> None:
+        if self.world.device.type != "cpu":  # what is queued belongs to this interval
+            torch.accelerator.synchronize(self.world.device)
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         wanted = min(_MOST_STEPS, max(1, int(len(self._pending) / elapsed)))
         losses = torch.stack([values for values, _, _ in self._pending])  # [steps, terms]
@@ -198,8 +205,7 @@ class RunLog:
         }
         self._bar.set_postfix({**losses, **shown}, refresh=False)
         values = {k: v for k, v in self._last.items() if v is not None and k != "step"}
-        for tracker in self.trackers:
-            tracker.log(values | speed, self.step - 1)
+        self._track(values | speed)
 
     def watch(self, values: Mapping[str, float]) -> None:
         """Note what was measured after the newest step; the rows up to it are written first."""
@@ -210,9 +216,21 @@ class RunLog:
             row = {"step": self.step - 1, **values}
             self._files[WATCH].write(json.dumps(row) + "\n")
             self._files[WATCH].flush()
-        for tracker in self.trackers:
-            tracker.log(values, self.step - 1)
+        self._track(values)
         self._since = time.perf_counter()  # measuring is not training
+
+    def _track(self, values: Mapping[str, float]) -> None:
+        """Tell the trackers; a run does not die of a server that is away."""
+        for tracker in self.trackers:
+            try:
+                tracker.log(values, self.step - 1)
+            except Exception as error:
+                if not self._untracked:
+                    _logger.warning(
+                        "trackers: numbers were not taken at step %s and later; they are in "
+                        "log.jsonl. Got %s: %s.", self.step - 1, type(error).__name__, error,
+                    )  # fmt: skip
+                self._untracked = True
 
     def rows(self) -> list[Row]:
         """All rows of the run, those before a resume included."""

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..distiller import Distiller
+from ..logits import LogitDistiller
 from ..trackers import Tracker
 from .batches import Resumable, batches, check_shares, count_steps, to_device
 from .engine import Engine, Objective, Precision
@@ -136,7 +138,8 @@ def fit(
         "steps": total, **described, "weight_decay": weight_decay,
         "undecayed": None if undecayed is None else sorted(undecayed),
         "clip_grad": clip_grad, "ema": ema, "precision": precision, "seed": seed,
-        "teacher": distiller.teacher.name, "student": distiller.student.name, **(details or {}),
+        "teacher": distiller.teacher.name, "student": distiller.student.name,
+        **_objective(distiller), **(details or {}),
     }  # fmt: skip
     _check_describable(settings)
     folder = None if out is None else Path(out)
@@ -171,6 +174,22 @@ def fit(
                 images = next(batches(data, total - 1, total, inputs=1, seed=seed))[0]
             write_results(engine, log, folder, images if preview is None else preview, settings)
     return log.rows()
+
+
+def _objective(model: Objective) -> dict[str, Any]:
+    """What is trained for: a run goes on with the same objective only."""
+    if isinstance(model, Distiller):
+        described = {"loss": _some(model.loss, "token", "feature", "patch", "head", "distance")}
+        if model.masks is not None:
+            described["masks"] = _some(model.masks, "ratio", "probability", "strategy", "shuffle")
+        return described
+    if isinstance(model, LogitDistiller):
+        return {"loss": _some(model, "kl", "ce", "hard", "temperature", "num_classes")}
+    return {}
+
+
+def _some(thing: object, *names: str) -> dict[str, Any]:
+    return {name: vars(thing)[name] for name in names}
 
 
 def _check(save_every: int, keep: int, watch: Watch | None) -> None:

@@ -142,3 +142,11 @@ def test_the_costs_are_the_paper_s_within_a_few_percent():
     assert cost(recipe("l14-dinov2-g14")).gmac == pytest.approx(664, rel=0.01)
     assert cost(recipe("ti14-dinov2-s14")).gmac == pytest.approx(13.8, rel=0.01)
     assert cost(with_settings(recipe("s14-dinov2-b14"), ["science.model.teacher=x"])) is None
+
+
+def test_masks_that_the_teacher_has_no_use_for_are_refused(images, tmp_path, tiny):
+    found = small(recipe("s14-dinov2-b14"), images, tmp_path)
+    clip = with_settings(found, ["science.model.teacher=clip_vitl14"])
+    with pytest.raises(ValueError, match=r"science\.masks would be ignored.*clip_vitl14"):
+        build(clip)
+    assert build(with_settings(clip, ["science.masks={}"])).masks is None

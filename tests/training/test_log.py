@@ -228,3 +228,14 @@ def test_trackers_are_closed_when_the_run_fails(tmp_path):
     with pytest.raises(KeyError), open_log(tmp_path, trackers=[tracker]):
         raise KeyError
     assert tracker.closed
+
+
+def test_a_tracker_that_fails_is_named_once_and_does_not_stop_the_run(tmp_path, caplog):
+    class Away(Recorder):
+        def log(self, values, step):
+            raise ConnectionError("the server is away")
+
+    with open_log(tmp_path, trackers=[Away()]) as log:
+        log._track({"total": 1.0})
+        log._track({"total": 2.0})
+    assert caplog.text.count("the server is away") == 1

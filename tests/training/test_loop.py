@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import proteus
 from proteus.checkpoint import CheckpointError
-from proteus.training import NonFiniteLossError
+from proteus.training import NonFiniteLossError, World
 from proteus.training import folder as training_folder
 
 QUIET = {"device": "cpu", "progress": False}
@@ -189,6 +189,22 @@ def test_settings_that_cannot_be_kept_are_refused_before_any_work(
 
 
 @pytest.mark.usefixtures("without_results")
+@pytest.mark.usefixtures("without_results")
+def test_a_run_goes_on_with_the_same_objective_only(distiller, batches, tmp_path):
+    distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+    teacher, student = distiller.teacher, distiller.student
+    other = proteus.ProteusLoss(student.embed_dim, teacher.embed_dim, patch=2.0)
+    with pytest.raises(CheckpointError, match=r"loss was .*'patch': 1\.0.* is .*'patch': 2\.0"):
+        proteus.Distiller(teacher, student, other).fit(
+            batches, steps=2, out=tmp_path, resume=True, **QUIET
+        )
+    masks = proteus.MaskGenerator(student.grid, strategy="block")
+    with pytest.raises(CheckpointError, match=r"masks was .*random.* is .*block"):
+        proteus.Distiller(teacher, student, masks=masks).fit(
+            batches, steps=2, out=tmp_path, resume=True, **QUIET
+        )
+
+
 class TestAfterARestartByTorchrun:
     """It starts the same command again, with a number: the run goes on, whatever was asked for."""
 
@@ -209,6 +225,16 @@ class TestAfterARestartByTorchrun:
         (tmp_path / ".launch").write_text("this one")
         distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
         assert [row["step"] for row in rows_of(tmp_path)] == [0, 1]
+
+    def test_what_it_wrote_since_its_first_claim_stays(self, tmp_path):
+        (tmp_path / "log.jsonl").write_text('{"step": 0}\n')
+        (tmp_path / ".launch").write_text("this one")
+        world = World(torch.device("cpu"))
+        assert not training_folder.claim(tmp_path, world, resume=False, overwrite=False)
+        assert not (tmp_path / "log.jsonl").exists()
+        (tmp_path / "run.json").write_text("{}")
+        assert not training_folder.claim(tmp_path, world, resume=False, overwrite=False)
+        assert (tmp_path / "run.json").exists()
 
     def test_a_run_of_another_launch_is_not_touched(
         self, distiller, batches, tmp_path, monkeypatch
