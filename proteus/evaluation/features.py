@@ -243,6 +243,26 @@ class _Job:
         """Extract this process's parts, then exchange them."""
         rank, world = rank_and_world()
         mine: dict[int, dict[str, Tensor]] = {}
+        failure: Exception | None = None
+        try:
+            self._fill(mine, workers, progress)
+        except (ValueError, OSError) as error:
+            failure = error
+        raise_everywhere(failure)
+        parts = gather(mine)
+        whole = {
+            name: torch.cat([parts[number][name] for number in range(len(self.parts))])
+            for name in parts[0]
+        }
+        if self.store and rank == 0:
+            self.store.save(self.key, whole)
+        if self.store and world > 1:
+            distributed.barrier()
+        return whole
+
+    def _fill(self, mine: dict[int, dict[str, Tensor]], workers: int, progress: bool) -> None:
+        """Read this process's parts from the store, or extract them."""
+        rank, world = rank_and_world()
         missing = []
         for number in range(rank, len(self.parts), world):
             stored = self.store.load(self.key, number) if self.store else None
@@ -254,16 +274,6 @@ class _Job:
             mine[number] = tensors
             if self.store and len(self.parts) > 1:
                 self.store.save(self.key, tensors, number)
-        parts = gather(mine)
-        whole = {
-            name: torch.cat([parts[number][name] for number in range(len(self.parts))])
-            for name in parts[0]
-        }
-        if self.store and rank == 0:
-            self.store.save(self.key, whole)
-        if self.store and world > 1:
-            distributed.barrier()
-        return whole
 
     def _extract(
         self, numbers: Sequence[int], workers: int, progress: bool
@@ -323,6 +333,19 @@ def gather(mine: dict[Any, Any]) -> dict[Any, Any]:
     everyone: list[Any] = [None] * world
     distributed.all_gather_object(everyone, mine)
     return {key: value for part in everyone for key, value in part.items()}
+
+
+def raise_everywhere(failure: Exception | None) -> None:
+    """Raise in all processes what went wrong in one, before they exchange anything else.
+
+    Without it the others would wait for the failed one, and take what it sends next for its share.
+    """
+    rank, world = rank_and_world()
+    if world == 1 and failure is not None:
+        raise failure
+    failures = gather({} if failure is None else {rank: str(failure)})
+    if failures:
+        raise ValueError(failures[min(failures)]) from failure
 
 
 def _collate(rows: list[tuple[Tensor, Target]]) -> tuple[Tensor, Tensor]:

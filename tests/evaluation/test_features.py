@@ -190,6 +190,47 @@ if distributed.is_initialized():
 """
 
 
+FAILING_JOB = """
+import sys, torch
+from PIL import Image
+from torch import distributed
+from proteus.evaluation import extract_features
+torch.set_num_threads(1)
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", sys.argv[2], rank=rank, world_size=2)
+class Images(torch.utils.data.Dataset):
+    def __init__(self, broken): self.broken = broken
+    def __len__(self): return 4
+    def __getitem__(self, index):
+        if self.broken and index == 1:
+            raise OSError("image 1 is cut off")
+        return Image.new("RGB", (8, 8)), index
+model = torch.nn.Conv2d(3, 5, 4, stride=4)
+try:
+    extract_features(model, Images(True), image_size=8, batch_size=1)
+except (ValueError, OSError) as error:
+    print(error)
+print(extract_features(model, Images(False), image_size=8, batch_size=1).labels.tolist())
+"""
+
+
+def test_an_image_that_one_process_cannot_read_stops_the_set_in_both(tmp_path):
+    words = [sys.executable, "-c", FAILING_JOB]
+    meeting = f"file://{tmp_path / 'meeting'}"
+    jobs = [
+        subprocess.Popen([*words, str(rank), meeting], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    try:
+        printed = [job.communicate(timeout=60)[0].splitlines() for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    for lines in printed:
+        assert "image 1 is cut off" in lines[0]
+        assert lines[1] == "[0, 1, 2, 3]"
+
+
 @pytest.mark.slow
 def test_one_and_two_processes_give_the_same_numbers(folder, tmp_path):
     train = folder.rename(tmp_path / "train")
