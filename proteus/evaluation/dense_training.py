@@ -14,7 +14,7 @@ from .decoders import Decoder, Head, build_decoder, first_seen, read_dense
 from .dense_crops import Augmentation, RandomCrops, all_windows
 from .dense_data import DenseImages
 from .dense_prediction import DensePredictor, to_unit
-from .extractor import Extractor
+from .extractor import Extractor, as_extractor
 from .sliding import pad_to_multiple
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -114,7 +114,8 @@ def train_dense(
     """
     if len(data) == 0:
         raise ValueError(f"dense training: no images. Got an empty set, {data.description}.")
-    extractor = extractor.trainable_copy() if settings.finetune else extractor
+    if settings.finetune:
+        extractor = _trainable(extractor, settings.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         sample, _ = next(all_windows(data, settings.image_size, settings.stride))
@@ -135,6 +136,14 @@ def train_dense(
         )
         _fit(predictor, stream, loss, settings, groups(extractor.model, predictor.decoder))
     return predictor.eval()
+
+
+def _trainable(extractor: Extractor, size: int) -> Extractor:
+    """A copy built for windows of this size: positions resampled on the way would not train."""
+    if 0 not in extractor.patch_size:
+        rows, columns = (size + -size % patch for patch in extractor.patch_size)
+        extractor = as_extractor(extractor, image_size=(rows, columns))
+    return extractor.trainable_copy()
 
 
 def _some_targets(data: DenseImages) -> Tensor:

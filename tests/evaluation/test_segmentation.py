@@ -80,6 +80,19 @@ def test_fine_tuning_changes_a_copy_and_not_the_model():
     assert not any(module.training for module in result.predictor.modules())
 
 
+@pytest.mark.parametrize("size", [48, 45])
+def test_positions_are_fine_tuned_at_another_size_too(size):
+    extractor = as_extractor(proteus.Student(vit(depth=2), image_size=32), image_size=32)
+    options = {**OPTIONS, "mode": "upernet", "channels": 8, "iterations": 2, "warmup": 0}
+    options["image_size"] = size
+    result = segmentation(extractor, blobs(2), blobs(1), finetune=True, **options)
+    tuned = result.predictor.extractor
+    assert (tuned.image_size, extractor.image_size) == ((48, 48), (32, 32))
+    before = as_extractor(extractor, image_size=48).model.pos_embed
+    assert tuned.model.pos_embed.shape == before.shape
+    assert not torch.equal(tuned.model.pos_embed, before)
+
+
 def test_kept_features_and_fresh_ones_train_heads_of_one_quality(model):
     scores = [
         segmentation(
