@@ -162,6 +162,7 @@ def fit(
             names, values = engine.step(to_device(batch, world.device), step, rate)
             log.add(names, values, rate, len(batch[0]), stop=interrupt.requested)
             if watch is not None and (step + 1) % watch.every == 0:
+                log.flush()  # a loss that is not finite is said first: there is nothing to measure
                 log.watch(watch(distiller))
             done, images = step + 1, batch[0]
             if folder and (done % save_every == 0 or done == total or log.stop_agreed):
