@@ -15,6 +15,7 @@ from ..data import ImageSource, decode, open_source
 from ..data.shards import read_shard
 from ..data.sources import EXTENSIONS, Place
 from ..features import ShapeError
+from .datasets import file_stamp
 from .dense_metrics import IGNORE, reduce_zero_label
 from .depth_metrics import Crop, metres
 from .packs import classes_of, is_pack, pack_shards
@@ -67,6 +68,15 @@ class DenseImages(Dataset[tuple[Image.Image, Tensor]]):
         part.read_map = _Selected(self.read_map, numbers)
         return part
 
+    def stamp(self) -> str:
+        """A hash of the files of the images and of the maps, and of how maps are read."""
+        read, reading = self.read_map, type(self.read_map).__name__
+        while isinstance(read, _Selected | _Reduced):
+            read = read.read_map
+            reading += f" {type(read).__name__}"
+        maps = file_stamp(read.source) if isinstance(read, _Stored) else ""
+        return f"{file_stamp(self.source)} {maps} {reading}"
+
 
 class SegmentationImages(DenseImages):
     """Images and class maps, integer [H, W], 255 = ignored.
@@ -78,6 +88,10 @@ class SegmentationImages(DenseImages):
 
     num_classes: int
     classes: tuple[str, ...]
+
+    def stamp(self) -> str:
+        """As of all maps, with the number of classes."""
+        return f"{super().stamp()} {self.num_classes}"
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Tensor]:
         image, labels = super().__getitem__(index)
@@ -100,6 +114,10 @@ class DepthImages(DenseImages):
     """
 
     crop: Crop
+
+    def stamp(self) -> str:
+        """As of all maps, with the part that is evaluated."""
+        return f"{super().stamp()} {self.crop}"
 
 
 def open_segmentation(

@@ -13,7 +13,7 @@ from torch import distributed
 from .agreement import agreement
 from .cache import FeatureCache
 from .classifier import LinearClassifier
-from .datasets import LabelledImages, file_stamp, open_labelled
+from .datasets import LabelledImages, open_labelled
 from .dense_data import DenseImages, open_depth, open_segmentation
 from .depth import depth
 from .extractor import Extractor
@@ -287,7 +287,7 @@ class SuiteRun:
         data = [
             self.cache.data_hash(self.images(one, split))
             if one.task == "classification"
-            else file_stamp(self._maps(one, split).source)
+            else self._maps(one, split).stamp()
             for split in splits
         ]
         compared = self.teacher if protocol == "agreement" else None

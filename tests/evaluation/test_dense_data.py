@@ -119,6 +119,21 @@ def test_a_part_is_spread_over_the_set_and_keeps_pairs_together(ade20k):
     assert [part.source.name(i) for i in range(2)] == ["ADE_0", "ADE_1"]
 
 
+def test_the_stamp_changes_with_the_maps_the_classes_and_the_crop(ade20k, nyu):
+    def stamp(**options):
+        return open_segmentation(ade20k, **options).first(1).stamp()
+
+    before = stamp()
+    assert stamp() == before
+    assert len({before, stamp(num_classes=9), stamp(num_classes=150, zero_is_ignored=False)}) == 3
+    for path in (ade20k / "annotations/training").iterdir():
+        save(Image.new("L", (12, 8), 7), path)
+    assert stamp() != before
+    depth = open_depth(nyu)
+    before, depth.crop = depth.stamp(), None
+    assert depth.stamp() != before
+
+
 def test_bad_maps_are_errors(ade20k, nyu):
     with pytest.raises(ShapeError, match=r"8x12 and \(4, 4\)"):
         open_segmentation([(photo(), torch.zeros(4, 4).long())], num_classes=2)[0]
