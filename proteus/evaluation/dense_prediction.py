@@ -12,7 +12,7 @@ from .decoders import Decoder, read_dense
 from .dense_crops import fitted_size, to_pixels
 from .dense_data import DenseImages
 from .extractor import Extractor
-from .features import rank_and_world
+from .features import rank_and_world, together
 from .sliding import pad_to_multiple, slide
 
 _BATCH = 16
@@ -83,8 +83,15 @@ def predict_set(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(number, map [C, H, W], target [H, W]) of every image, or of this process's share of them.
 
-    Images of one size that follow one another go through the model together.
+    Images of one size that follow one another go through the model together. Where one process
+    cannot read an image, all raise.
     """
+    return together(_predictions(predictor, data, progress=progress))
+
+
+def _predictions(
+    predictor: DensePredictor, data: DenseImages, *, progress: bool
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     from tqdm import tqdm
 
     rank, world = rank_and_world()

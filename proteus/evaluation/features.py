@@ -1,10 +1,10 @@
 """Features of a whole labelled set: extracted once, kept, the same from any number of processes."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -15,6 +15,7 @@ from .cache import FeatureCache
 from .datasets import LabelledImages, Target, check_labels, open_labelled
 from .extractor import Extractor, as_extractor
 
+Item = TypeVar("Item")
 _PART_BATCHES = 4  # a part is what is stored, and dealt to a process, at once
 _MOST_PARTS = 256
 _WORTH_WORKERS = 2000  # images
@@ -346,6 +347,16 @@ def raise_everywhere(failure: Exception | None) -> None:
     failures = gather({} if failure is None else {rank: str(failure)})
     if failures:
         raise ValueError(failures[min(failures)]) from failure
+
+
+def together(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; where one process cannot get its own, all raise at the end."""
+    failure: Exception | None = None
+    try:
+        yield from items
+    except (ValueError, OSError) as error:
+        failure = error
+    raise_everywhere(failure)
 
 
 def _collate(rows: list[tuple[Tensor, Target]]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from .classifier import Classifier
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .datasets import LabelledImages, check_labels, open_labelled
-from .features import Resized, gather, rank_and_world
+from .features import Resized, gather, rank_and_world, together
 
 # Error of AlexNet in per cent, mean over the five severities (Hendrycks & Dietterich 2019, their
 # published code): what an error on ImageNet-C is divided by.
@@ -134,7 +134,7 @@ def robustness(
     right: dict[tuple[str, int], int] = {("clean", 0): 0}
     right |= {(name, severity): 0 for name in corruptions for severity in severities}
     reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    batches = _batches(probe, data, resize=probe.resize, **reading)
+    batches = together(_batches(probe, data, resize=probe.resize, **reading))
     for numbers, images, labels in batches:
         for name, severity in right:
             seen = images if not severity else corrupt(images, name, severity, seeds=numbers)
@@ -202,7 +202,7 @@ def imagenet_variant(
     subset = torch.tensor(sorted({int(data.target(i)) for i in range(len(data))}))
     reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     right = 0
-    for _, images, labels in _batches(probe, data, resize=probe.resize, **reading):
+    for _, images, labels in together(_batches(probe, data, resize=probe.resize, **reading)):
         found = subset[probe(images).cpu()[:, subset].argmax(1)]
         right += int((found == labels).sum())
     rank, _ = rank_and_world()
@@ -276,7 +276,9 @@ def imagenet_c(
         for severity in SEVERITIES:
             data = open_labelled(root / name / str(severity), classes=classes)
             right = 0
-            for _, images, labels in _batches(probe, data, resize=probe.image_size, **reading):
+            for _, images, labels in together(
+                _batches(probe, data, resize=probe.image_size, **reading)
+            ):
                 right += int((probe(images).argmax(1).cpu() == labels).sum())
             rank, _ = rank_and_world()
             row.append(1 - sum(gather({rank: right}).values()) / len(data))

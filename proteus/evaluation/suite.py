@@ -17,7 +17,7 @@ from .datasets import LabelledImages, open_labelled
 from .dense_data import DenseImages, open_depth, open_segmentation
 from .depth import depth
 from .extractor import Extractor
-from .features import FeatureSet, extract_features, probe_resize, rank_and_world
+from .features import FeatureSet, extract_features, probe_resize, rank_and_world, together
 from .knn import KS, score_knn
 from .linear_probe import LinearProbeResult, fitting_blocks, score_linear
 from .logistic import score_logistic
@@ -131,7 +131,8 @@ class SuiteRun:
             bar.set_description(key)
             stamp, begun = "", time.perf_counter()
             try:
-                stamp = self._stamp(protocol, one)  # opens the set, which may fail, too
+                # It opens the set, which may fail, too; then in all processes.
+                (stamp,) = together(self._stamp(*job) for job in [(protocol, one)])
                 if self.results.get(key, {}).get("stamp") == stamp:
                     continue
                 found = self._protocol(protocol)(one)

@@ -86,11 +86,23 @@ def _open(name: str, path: str) -> list[EvaluationSet]:
         )
     task: Task = "classification"
     if (folder / "annotations").is_dir():
-        task = "segmentation"
+        task = "depth" if _are_deep(folder / "annotations") else "segmentation"
     elif any(folder.glob("*test*.txt")):
         task = "depth"
-    has_val = (folder / "val").is_dir() and (folder / "test").is_dir()
+    validation = any((folder / part).is_dir() for part in ("val", "valid", "validation"))
+    has_val = validation and (folder / "test").is_dir()
     return [EvaluationSet(name or folder.name, task, path, has_val=has_val)]
+
+
+def _are_deep(maps: Path) -> bool:
+    """Whether the first map holds 16 bits: millimetres, not classes."""
+    from PIL import Image
+
+    first = next(iter(sorted(maps.rglob("*.png"))), None)
+    if first is None:
+        return False
+    with Image.open(first) as picture:
+        return picture.mode.startswith("I")
 
 
 def _of_pack(pack: Pack, name: str) -> EvaluationSet:

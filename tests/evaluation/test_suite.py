@@ -233,3 +233,19 @@ def test_one_command_on_all_packs_and_a_second_run_from_the_cache(tmp_path):
     assert len(json.loads(first)["results"]) == 8 * 3 + 2 + 1
     assert main(words) == 0
     assert (tmp_path / "results.json").read_text() == first
+
+
+@pytest.mark.parametrize(("mode", "task"), [("L", "segmentation"), ("I;16", "depth")])
+def test_maps_of_sixteen_bits_are_depth_and_not_classes(tmp_path, mode, task):
+    maps = tmp_path / "annotations/training"
+    maps.mkdir(parents=True)
+    Image.new(mode, (8, 8)).save(maps / "a.png")
+    (found,) = find_sets([f"mine={tmp_path}"])
+    assert found.task == task
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_validation_images_are_found_under_all_their_names(tmp_path, name):
+    for part in ("train", "test", name):
+        (tmp_path / part).mkdir()
+    assert find_sets([f"mine={tmp_path}"])[0].has_val
