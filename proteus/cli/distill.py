@@ -160,9 +160,10 @@ def _first_process() -> bool:
 
 
 def _summarize(rows: list[dict[str, Any]], out: Path) -> None:
+    from ..curves import NO_TERMS
     from ..report import Table, text_table
 
-    terms = [name for name in rows[0] if name not in ("step", "lr", "grad_norm")]
+    terms = [name for name in rows[0] if name not in NO_TERMS]
     table = Table(
         ["loss", *terms],
         [

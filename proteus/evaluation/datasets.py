@@ -19,7 +19,7 @@ from .named_sets import NAMED_SETS, Items, Metric, open_named
 from .packs import classes_of, is_pack, pack_shards
 
 Target = int | Tensor
-_SPLITS = {"val": ("val", "valid", "validation"), "test": ("test", "val", "valid", "validation")}
+SPLITS = {"val": ("val", "valid", "validation"), "test": ("test", "val", "valid", "validation")}
 
 
 class LabelledImages(Dataset[tuple[Image.Image, Target]]):
@@ -248,7 +248,7 @@ def _with_split(text: str, split: str | None) -> str:
         return text
     found = _split_folder(text, split)
     if found is None:
-        wanted = _SPLITS.get(split, (split,))
+        wanted = SPLITS.get(split, (split,))
         raise ValueError(
             f"evaluation: no folder for the split. Got {text!r} and {split!r}; expected "
             f"{' or '.join(str(Path(text, name)) for name in wanted)}, with a folder a class."
@@ -257,7 +257,7 @@ def _with_split(text: str, split: str | None) -> str:
 
 
 def _split_folder(text: str, split: str | None) -> Path | None:
-    wanted = _SPLITS.get(split or "", (split or "",))
+    wanted = SPLITS.get(split or "", (split or "",))
     return next((Path(text, name) for name in wanted if name and Path(text, name).is_dir()), None)
 
 

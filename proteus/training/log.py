@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..curves import NO_TERMS
 from ..saving import sync
 from ..trackers import Tracker
 from .parallel import World
@@ -290,4 +291,4 @@ def memory_mib(device: torch.device) -> int:
 
 def summary_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The losses of a row, rounded for people."""
-    return {k: round(v, 4) for k, v in row.items() if k not in ("step", "lr", "grad_norm")}
+    return {k: round(v, 4) for k, v in row.items() if k not in NO_TERMS}
