@@ -121,7 +121,7 @@ class _Listed:
         return self.labels[index]
 
 
-class _LastItem(Dataset[Any]):
+class LastItem(Dataset[Any]):
     """A dataset that remembers the last item: image and target are asked for one by one."""
 
     def __init__(self, dataset: Any) -> None:
@@ -324,7 +324,7 @@ def _items(dataset: Any, description: str) -> LabelledImages:
         )
     if type(dataset).__module__.startswith("datasets."):
         return _labelled_hub(source, description)
-    remembering = _LastItem(dataset)
+    remembering = LastItem(dataset)
     return LabelledImages(open_source(remembering), _FromItems(remembering), description)
 
 

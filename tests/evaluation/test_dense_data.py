@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from proteus.evaluation.dense_data import open_depth, open_segmentation
+from proteus.evaluation.dense_data import open_both, open_depth, open_segmentation
 from proteus.features import ShapeError
 
 
@@ -111,6 +111,71 @@ def test_any_dataset_of_image_and_map_will_do():
     assert [int(target.unique()) for _, target in data] == [0, 1]
     assert len(data.first(1)) == 1 and data.first(1).num_classes == 2
     assert open_segmentation(data) is data
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, bool])
+def test_labels_of_any_integers_become_bytes(dtype):
+    labels = np.ones((8, 12), dtype)
+    for given in (labels, labels[None], labels[..., None]):
+        target = open_segmentation([(photo(), given)], num_classes=2)[0][1]
+        assert target.dtype == torch.uint8 and target.shape == (8, 12) and target.min() == 1
+
+
+def test_an_image_may_be_one_pixel_high():
+    image = photo(12, 1)
+    labels, metres = torch.zeros(1, 12).long(), torch.ones(1, 12)
+    assert open_segmentation([(image, labels)], num_classes=2)[0][1].shape == (1, 12)
+    assert open_depth([(image, metres)])[0][1].shape == (1, 12)
+
+
+def test_image_and_map_are_of_one_item_where_a_dataset_draws_at_random():
+    class Random(torch.utils.data.Dataset):
+        draws = 0
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            self.draws += 1
+            label = self.draws % 2
+            return Image.new("RGB", (12, 8), (label,) * 3), torch.full((8, 12), label)
+
+    data = open_segmentation(Random(), num_classes=2)
+    for image, target in (data[i] for i in range(3)):
+        assert image.getpixel((0, 0))[0] == int(target[0, 0])
+
+
+@pytest.mark.parametrize("count", [0, -1, 256])
+def test_class_255_would_be_ignored_so_there_are_255_at_most(count):
+    with pytest.raises(ValueError, match=rf"num_classes must be in 1 … 255. Got {count}"):
+        open_segmentation([(photo(), torch.zeros(8, 12).long())], num_classes=count)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 300])
+def test_labels_beyond_the_classes_are_errors_in_ade20ks_coding_too(label):
+    labels = torch.full((8, 12), label)
+    data = open_segmentation([(photo(), labels)], num_classes=2, zero_is_ignored=True)
+    with pytest.raises(ValueError, match=rf"Got {label} to {label} in .*; expected 0 to 2"):
+        data[0]
+
+
+def test_of_several_lists_none_is_guessed(nyu):
+    (nyu / "other_train.txt").write_text("")
+    with pytest.raises(
+        ValueError, match=r"several lists .* \['nyu_train.txt', 'other_train.txt'\]"
+    ):
+        open_depth(nyu, split="train")
+
+
+def test_without_a_test_set_a_path_must_have_splits(ade20k, tmp_path):
+    train, test = open_both(open_segmentation, ade20k, None)
+    assert (len(train), len(test)) == (3, 2)
+    rows = [(photo(), torch.ones(8, 12))]
+    assert len(open_both(open_depth, rows, rows)[1]) == 1
+    pack(tmp_path / "0.tar", [("0.jpg", photo()), ("0.depth.png", depth_png(2500))])
+    for data in (rows, open_depth(rows), tmp_path / "0.tar"):
+        with pytest.raises(ValueError, match=r"Got test=None .* Pass test=…"):
+            open_both(open_depth, data, None)
 
 
 def test_a_part_is_spread_over_the_set_and_keeps_pairs_together(ade20k):
