@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..features import Features
 from .extractor import Extractor
+from .sliding import pad_to_multiple
 
 Head = Literal["linear", "norm_linear", "upernet", "dpt"]
 HEADS: tuple[Head, ...] = ("linear", "norm_linear", "upernet", "dpt")
@@ -63,7 +64,16 @@ def read_dense(extractor: Extractor, images: Tensor) -> list[Features]:
     """The four layers' own outputs, without the final norm.
 
     A model that does not tell its layers gives its output, four times.
+
+    Args:
+        extractor: The model.
+        images: RGB [B, 3, H, W], uint8 or floats; sizes that are no multiples of the patch are
+            filled up with the border.
     """
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    # A model without patches is refused by the decoder, which sees that there are none.
+    height, width = (max(side, 1) for side in extractor.patch_size)
+    images = pad_to_multiple(images, (height, width))
     if extractor.num_layers == 1:
         return [extractor(images)] * 4
     chosen = choose_layers(extractor.num_layers)

@@ -7,15 +7,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..features import Features
+from ..features import Features, ShapeError
 from .decoders import Decoder, read_dense
 from .dense_crops import fitted_size, to_pixels
 from .dense_data import DenseImages
 from .extractor import Extractor
 from .features import rank_and_world, together
-from .sliding import pad_to_multiple, slide
+from .sliding import slide
 
-_BATCH = 16
+_MOST_IMAGES = 16
+_MOST_VALUES = 1 << 29  # of the maps of one batch, 2 GiB: what 150 classes take at 1900 x 1900
 
 
 class DensePredictor(nn.Module):
@@ -37,45 +38,51 @@ class DensePredictor(nn.Module):
         self.image_size, self.stride, self.flip = image_size, stride, flip
 
     def outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Maps of a batch of squares at the squares' size, and the auxiliary ones in training.
+        """Maps of a batch of images at the images' size, and the auxiliary ones in training."""
+        height, width = images.shape[-2:]
+        return self.decode(read_dense(self.extractor, images), (height, width))
 
-        Sizes that are no multiples of the patch are filled up with the border's pixels.
-        """
-        padded = pad_to_multiple(to_unit(images), self.extractor.patch_size)
-        return self._decode(
-            read_dense(self.extractor, padded), images.shape[-2:], padded.shape[-2:]
-        )
-
-    def decode(self, layers: Sequence[Features], size: int) -> tuple[Tensor, Tensor | None]:
-        """The same from features of squares of this size."""
-        padded = [size + -size % patch for patch in self.extractor.patch_size]
-        return self._decode(layers, (size, size), padded)
-
-    def _decode(
-        self, layers: Sequence[Features], size: Sequence[int], padded: Sequence[int]
+    def decode(
+        self, layers: Sequence[Features], size: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:
+        """The same from the features of images of this size."""
+        height, width = size
+        padded = [
+            side + -side % patch
+            for side, patch in zip(size, self.extractor.patch_size, strict=True)
+        ]
+
         def fit(output: Tensor) -> Tensor:
-            whole = F.interpolate(output, size=tuple(padded), mode="bilinear", align_corners=False)
-            return whole[..., : size[0], : size[1]]
+            whole = F.interpolate(output, size=padded, mode="bilinear", align_corners=False)
+            return whole[..., :height, :width]
 
         extra = self.decoder.auxiliary(layers) if self.training else None
         return fit(self.decoder(layers)), None if extra is None else fit(extra)
 
     @torch.no_grad()
     def forward(self, images: Sequence[Image.Image]) -> Tensor:
-        """Maps [B, C, H, W] of RGB images of one size [H, W], at that size."""
-        height, width = images[0].height, images[0].width
-        fitted = fitted_size(height, width, self.image_size)
+        """Maps [B, C, H, W] of RGB images of one size [H, W], at that size.
+
+        Raises:
+            ShapeError: If the images differ in size, or there are none.
+        """
+        sizes = {(image.height, image.width) for image in images}
+        if len(sizes) != 1:
+            raise ShapeError(
+                f"dense prediction: images of one size go together. Got {len(images)} images with "
+                f"(height, width) {sorted(sizes)}; call once for each size."
+            )
+        (size,) = sizes
+        fitted = fitted_size(*size, self.image_size)
         pixels = torch.stack([to_pixels(image, fitted) for image in images])
-        pixels = to_unit(pixels.to(self.extractor.device))
         output = slide(
             lambda part: self.outputs(part)[0],
-            pixels,
+            pixels.to(self.extractor.device),
             window=self.image_size,
             stride=self.stride,
             flip=self.flip,
         )
-        return F.interpolate(output, size=(height, width), mode="bilinear", align_corners=False)
+        return F.interpolate(output, size=size, mode="bilinear", align_corners=False)
 
 
 def predict_set(
@@ -102,12 +109,21 @@ def _predictions(
     waiting: list[tuple[int, Image.Image, Tensor]] = []
     for number in bar:
         image, target = data[number]
-        if waiting and (len(waiting) == _BATCH or waiting[0][1].size != image.size):
+        full = len(waiting) == _batch_size(predictor, image)
+        if waiting and (full or waiting[0][1].size != image.size):
             yield from _predict_batch(predictor, waiting)
             waiting = []
         waiting.append((number, image, target))
     if waiting:
         yield from _predict_batch(predictor, waiting)
+
+
+def _batch_size(predictor: DensePredictor, image: Image.Image) -> int:
+    """Of images of this size: 16, or fewer where the maps would fill the memory."""
+    fitted = fitted_size(image.height, image.width, predictor.image_size)
+    pixels = max(image.height * image.width, fitted[0] * fitted[1])
+    values = predictor.decoder.last().out_channels * pixels
+    return max(min(_MOST_IMAGES, _MOST_VALUES // values), 1)
 
 
 def _predict_batch(
@@ -116,8 +132,3 @@ def _predict_batch(
     outputs = predictor([image for _, image, _ in waiting])
     for (number, _, target), output in zip(waiting, outputs, strict=True):
         yield number, output, target.to(output.device)
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 to [0, 1]; floats as they are."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images

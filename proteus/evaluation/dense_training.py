@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +14,11 @@ from ..features import Features
 from .decoders import Decoder, Head, build_decoder, first_seen, read_dense
 from .dense_crops import Augmentation, RandomCrops, all_windows
 from .dense_data import DenseImages
-from .dense_prediction import DensePredictor, to_unit
+from .dense_prediction import DensePredictor
 from .extractor import Extractor, as_extractor
-from .sliding import pad_to_multiple
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Groups = Callable[[nn.Module, Decoder], list[dict[str, Any]]]
 _CHECK_EVERY = 50  # iterations between looks at the loss, each of which waits for the device
 _EXTRACT_BATCH = 32
 _START_IMAGES = 64  # whose maps give the first bias, where features are not kept
@@ -67,21 +68,25 @@ class Settings:
 
 
 class CachedSquares(NamedTuple):
-    """Features and maps of all training squares, on the CPU."""
+    """Features and maps of all training squares, on the CPU.
 
-    layers: list[Features]
+    Attributes:
+        layers: Features of each layer that is seen; one that is seen twice is kept once.
+        order: Which of `layers` the head sees, four keys.
+        targets: Maps [n, S, S].
+    """
+
+    layers: dict[int, Features]
+    order: list[int]
     targets: Tensor
 
     def batch(self, index: Tensor, device: torch.device) -> tuple[list[Features], Tensor]:
         """The squares with these numbers."""
-        found: dict[int, Features] = {}
-        first = first_seen(self.layers)
-        for number in set(first):
-            layer = self.layers[number]
-            found[number] = Features(
-                layer.cls[index].to(device), layer.patches[index].to(device), layer.grid
-            )
-        return [found[number] for number in first], self.targets[index].to(device)
+        found = {
+            key: Features(f.cls[index].to(device), f.patches[index].to(device), f.grid)
+            for key, f in self.layers.items()
+        }
+        return [found[key] for key in self.order], self.targets[index].to(device)
 
 
 def train_dense(
@@ -91,7 +96,7 @@ def train_dense(
     *,
     num_outputs: int,
     loss: Loss,
-    groups: Callable[[nn.Module, Decoder], list[dict[str, Any]]],
+    finetuned: Groups,
     start: Callable[[Tensor], float] | None = None,
 ) -> DensePredictor:
     """Build a head and train it.
@@ -105,26 +110,32 @@ def train_dense(
         settings: Of the training.
         num_outputs: Channels of the map.
         loss: Of a map [B, C, H, W] and the targets [B, H, W].
-        groups: Parameter groups of the model (when fine-tuned) and the head.
+        finetuned: Parameter groups of the model and the head when both are trained.
         start: Targets of all squares, or of up to 64 whole maps where features are not kept ->
             first bias of the head; None = 0.
 
     Raises:
-        ValueError: If there are no images, or features or losses are not finite.
+        ValueError: If there are no images, or features, losses or weights are not finite.
     """
     if len(data) == 0:
         raise ValueError(f"dense training: no images. Got an empty set, {data.description}.")
     if settings.finetune:
         extractor = _trainable(extractor, settings.image_size)
-    with torch.random.fork_rng(devices=[]):
+    device = extractor.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         sample, _ = next(all_windows(data, settings.image_size, settings.stride))
-        predictor = _predictor(extractor, sample, num_outputs, settings)
+        with torch.no_grad():
+            layers = read_dense(extractor, sample[None])
+        decoder = build_decoder(settings.head, layers, num_outputs, channels=settings.channels)
+        predictor = DensePredictor(
+            extractor, decoder.to(device), settings.image_size, settings.stride, settings.flip
+        )
         cached = None
         if settings.augmentation is None and not settings.finetune:
             cached = _cache(predictor, data, settings)
         if start is not None:
-            bias = predictor.decoder.last().bias
+            bias = decoder.last().bias
             assert bias is not None  # every head's last convolution has one
             nn.init.constant_(
                 bias, start(_some_targets(data) if cached is None else cached.targets)
@@ -134,7 +145,12 @@ def train_dense(
             if cached is not None
             else _fresh_batches(predictor, data, settings)
         )
-        _fit(predictor, stream, loss, settings, groups(extractor.model, predictor.decoder))
+        groups = (
+            finetuned(extractor.model, decoder)
+            if settings.finetune
+            else [{"params": list(decoder.parameters())}]
+        )
+        _fit(predictor, stream, loss, settings, groups)
     return predictor.eval()
 
 
@@ -152,27 +168,6 @@ def _some_targets(data: DenseImages) -> Tensor:
     return torch.cat([data.read_map(i * len(data) // count).flatten() for i in range(count)])
 
 
-def _predictor(
-    extractor: Extractor, sample: Tensor, num_outputs: int, settings: Settings
-) -> DensePredictor:
-    patch = extractor.patch_size
-    if 0 in patch:
-        raise ValueError(
-            "dense training: the model has no patches, only a vector for the image. Nothing can be "
-            "predicted for pixels; take a model that returns patches."
-        )
-    with torch.no_grad():
-        layers = read_dense(extractor, pad_to_multiple(to_unit(sample[None]), patch))
-    decoder = build_decoder(settings.head, layers, num_outputs, channels=settings.channels)
-    return DensePredictor(
-        extractor,
-        decoder.to(extractor.device),
-        settings.image_size,
-        settings.stride,
-        settings.flip,
-    )
-
-
 def _cache(
     predictor: DensePredictor, data: DenseImages, settings: Settings
 ) -> CachedSquares | None:
@@ -180,47 +175,49 @@ def _cache(
     from tqdm import tqdm
 
     squares = all_windows(data, settings.image_size, settings.stride)
-    rows: list[list[Features]] = []
+    rows: list[dict[int, Features]] = []
     targets: list[Tensor] = []
+    order: list[int] = []
     bar = tqdm(unit="square", desc="features", disable=None if settings.progress else True)
-    first: list[int] = []
-    while batch := [square for _, square in zip(range(_EXTRACT_BATCH), squares, strict=False)]:
-        images = torch.stack([image for image, _ in batch])
-        padded = pad_to_multiple(to_unit(images), predictor.extractor.patch_size)
-        with torch.no_grad():
-            layers = read_dense(predictor.extractor, padded)
-        first = first_seen(layers)
-        _check_finite(layers, data)
-        kept = [layers[number] for number in sorted(set(first))]
-        rows.append([Features(f.cls.float().cpu(), f.patches.float().cpu(), f.grid) for f in kept])
-        targets += [target for _, target in batch]
-        bar.update(len(batch))
-        if len(rows) == 1:
-            each = sum(4 * (f.cls[0].numel() + f.patches[0].numel()) for f in rows[0])
-            each += targets[0].numel() * targets[0].element_size()
-        # Every image has at least one window: often the first batch tells that it is too much.
-        if each * max(len(data), len(targets)) > settings.cache_bytes:
-            bar.close()
-            return None
-    bar.close()
-    joined = {
-        number: Features(
-            torch.cat([row[place].cls for row in rows]),
-            torch.cat([row[place].patches for row in rows]),
-            rows[0][place].grid,
+    with bar, torch.no_grad():
+        while batch := list(islice(squares, _EXTRACT_BATCH)):
+            layers = read_dense(predictor.extractor, torch.stack([image for image, _ in batch]))
+            _check_finite(layers, data)
+            order = first_seen(layers)
+            row = {key: layers[key] for key in order}
+            rows.append(
+                {
+                    k: Features(f.cls.float().cpu(), f.patches.float().cpu(), f.grid)
+                    for k, f in row.items()
+                }
+            )
+            targets += [target for _, target in batch]
+            bar.update(len(batch))
+            each = targets[0].nbytes + sum(
+                f.cls[0].nbytes + f.patches[0].nbytes for f in rows[0].values()
+            )
+            # Every image has at least one window: often the first batch tells that it is too much.
+            if each * max(len(data), len(targets)) > settings.cache_bytes:
+                return None
+    joined = {}
+    for key in dict.fromkeys(order):
+        parts = [row.pop(key) for row in rows]  # layer by layer, or all would be there twice
+        joined[key] = Features(
+            torch.cat([part.cls for part in parts]),
+            torch.cat([part.patches for part in parts]),
+            parts[0].grid,
         )
-        for place, number in enumerate(sorted(set(first)))
-    }
-    return CachedSquares([joined[number] for number in first], torch.stack(targets))
+    return CachedSquares(joined, order, torch.stack(targets))
 
 
 def _stored_batches(
     predictor: DensePredictor, cached: CachedSquares, settings: Settings
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     device = predictor.extractor.device
+    size = (settings.image_size, settings.image_size)
     for index in _order(len(cached.targets), settings):
         layers, targets = cached.batch(index, device)
-        yield *predictor.decode(layers, settings.image_size), targets
+        yield *predictor.decode(layers, size), targets
 
 
 def _fresh_batches(
@@ -229,10 +226,10 @@ def _fresh_batches(
     crops = RandomCrops(
         data, settings.image_size, settings.stride, settings.augmentation, settings.seed
     )
-    keys = [
+    keys = (
         [(int(image), number * settings.batch_size + i) for i, image in enumerate(batch)]
         for number, batch in enumerate(_order(len(data), settings))
-    ]
+    )
     device = predictor.extractor.device
     for images, targets in DataLoader(crops, batch_sampler=keys, num_workers=settings.workers):
         yield *predictor.outputs(images.to(device)), targets.to(device)
@@ -274,7 +271,8 @@ def _fit(
         if extra is not None:
             value = value + 0.4 * loss(extra, targets)
         if step % _CHECK_EVERY == 0:
-            number = float(value.detach())
+            # SiLog leaves out pixels that are NaN, and is 0 where all are: look at the map, too.
+            number = float(value.detach()) if bool(output.isfinite().all()) else math.nan
             if not math.isfinite(number):
                 raise ValueError(
                     f"dense training: the loss is not finite. Got {number} in iteration {step}; "
@@ -285,6 +283,12 @@ def _fit(
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+    if not all(bool(p.isfinite().all()) for group in groups for p in group["params"]):
+        raise ValueError(
+            f"dense training: weights are not finite. Got NaN or infinity after "
+            f"{settings.iterations} iterations; check the model's features, or lower "
+            f"lr={settings.lr:g}."
+        )
 
 
 def lr_factor(step: int, iterations: int, warmup: int) -> float:

@@ -193,7 +193,7 @@ def depth(
         return [*head, *_backbone_groups(backbone, settings)] if finetune else head
 
     predictor = train_dense(
-        extractor, train_set, settings, num_outputs=1, loss=loss, groups=groups, start=start
+        extractor, train_set, settings, num_outputs=1, loss=loss, finetuned=groups, start=start
     )
     scoring: dict[str, Any] = {
         "convention": convention,

@@ -198,7 +198,7 @@ def segmentation(
         settings,
         num_outputs=train_set.num_classes,
         loss=segmentation_loss,
-        groups=groups,
+        finetuned=groups,
     )
     scores = score_segmentation(predictor, test_set, progress=progress)
     described = settings.describe()
