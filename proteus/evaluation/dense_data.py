@@ -63,6 +63,14 @@ class DenseImages(Dataset[tuple[Image.Image, Tensor]]):
         """The map of an image alone."""
         return self._maps(self._numbers[index])
 
+    def any_pixel(self, counts: Callable[[Tensor], Tensor]) -> bool:
+        """Whether there is a pixel that counts in any map; stops at the first.
+
+        Args:
+            counts: Map [H, W] -> bool [H, W].
+        """
+        return any(bool(counts(self.read_map(i)).any()) for i in range(len(self)))
+
     def first(self: _Data, count: int) -> _Data:
         """At most `count` images, spread evenly over the set (videos repeat themselves)."""
         if count >= len(self):

@@ -188,5 +188,5 @@ def segmentation_scores(areas: Areas, *, nan_to_num: float | None = None) -> Seg
 
 
 def plain(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return None if math.isnan(value) else value
+    """A number for JSON, which has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None

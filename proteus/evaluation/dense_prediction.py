@@ -92,6 +92,9 @@ def predict_set(
 
     Images of one size that follow one another go through the model together. Where one process
     cannot read an image, all raise.
+
+    Raises:
+        ValueError: If an image cannot be read, or its map is not finite.
     """
     return together(_predictions(predictor, data, progress=progress))
 
@@ -111,11 +114,11 @@ def _predictions(
         image, target = data[number]
         full = len(waiting) == _batch_size(predictor, image)
         if waiting and (full or waiting[0][1].size != image.size):
-            yield from _predict_batch(predictor, waiting)
+            yield from _predict_batch(predictor, data, waiting)
             waiting = []
         waiting.append((number, image, target))
     if waiting:
-        yield from _predict_batch(predictor, waiting)
+        yield from _predict_batch(predictor, data, waiting)
 
 
 def _batch_size(predictor: DensePredictor, image: Image.Image) -> int:
@@ -127,8 +130,16 @@ def _batch_size(predictor: DensePredictor, image: Image.Image) -> int:
 
 
 def _predict_batch(
-    predictor: DensePredictor, waiting: Sequence[tuple[int, Image.Image, Tensor]]
+    predictor: DensePredictor,
+    data: DenseImages,
+    waiting: Sequence[tuple[int, Image.Image, Tensor]],
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     outputs = predictor([image for _, image, _ in waiting])
     for (number, _, target), output in zip(waiting, outputs, strict=True):
+        if not bool(output.isfinite().all()):  # the largest of NaN would be a class
+            raise ValueError(
+                f"dense prediction: a map is not finite. Got NaN or infinity for "
+                f"{data.source.name(number)!r} of {data.description}. Check the model's weights, "
+                f"and whether its precision is enough."
+            )
         yield number, output, target.to(output.device)

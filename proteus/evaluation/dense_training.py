@@ -115,10 +115,8 @@ def train_dense(
             first bias of the head; None = 0.
 
     Raises:
-        ValueError: If there are no images, or features, losses or weights are not finite.
+        ValueError: If features, losses or weights are not finite.
     """
-    if len(data) == 0:
-        raise ValueError(f"dense training: no images. Got an empty set, {data.description}.")
     if settings.finetune:
         extractor = _trainable(extractor, settings.image_size)
     device = extractor.device

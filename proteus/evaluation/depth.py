@@ -1,6 +1,7 @@
 """Depth: how well the patches of a model tell how far away things are."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from .decoders import Decoder
 from .dense_crops import DEPTH
-from .dense_data import DepthImages, open_depth
+from .dense_data import DepthImages, open_both, open_depth
 from .dense_prediction import DensePredictor, predict_set
 from .dense_training import Settings, train_dense
 from .depth_metrics import (
@@ -17,15 +18,15 @@ from .depth_metrics import (
     Convention,
     DepthScores,
     average_depth_scores,
+    check_convention,
     depth_mask,
-    image_depth_scores,
+    masked_depth_scores,
     silog_loss,
 )
 from .extractor import as_extractor
 from .features import gather
 from .segmentation import default_size
 
-_WARMUP_SHARE = 1500 / 25_000
 _BACKBONE_FACTOR = 0.1
 
 
@@ -93,7 +94,7 @@ def depth(
     Args:
         model: Anything `as_extractor` takes, except models without patches.
         train: Anything `open_depth` takes; a path is opened with the split `train`.
-        test: The same, with the split `test`; None = `train`, which must then be a path.
+        test: The same, with the split `test`; None = of `train`, then a path with splits.
         mode: The head. "dpt" = the paper's, for frozen and fine-tuned models (extra `export`);
             "linear" = a batch norm and one 1x1 convolution: cheaper, and a stricter question to the
             features.
@@ -122,8 +123,8 @@ def depth(
         progress: Show bars.
 
     Raises:
-        ValueError: If a set is empty or has no depth, a setting would be ignored, or features are
-            not finite.
+        ValueError: If a set is empty or has no depth, a setting would be ignored, or features,
+            losses or weights are not finite.
 
     Examples:
         >>> from PIL import Image
@@ -148,52 +149,52 @@ def depth(
         *Same:* un-normed outputs of four blocks, DPT, SiLog loss, AdamW, schedule, learning rates,
         window positions with mirroring, mmseg's scores. *Different:* images are normalised with the
         model's statistics, not 127.5; the head's last bias starts at the mean training depth;
-        depths at or above `max_depth` are not trained on; `augment` is off for frozen models; all
+        depths outside the bounds are not trained on; `augment` is off for frozen models; all
         weights of a fine-tuned model have a tenth of the learning rate; float32; Pillow's resizing.
     """
+    check_convention(convention)
     extractor = as_extractor(model, device=device)
-    train_set = open_depth(train, split="train")
-    test_set = open_depth(train if test is None else test, split="test")
-    if channels is not None and mode == "linear":
-        raise ValueError(f"depth: channels= would be ignored. Got {channels} and mode 'linear'.")
-    size = image_size or default_size(extractor)
+    train_set, test_set = open_both(open_depth, train, test)
+    between = partial(depth_mask, min_depth=min_depth, max_depth=max_depth)
+
+    def nothing(role: str, data: DepthImages) -> ValueError:
+        return ValueError(
+            f"depth: no pixel of the {role} maps lies between {min_depth} and {max_depth} metres. "
+            f"Got {len(data)} images in {data.description}; are the maps in metres?"
+        )
+
+    if not train_set.any_pixel(between):
+        raise nothing("training", train_set)
+    if not test_set.any_pixel(partial(between, crop=test_set.crop)):
+        raise nothing("test", test_set)
+    size = default_size(extractor) if image_size is None else image_size
+    rate = 1e-4 if finetune else 4e-4
     settings = Settings(
-        head="norm_linear" if mode == "linear" else mode,
-        finetune=finetune,
-        image_size=size,
-        stride=max(size // 4, 1),
-        flip=flip,
-        iterations=iterations,
-        batch_size=batch_size,
-        lr=lr or (1e-4 if finetune else 4e-4),
-        weight_decay=weight_decay,
-        warmup=int(iterations * _WARMUP_SHARE) if warmup is None else warmup,
+        head="norm_linear" if mode == "linear" else mode, finetune=finetune, image_size=size,
+        stride=max(size // 4, 1), flip=flip, iterations=iterations, batch_size=batch_size,
+        lr=rate if lr is None else lr, weight_decay=weight_decay,
+        warmup=iterations * 1500 // 25_000 if warmup is None else warmup,
         augmentation=DEPTH if (finetune if augment is None else augment) else None,
-        channels=channels,
-        workers=workers,
-        cache_bytes=cache_bytes,
-        seed=seed,
-        progress=progress,
-    )
+        channels=channels, workers=workers, cache_bytes=cache_bytes, seed=seed, progress=progress,
+    )  # fmt: skip
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
-        return silog_loss(output[:, 0], torch.where(target < max_depth, target, 0.0))
+        return silog_loss(output[:, 0], torch.where(between(target), target, 0.0))
 
     def start(targets: Tensor) -> float:
-        valid = targets[(targets > min_depth) & (targets < max_depth)]
+        valid = targets[between(targets)]
         if not len(valid):
-            raise ValueError(
-                f"depth: no pixel of the training maps lies between {min_depth} and {max_depth} "
-                f"metres. Got {train_set.description}; are the maps in metres?"
-            )
+            raise nothing("training", train_set)
         return float(valid.double().mean())
 
-    def groups(backbone: nn.Module, decoder: Decoder) -> list[dict[str, Any]]:
-        head = [{"params": list(decoder.parameters())}]
-        return [*head, *_backbone_groups(backbone, settings)] if finetune else head
-
     predictor = train_dense(
-        extractor, train_set, settings, num_outputs=1, loss=loss, finetuned=groups, start=start
+        extractor,
+        train_set,
+        settings,
+        num_outputs=1,
+        loss=loss,
+        finetuned=partial(_finetuning_groups, lr=settings.lr),
+        start=start,
     )
     scoring: dict[str, Any] = {
         "convention": convention,
@@ -220,15 +221,18 @@ def score_depth(
 
     In a distributed run every process takes its share and all get the same scores.
     """
-    if len(data) == 0:
-        raise ValueError(f"depth: no test images. Got an empty set, {data.description}.")
-    rows: dict[int, tuple[dict[str, float], int]] = {}
-    for number, output, target in predict_set(predictor, data, progress=progress):
-        mask = depth_mask(target, min_depth=min_depth, max_depth=max_depth, crop=data.crop)
-        values = output[0][mask]
-        values = values.clamp(min_depth, max_depth) if clamp else values
-        scores = image_depth_scores(values, target[mask], convention=convention)
-        rows[number] = scores, int(mask.sum())
+    rows = {
+        number: masked_depth_scores(
+            output[0],
+            target,
+            convention=convention,
+            min_depth=min_depth,
+            max_depth=max_depth,
+            crop=data.crop,
+            clamp=clamp,
+        )
+        for number, output, target in predict_set(predictor, data, progress=progress)
+    }
     # In the order of the images: the sums are the same from any number of processes.
     ordered = [row for _, row in sorted(gather(rows).items())]
     return average_depth_scores(
@@ -236,14 +240,15 @@ def score_depth(
     )
 
 
-def _backbone_groups(backbone: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+def _finetuning_groups(backbone: nn.Module, decoder: Decoder, *, lr: float) -> list[dict[str, Any]]:
     plain: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for name, parameter in backbone.named_parameters():
         spared = any(word in name for word in ("pos_embed", "cls_token", "norm"))
         (plain if spared else decayed).append(parameter)
-    rate = settings.lr * _BACKBONE_FACTOR
+    rate = lr * _BACKBONE_FACTOR
     return [
+        {"params": list(decoder.parameters())},
         {"params": decayed, "lr": rate},
         {"params": plain, "lr": rate, "weight_decay": 0.0},
     ]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,10 +44,13 @@ def depth_mask(
 
     Raises:
         ShapeError: If the crop does not belong to maps of this size.
+        ValueError: If the crop is unknown.
     """
     mask = (target > min_depth) & (target < max_depth)
     if crop is None:
         return mask
+    if crop != "eigen":
+        raise ValueError(f"depth: unknown crop. Got {crop!r}; expected 'eigen' or None.")
     if tuple(target.shape) != (480, 640):
         raise ShapeError(
             f"depth: the Eigen crop is defined for 480x640 maps. Got {tuple(target.shape)}; "
@@ -89,9 +92,17 @@ class DepthScores:
     num_pixels: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON; None stands for NaN; the pixels of all images added up."""
+        """Plain numbers, for JSON, None for NaN and infinity; the pixels of all images added up."""
         scores = {n: plain(v) for n, v in vars(self).items() if isinstance(v, float)}
         return {**scores, "num_images": len(self.num_pixels), "num_pixels": sum(self.num_pixels)}
+
+
+def check_convention(convention: str) -> None:
+    """Raise `ValueError` for what is neither "mmseg" nor "toolbox"."""
+    if convention not in get_args(Convention):
+        raise ValueError(
+            f"depth: unknown convention. Got {convention!r}; expected 'mmseg' or 'toolbox'."
+        )
 
 
 _DEPTH_NAMES = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog")
@@ -102,14 +113,16 @@ def image_depth_scores(
 ) -> dict[str, float]:
     """Scores of the pixels of one image, all of which count; all NaN if there are none.
 
-    A prediction <= 0 makes `rmse_log`, `log10` and `silog` NaN (infinite for 0); the others
-    stay. In the toolbox's convention a NaN `silog` is 0, which is a perfect score: clamp instead.
+    A prediction below 0 makes `rmse_log`, `log10` and `silog` NaN, one of 0 the first two infinite
+    and `silog` NaN; the others stay, and `d1` to `d3` take what is below 0 for right. In the
+    toolbox's convention a NaN `silog` is 0, which is a perfect score: clamp instead.
 
     Args:
         prediction: Metres, [n], floating.
         target: Metres, [n].
         convention: Which `silog`.
     """
+    check_convention(convention)
     target = target.to(prediction)
     ratio = torch.maximum(target / prediction, prediction / target)
     difference = prediction - target
@@ -136,6 +149,28 @@ def image_depth_scores(
     return dict(zip(_DEPTH_NAMES, values, strict=True))
 
 
+def masked_depth_scores(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    convention: Convention,
+    min_depth: float,
+    max_depth: float,
+    crop: Crop,
+    clamp: bool,
+) -> tuple[dict[str, float], int]:
+    """Scores of the pixels of one map that count, and their number; see `depth_scores`."""
+    if prediction.shape != target.shape:
+        raise ShapeError(
+            f"depth: prediction and target differ in shape. Got {tuple(prediction.shape)} and "
+            f"{tuple(target.shape)}; resize the prediction to the target's size first."
+        )
+    mask = depth_mask(target, min_depth=min_depth, max_depth=max_depth, crop=crop)
+    values = prediction[mask]
+    values = values.clamp(min_depth, max_depth) if clamp else values
+    return image_depth_scores(values, target[mask], convention=convention), int(mask.sum())
+
+
 def average_depth_scores(
     rows: Sequence[dict[str, float]],
     num_pixels: Sequence[int],
@@ -143,6 +178,7 @@ def average_depth_scores(
     convention: Convention = "mmseg",
 ) -> DepthScores:
     """Mean over images: "mmseg" with NaN (one bad image spoils it), "toolbox" without NaN."""
+    check_convention(convention)
     if not rows:
         raise ValueError("depth: no images to score. Got none; expected at least one.")
     table = torch.tensor([[r[n] for n in _DEPTH_NAMES] for r in rows], dtype=torch.float64)
@@ -191,26 +227,25 @@ def depth_scores(
         *Same:* strict bounds, per image and then the mean, strict thresholds.
         *Different:* `clamp` exists.
     """
-    if convention not in ("mmseg", "toolbox"):
-        raise ValueError(f"depth: unknown convention. Got {convention!r}; expected 'mmseg' or "
-                         f"'toolbox'.")  # fmt: skip
     if len(predictions) != len(targets):
         raise ValueError(
             f"depth: one prediction for each target. Got {len(predictions)} and {len(targets)}."
         )
-    rows, counts = [], []
-    for prediction, target in zip(predictions, targets, strict=True):
-        if prediction.shape != target.shape:
-            raise ShapeError(
-                f"depth: prediction and target differ in shape. Got {tuple(prediction.shape)} and "
-                f"{tuple(target.shape)}; resize the prediction to the target's size first."
-            )
-        mask = depth_mask(target, min_depth=min_depth, max_depth=max_depth, crop=crop)
-        values = prediction[mask]
-        values = values.clamp(min_depth, max_depth) if clamp else values
-        rows.append(image_depth_scores(values, target[mask], convention=convention))
-        counts.append(int(mask.sum()))
-    return average_depth_scores(rows, counts, convention=convention)
+    rows = [
+        masked_depth_scores(
+            prediction,
+            target,
+            convention=convention,
+            min_depth=min_depth,
+            max_depth=max_depth,
+            crop=crop,
+            clamp=clamp,
+        )
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
+    return average_depth_scores(
+        [scores for scores, _ in rows], [count for _, count in rows], convention=convention
+    )
 
 
 def silog_loss(prediction: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:

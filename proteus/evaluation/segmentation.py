@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .decoders import Decoder
 from .dense_crops import SEGMENTATION
-from .dense_data import SegmentationImages, open_segmentation
+from .dense_data import SegmentationImages, open_both, open_segmentation
 from .dense_metrics import (
     IGNORE,
     Areas,
@@ -25,7 +25,6 @@ from .extractor import Extractor, as_extractor
 from .features import gather
 
 _REFERENCE_SIZE = 512
-_WARMUP_SHARE = 1500 / 60_000
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def segmentation(
     Args:
         model: Anything `as_extractor` takes, except models without patches.
         train: Anything `open_segmentation` takes; a path is opened with the split `train`.
-        test: The same, with the split `test`; None = `train`, which must then be a path.
+        test: The same, with the split `test`; None = of `train`, then a path with splits.
         mode: The head. "linear" = one 1x1 convolution (the paper's Linear), "upernet" (the paper's
             Fine-tune) or "dpt", which need the extra `export`.
         finetune: Train the model, too, on a copy; not with "linear".
@@ -120,8 +119,8 @@ def segmentation(
         A `SegmentationResult`; `result.scores.miou` is the number of the paper, as a fraction.
 
     Raises:
-        ValueError: If a set is empty or does not fit, a label is no class, a setting would be
-            ignored, or features are not finite.
+        ValueError: If a set is empty, does not fit or is ignored as a whole, a label is no class, a
+            setting would be ignored, or features, losses or weights are not finite.
 
     Examples:
         >>> from PIL import Image
@@ -148,57 +147,48 @@ def segmentation(
         position bias is added to the model; no drop path; float32, not fp16; Pillow's resizing.
     """
     extractor = as_extractor(model, device=device)
-    train_set = open_segmentation(train, split="train", num_classes=num_classes)
-    test_set = open_test(train, test, num_classes)
+    open_set = partial(open_segmentation, num_classes=num_classes)
+    train_set, test_set = open_both(open_set, train, test)
     if train_set.num_classes != test_set.num_classes:
         raise ValueError(
             f"segmentation: the sets differ in their number of classes. Got "
             f"{train_set.num_classes} (train) and {test_set.num_classes} (test)."
         )
+    for role, data in (("training", train_set), ("test", test_set)):
+        if not data.any_pixel(lambda labels: labels != IGNORE):
+            raise ValueError(
+                f"segmentation: no pixel of the {role} maps has a class. Got {len(data)} images in "
+                f"{data.description} with the label {IGNORE} (ignored) everywhere."
+            )
     if layer_decay is not None and not finetune:
         raise ValueError(
             f"segmentation: layer_decay= belongs to fine-tuning. Got {layer_decay} and "
             f"finetune=False."
         )
+    size = default_size(extractor) if image_size is None else image_size
+    rate = 1e-4 if finetune else 8e-4
     settings = Settings(
-        head=mode,
-        finetune=finetune,
-        image_size=image_size or default_size(extractor),
-        stride=(image_size or default_size(extractor)) * 2 // 3,
-        flip=False,
-        iterations=iterations,
-        batch_size=batch_size,
-        lr=lr or (1e-4 if finetune else 8e-4),
-        weight_decay=weight_decay,
-        warmup=int(iterations * _WARMUP_SHARE) if warmup is None else warmup,
+        head=mode, finetune=finetune, image_size=size,
+        stride=max(size * 2 // 3, 1), flip=False, iterations=iterations, batch_size=batch_size,
+        lr=rate if lr is None else lr, weight_decay=weight_decay,
+        warmup=iterations * 1500 // 60_000 if warmup is None else warmup,
         augmentation=SEGMENTATION if (finetune if augment is None else augment) else None,
-        channels=channels,
-        workers=workers,
-        cache_bytes=cache_bytes,
-        seed=seed,
-        progress=progress,
-    )
+        channels=channels, workers=workers, cache_bytes=cache_bytes, seed=seed, progress=progress,
+    )  # fmt: skip
     decay = 0.65 if layer_decay is None else layer_decay
-
-    def groups(backbone: nn.Module, decoder: Decoder) -> list[dict[str, Any]]:
-        if not finetune:
-            return [{"params": list(decoder.parameters())}]
-        return layer_decay_groups(
-            backbone,
-            decoder,
-            lr=settings.lr,
-            weight_decay=weight_decay,
-            decay=decay,
-            num_layers=extractor.num_layers,
-        )
-
     predictor = train_dense(
         extractor,
         train_set,
         settings,
         num_outputs=train_set.num_classes,
         loss=segmentation_loss,
-        finetuned=groups,
+        finetuned=partial(
+            layer_decay_groups,
+            lr=settings.lr,
+            weight_decay=weight_decay,
+            decay=decay,
+            num_layers=extractor.num_layers,
+        ),
     )
     scores = score_segmentation(predictor, test_set, progress=progress)
     described = settings.describe()
@@ -207,11 +197,6 @@ def segmentation(
     return SegmentationResult(
         scores, train_set.classes, described, len(train_set), len(test_set), predictor
     )
-
-
-def open_test(train: Any, test: Any, num_classes: int | None) -> SegmentationImages:
-    """The test set; of the same path as the training set where none is given."""
-    return open_segmentation(train if test is None else test, split="test", num_classes=num_classes)
 
 
 def default_size(extractor: Extractor) -> int:
@@ -232,8 +217,6 @@ def score_segmentation(
 
     In a distributed run every process takes its share and all get the same scores.
     """
-    if len(data) == 0:
-        raise ValueError(f"segmentation: no test images. Got an empty set, {data.description}.")
     areas = {
         number: Areas(
             *(part.cpu() for part in segmentation_areas(output.argmax(0), target, data.num_classes))

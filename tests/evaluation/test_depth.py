@@ -97,9 +97,10 @@ def test_fine_tuning_gives_the_model_a_tenth_of_the_rate(model):
 def test_depths_beyond_the_bounds_neither_train_nor_count(model):
     train, test = slopes(4), slopes(2, seed=1)
     options = {**OPTIONS, "mode": "linear", "iterations": 20}
-    expected = depth(model, train, test, max_depth=4.0, **options)
-    far = [(i, torch.where(t >= 4, 65.535, t)) for i, t in train]
-    result = depth(model, far, test, max_depth=4.0, **options)
+    bounds = {"min_depth": 1.5, "max_depth": 4.0}
+    expected = depth(model, train, test, **bounds, **options)
+    far = [(i, torch.where(t >= 4, 65.535, torch.where(t <= 1.5, 0.1, t))) for i, t in train]
+    result = depth(model, far, test, **bounds, **options)
     assert result.scores == expected.scores
     assert sum(expected.scores.num_pixels) < 2 * 32 * 40
 
@@ -124,14 +125,27 @@ def test_a_cnn_can_be_measured():
 def test_what_cannot_be_measured_is_an_error(model):
     options = {**OPTIONS, "iterations": 2, "mode": "linear"}
     nothing = [(image, torch.zeros_like(target)) for image, target in slopes(2)]
-    with pytest.raises(ValueError, match="are the maps in metres"):
-        depth(model, nothing, nothing, **options)
+    for role, train, test in (
+        ("training", nothing, slopes(1)),
+        ("test", slopes(1), nothing),
+    ):
+        with pytest.raises(ValueError, match=rf"of the {role} maps .* are the maps in metres"):
+            depth(model, train, test, **options)
+    with pytest.raises(ValueError, match=r"no test set. Got test=None"):
+        depth(model, slopes(2), **options)
+    with pytest.raises(ValueError, match=r"unknown convention. Got 'mmsge'"):
+        depth(model, slopes(2), slopes(1), convention="mmsge", **options)
     with pytest.raises(ValueError, match=r"480x640 maps. Got \(32, 40\)"):
         depth(model, slopes(2), open_depth(slopes(1), crop="eigen"), **options)
     with pytest.raises(ValueError, match=r"channels= would be ignored. Got 8"):
         depth(model, slopes(2), slopes(1), channels=8, **options)
     with pytest.raises(ValueError, match="finetune"):
         depth(model, slopes(2), slopes(1), finetune=True, **options)
+    broken = as_extractor(proteus.Student(vit(), image_size=32), image_size=32)
+    broken.model.blocks[0].mlp.fc1.weight.data.fill_(math.nan)
+    for augment, subject in ((True, "the loss is"), (False, "features are")):
+        with pytest.raises(ValueError, match=f"{subject} not finite"):
+            depth(broken, slopes(2), slopes(1), augment=augment, **options)
 
 
 @pytest.mark.slow

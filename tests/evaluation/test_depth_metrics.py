@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -63,6 +64,8 @@ def test_the_eigen_crop_is_for_maps_of_480_by_640():
     assert int(depth_mask(torch.ones(480, 640), crop="eigen").sum()) == 426 * 560
     with pytest.raises(ShapeError, match=r"480x640 maps. Got \(128, 171\)"):
         depth_mask(torch.ones(128, 171), crop="eigen")
+    with pytest.raises(ValueError, match=r"unknown crop. Got 'garg'"):
+        depth_mask(torch.ones(480, 640), crop="garg")
 
 
 def test_a_negative_prediction_spoils_the_logarithms_unless_clamped(pair):
@@ -74,6 +77,15 @@ def test_a_negative_prediction_spoils_the_logarithms_unless_clamped(pair):
     assert depth_scores([prediction], [target], convention=TOOLBOX).silog == 0
     clamped = depth_scores([prediction], [target], clamp=True)
     assert all(math.isfinite(v) for v in clamped.to_dict().values())
+
+
+def test_a_prediction_of_nothing_is_no_number_in_json():
+    scores = depth_scores([torch.tensor([[0.0, -1.0]])], [torch.ones(1, 2)])
+    written = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
+    assert written["rmse_log"] is written["log10"] is written["silog"] is None
+    assert written["d1"] == 0.5  # mmseg takes -1 for right: its ratios are below 1.25
+    infinite = depth_scores([torch.zeros(1, 2)], [torch.ones(1, 2)])
+    assert infinite.rmse_log == math.inf and infinite.to_dict()["rmse_log"] is None
 
 
 def test_an_image_without_depth_spoils_mmsegs_means_and_not_the_toolboxs(pair):
@@ -90,6 +102,8 @@ def test_bad_pairs_are_errors(pair):
         depth_scores([pair[0]], [pair[1], pair[1]])
     with pytest.raises(ValueError, match=r"unknown convention\. Got 'eigen'"):
         depth_scores([pair[0]], [pair[1]], convention="eigen")
+    with pytest.raises(ValueError, match="unknown convention"):
+        image_depth_scores(pair[0].flatten(), pair[1].flatten(), convention="eigen")
     with pytest.raises(ValueError, match="no images"):
         depth_scores([], [])
 

@@ -199,6 +199,35 @@ def test_what_cannot_be_measured_is_an_error(model):
         segmentation(broken, blobs(2), blobs(2), iterations=2, **OPTIONS)
 
 
+def test_a_set_without_a_label_is_an_error(model):
+    options = {**OPTIONS, "iterations": 2}
+    ignored = [(image, torch.full_like(labels, 255)) for image, labels in blobs(2)]
+    message = r"no pixel of the {} maps has a class. Got 2 images in list with the label 255"
+    with pytest.raises(ValueError, match=message.format("training")):
+        segmentation(model, ignored, blobs(2), **options)
+    with pytest.raises(ValueError, match=message.format("test")):
+        segmentation(model, blobs(2), ignored, **options)
+    # One labelled image is enough, and the others do not count.
+    alone, more = (
+        segmentation(model, blobs(2), blobs(1) + rest, **options).scores for rest in ([], ignored)
+    )
+    assert alone == more
+
+
+def test_a_training_that_diverges_is_an_error_in_its_last_iterations_too(model):
+    options = {**OPTIONS, "iterations": 20, "warmup": 0, "lr": 1e37}
+    with pytest.raises(ValueError, match=r"weights are not finite. Got .* after 20 iterations"):
+        segmentation(model, blobs(2), blobs(1), **options)
+
+
+def test_nothing_is_a_default_but_none(model):
+    options = {**OPTIONS, "iterations": 1, "warmup": 0}
+    result = segmentation(model, blobs(1), blobs(1), **{**options, "lr": 0.0})
+    assert result.to_dict()["lr"] == 0 and not result.predictor.decoder.head.bias.any()
+    with pytest.raises(ValueError, match=r"image_size: must be at least 1. Got 0"):
+        segmentation(model, blobs(1), blobs(1), **{**options, "image_size": 0})
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PACKS.is_dir(), reason="needs the packs of real images")
 def test_a_linear_head_on_camvid_beats_a_constant_prediction():
