@@ -5,7 +5,7 @@ of a transformer's one is written here.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from .extractor import Extractor
 from .sliding import pad_to_multiple
 
 Head = Literal["linear", "norm_linear", "upernet", "dpt"]
-HEADS: tuple[Head, ...] = ("linear", "norm_linear", "upernet", "dpt")
+HEADS: tuple[Head, ...] = get_args(Head)
 _SCALES = (4, 2, 1, 0.5)
 
 
@@ -61,25 +61,25 @@ def choose_layers(num_layers: int) -> tuple[int, ...]:
 
 
 def read_dense(extractor: Extractor, images: Tensor) -> list[Features]:
-    """The four layers' own outputs, without the final norm.
+    """The four layers' own outputs, float32, without the final norm.
 
     A model that does not tell its layers gives its output, four times.
 
     Args:
         extractor: The model.
-        images: RGB [B, 3, H, W], uint8 or floats; sizes that are no multiples of the patch are
-            filled up with the border.
+        images: RGB [B, 3, H, W], uint8 or floats in [0, 1]; sizes that are no multiples of the
+            patch are filled up with the border.
     """
     images = images.float() / 255 if images.dtype == torch.uint8 else images
     # A model without patches is refused by the decoder, which sees that there are none.
     height, width = (max(side, 1) for side in extractor.patch_size)
     images = pad_to_multiple(images, (height, width))
-    if extractor.num_layers == 1:
-        return [extractor(images)] * 4
     chosen = choose_layers(extractor.num_layers)
-    unique = sorted(set(chosen))
-    found = dict(zip(unique, extractor.layers(images, unique, norm=False), strict=True))
-    return [found[number] for number in chosen]
+    numbers = sorted(set(chosen))
+    several = extractor.num_layers > 1
+    outputs = extractor.layers(images, numbers, norm=False) if several else [extractor(images)]
+    wide = [Features(f.cls.float(), f.patches.float(), f.grid) for f in outputs]
+    return [wide[numbers.index(number)] for number in chosen]
 
 
 def build_decoder(

@@ -46,9 +46,10 @@ class Settings:
     progress: bool
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "stride", "iterations", "batch_size"):
-            if vars(self)[name] < 1:
-                raise ValueError(f"{name}: must be at least 1. Got {vars(self)[name]}.")
+        for name in ("image_size", "stride", "iterations", "batch_size", "channels"):
+            value = vars(self)[name]
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: must be at least 1. Got {value}.")
         if not 0 <= self.warmup < self.iterations:
             raise ValueError(
                 f"warmup: must be shorter than the run. Got {self.warmup} of {self.iterations} "
@@ -153,11 +154,11 @@ def train_dense(
 
 
 def _trainable(extractor: Extractor, size: int) -> Extractor:
-    """A copy built for windows of this size: positions resampled on the way would not train."""
+    """A float32 copy built for windows of this size: positions resampled later would not train."""
     if 0 not in extractor.patch_size:
         rows, columns = (size + -size % patch for patch in extractor.patch_size)
         extractor = as_extractor(extractor, image_size=(rows, columns))
-    return extractor.trainable_copy()
+    return extractor.trainable_copy().float()
 
 
 def _some_targets(data: DenseImages) -> Tensor:
@@ -182,18 +183,14 @@ def _cache(
             layers = read_dense(predictor.extractor, torch.stack([image for image, _ in batch]))
             _check_finite(layers, data)
             order = first_seen(layers)
-            row = {key: layers[key] for key in order}
+            kept = {key: layers[key] for key in order}
             rows.append(
-                {
-                    k: Features(f.cls.float().cpu(), f.patches.float().cpu(), f.grid)
-                    for k, f in row.items()
-                }
+                {k: Features(f.cls.cpu(), f.patches.cpu(), f.grid) for k, f in kept.items()}
             )
             targets += [target for _, target in batch]
             bar.update(len(batch))
-            each = targets[0].nbytes + sum(
-                f.cls[0].nbytes + f.patches[0].nbytes for f in rows[0].values()
-            )
+            each = sum(f.cls[0].nbytes + f.patches[0].nbytes for f in kept.values())
+            each += targets[0].nbytes
             # Every image has at least one window: often the first batch tells that it is too much.
             if each * max(len(data), len(targets)) > settings.cache_bytes:
                 return None

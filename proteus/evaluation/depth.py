@@ -223,21 +223,14 @@ def score_depth(
     """
     rows = {
         number: masked_depth_scores(
-            output[0],
-            target,
-            convention=convention,
-            min_depth=min_depth,
-            max_depth=max_depth,
-            crop=data.crop,
-            clamp=clamp,
+            output[0], target, convention=convention, min_depth=min_depth, max_depth=max_depth,
+            crop=data.crop, clamp=clamp,
         )
         for number, output, target in predict_set(predictor, data, progress=progress)
-    }
+    }  # fmt: skip
     # In the order of the images: the sums are the same from any number of processes.
     ordered = [row for _, row in sorted(gather(rows).items())]
-    return average_depth_scores(
-        [scores for scores, _ in ordered], [count for _, count in ordered], convention=convention
-    )
+    return average_depth_scores(ordered, convention=convention)
 
 
 def _finetuning_groups(backbone: nn.Module, decoder: Decoder, *, lr: float) -> list[dict[str, Any]]:

@@ -172,20 +172,21 @@ def masked_depth_scores(
 
 
 def average_depth_scores(
-    rows: Sequence[dict[str, float]],
-    num_pixels: Sequence[int],
-    *,
-    convention: Convention = "mmseg",
+    rows: Sequence[tuple[dict[str, float], int]], *, convention: Convention = "mmseg"
 ) -> DepthScores:
-    """Mean over images: "mmseg" with NaN (one bad image spoils it), "toolbox" without NaN."""
+    """Mean over images: "mmseg" with NaN (one bad image spoils it), "toolbox" without NaN.
+
+    Args:
+        rows: Scores and number of pixels of each image.
+        convention: Which mean.
+    """
     check_convention(convention)
     if not rows:
         raise ValueError("depth: no images to score. Got none; expected at least one.")
-    table = torch.tensor([[r[n] for n in _DEPTH_NAMES] for r in rows], dtype=torch.float64)
+    table = torch.tensor([[r[n] for n in _DEPTH_NAMES] for r, _ in rows], dtype=torch.float64)
     means = table.mean(0) if convention == "mmseg" else table.nanmean(0)
-    return DepthScores(
-        **dict(zip(_DEPTH_NAMES, means.tolist(), strict=True)), num_pixels=tuple(num_pixels)
-    )
+    scores = dict(zip(_DEPTH_NAMES, means.tolist(), strict=True))
+    return DepthScores(**scores, num_pixels=tuple(count for _, count in rows))
 
 
 def depth_scores(
@@ -233,19 +234,12 @@ def depth_scores(
         )
     rows = [
         masked_depth_scores(
-            prediction,
-            target,
-            convention=convention,
-            min_depth=min_depth,
-            max_depth=max_depth,
-            crop=crop,
-            clamp=clamp,
+            prediction, target, convention=convention, min_depth=min_depth, max_depth=max_depth,
+            crop=crop, clamp=clamp,
         )
         for prediction, target in zip(predictions, targets, strict=True)
-    ]
-    return average_depth_scores(
-        [scores for scores, _ in rows], [count for _, count in rows], convention=convention
-    )
+    ]  # fmt: skip
+    return average_depth_scores(rows, convention=convention)
 
 
 def silog_loss(prediction: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:

@@ -1,6 +1,5 @@
 """Semantic segmentation: how well the patches of a model tell what is where."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -269,11 +268,11 @@ def layer_decay_groups(
     ]
 
 
-_EMBEDDINGS: Sequence[str] = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "mask_token")
+_EMBEDDINGS = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "mask_token")
 
 
 def _depth_of(name: str, num_layers: int) -> int:
-    if name.startswith(tuple(_EMBEDDINGS)):
+    if name.startswith(_EMBEDDINGS):
         return 0
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1

@@ -119,6 +119,24 @@ def test_other_families_can_be_decoded(name):
     assert build_decoder("linear", features, 2)(features).shape == (1, 2, size // 4, size // 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_models_of_any_precision_give_float32(dtype):
+    extractor = as_extractor(proteus.Student(vit(depth=2), image_size=32).to(dtype), image_size=32)
+    features = read_dense(extractor, torch.rand(2, 3, 30, 33))  # filled up to 32 x 40
+    assert {f.patches.dtype for f in features} == {f.cls.dtype for f in features} == {torch.float32}
+    assert features[0].grid == (4, 5)
+    assert build_decoder("linear", features, 2).head.in_channels == 2 * 24
+    for decoder in (build_decoder(head, features, 2) for head in HEADS):
+        assert decoder(features).shape[:2] == (2, 2)
+
+
+def test_bytes_and_floats_are_read_alike():
+    extractor = as_extractor(proteus.Student(vit(), image_size=32), image_size=32)
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    ours, theirs = read_dense(extractor, pixels), read_dense(extractor, pixels / 255)
+    assert torch.equal(ours[0].patches, theirs[0].patches)
+
+
 def test_a_module_that_tells_no_layers_gives_its_output():
     extractor = as_extractor(nn.Conv2d(3, 8, 4, stride=4), image_size=32)
     features = read_dense(extractor, torch.rand(1, 3, 32, 32))

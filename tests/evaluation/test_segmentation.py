@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -115,6 +116,22 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_random_state(model)
     assert not torch.equal(other.predictor.decoder.head.weight, first.predictor.decoder.head.weight)
 
 
+def test_a_model_in_half_precision_can_be_measured(model):
+    options = {**OPTIONS, "iterations": 100, "lr": 0.02}
+    single, half = (
+        segmentation(m, blobs(4), blobs(2, seed=1), **options).scores.miou
+        for m in (model, copy.deepcopy(model).bfloat16())
+    )
+    assert half == pytest.approx(single, abs=0.05)
+
+
+def test_a_model_in_half_precision_is_fine_tuned_in_full(model):
+    options = {**OPTIONS, "mode": "dpt", "channels": 8, "iterations": 5, "finetune": True}
+    result = segmentation(copy.deepcopy(model).half(), blobs(4), blobs(1), **options)
+    weights = result.predictor.extractor.model.parameters()
+    assert {weight.dtype for weight in weights} == {torch.float32}
+
+
 @pytest.mark.parametrize("size", [30, 33])
 def test_sizes_that_no_patch_divides_are_filled_up(model, size):
     options = {**OPTIONS, "image_size": size, "iterations": 5}
@@ -226,6 +243,8 @@ def test_nothing_is_a_default_but_none(model):
     assert result.to_dict()["lr"] == 0 and not result.predictor.decoder.head.bias.any()
     with pytest.raises(ValueError, match=r"image_size: must be at least 1. Got 0"):
         segmentation(model, blobs(1), blobs(1), **{**options, "image_size": 0})
+    with pytest.raises(ValueError, match=r"channels: must be at least 1. Got 0"):
+        segmentation(model, blobs(1), blobs(1), mode="dpt", channels=0, **options)
 
 
 @pytest.mark.slow
