@@ -76,11 +76,9 @@ def to_target(target: Tensor, size: tuple[int, int]) -> Tensor:
 def all_windows(data: DenseImages, size: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every window that a test with these settings would see: (uint8 [3, S, S], map [S, S])."""
     for index in range(len(data)):
-        image, target = data[index]
-        fitted = fitted_size(image.height, image.width, size)
-        pixels, target = to_pixels(image, fitted), to_target(target, fitted)
-        for rows, columns in windows(fitted, size, stride):
-            yield _fill(*_cut(pixels, target, rows, columns), size)
+        pixels, target = _fitted(data, index, size)
+        for rows, columns in windows((target.shape[0], target.shape[1]), size, stride):
+            yield _square(pixels, target, rows, columns, size)
 
 
 class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
@@ -118,43 +116,42 @@ class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, draw = key
         rng = random.Random(f"{self.seed} {draw}")
-        image, target = self.data[index]
         if self.augmentation is None:
-            fitted = fitted_size(image.height, image.width, self.size)
-            rows, columns = rng.choice(windows(fitted, self.size, self.stride))
-            pixels, target = to_pixels(image, fitted), to_target(target, fitted)
-            return _fill(*_cut(pixels, target, rows, columns), self.size)
+            pixels, target = _fitted(self.data, index, self.size)
+            size = (target.shape[0], target.shape[1])
+            rows, columns = rng.choice(windows(size, self.size, self.stride))
+            return _square(pixels, target, rows, columns, self.size)
         scale = rng.uniform(*self.augmentation.scale)
-        fitted = fitted_size(image.height, image.width, self.size * scale)
-        pixels, target = to_pixels(image, fitted), to_target(target, fitted)
-        pixels, target = _fill(*self._crop(pixels, target, rng), self.size)
+        pixels, target = _fitted(self.data, index, self.size * scale)
+        pixels, target = self._crop(pixels, target, self.augmentation.largest_share, rng)
         if rng.random() < 0.5:
             pixels, target = pixels.flip(2), target.flip(1)
         return _change_colours(pixels, rng), target
 
-    def _crop(self, pixels: Tensor, target: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        assert self.augmentation is not None
-        cut, share = (pixels, target), self.augmentation.largest_share
+    def _crop(
+        self, pixels: Tensor, target: Tensor, share: float | None, rng: random.Random
+    ) -> tuple[Tensor, Tensor]:
         for _ in range(_TRIES):
-            sides = []
-            for length in target.shape:
-                start = rng.randint(0, max(length - self.size, 0))
-                sides.append((start, min(start + self.size, length)))
-            cut = _cut(pixels, target, sides[0], sides[1])
-            if share is None or _share(cut[1]) < share:
+            top, left = (rng.randint(0, max(side - self.size, 0)) for side in target.shape)
+            rows, columns = (top, top + self.size), (left, left + self.size)
+            square = _square(pixels, target, rows, columns, self.size)
+            if share is None or _share(square[1]) < share:
                 break
-        return cut
+        return square
 
 
-def _cut(
-    pixels: Tensor, target: Tensor, rows: tuple[int, int], columns: tuple[int, int]
+def _fitted(data: DenseImages, index: int, size: float) -> tuple[Tensor, Tensor]:
+    """An image and its map with the short side at `size`."""
+    image, target = data[index]
+    fitted = fitted_size(image.height, image.width, size)
+    return to_pixels(image, fitted), to_target(target, fitted)
+
+
+def _square(
+    pixels: Tensor, target: Tensor, rows: tuple[int, int], columns: tuple[int, int], size: int
 ) -> tuple[Tensor, Tensor]:
-    part = (slice(*rows), slice(*columns))
-    return pixels[:, part[0], part[1]], target[part]
-
-
-def _fill(pixels: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Up to a full square; what is added does not count."""
+    """A window, filled up to a full square; what is added does not count."""
+    pixels, target = pixels[:, slice(*rows), slice(*columns)], target[slice(*rows), slice(*columns)]
     bottom, right = (size - side for side in target.shape)
     if not bottom and not right:
         return pixels, target

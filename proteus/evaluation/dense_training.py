@@ -55,6 +55,11 @@ class Settings:
                 f"warmup: must be shorter than the run. Got {self.warmup} of {self.iterations} "
                 f"iterations."
             )
+        if self.head == "upernet" and self.batch_size < 2:
+            raise ValueError(
+                "batch_size: UperNet pools an image to one pixel and normalises over the batch. "
+                "Got 1; expected at least 2."
+            )
         if self.finetune and self.head in ("linear", "norm_linear"):
             raise ValueError(
                 "finetune: a linear head measures a frozen model. Got finetune=True and 'linear'; "

@@ -204,6 +204,8 @@ def test_what_cannot_be_measured_is_an_error(model):
         run(channels=8)
     with pytest.raises(ValueError, match=r"warmup: must be shorter than the run. Got 2 of 2"):
         run(warmup=2)
+    with pytest.raises(ValueError, match=r"batch_size: UperNet .* Got 1; expected at least 2"):
+        run(mode="upernet", batch_size=1)
     with pytest.raises(ValueError, match="iterations: must be at least 1"):
         run(iterations=0)
     with pytest.raises(ValueError, match="a label is no class"):
