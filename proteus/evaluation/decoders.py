@@ -70,6 +70,7 @@ def read_dense(extractor: Extractor, images: Tensor) -> list[Features]:
         images: RGB [B, 3, H, W], uint8 or floats in [0, 1]; sizes that are no multiples of the
             patch are filled up with the border.
     """
+    images = images.to(extractor.device)  # as bytes, where they are: a quarter to move
     images = images.float() / 255 if images.dtype == torch.uint8 else images
     # A model without patches is refused by the decoder, which sees that there are none.
     height, width = (max(side, 1) for side in extractor.patch_size)

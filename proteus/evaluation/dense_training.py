@@ -232,7 +232,7 @@ def _fresh_batches(
     )
     device = predictor.extractor.device
     for images, targets in DataLoader(crops, batch_sampler=keys, num_workers=settings.workers):
-        yield *predictor.outputs(images.to(device)), targets.to(device)
+        yield *predictor.outputs(images), targets.to(device)
 
 
 def _order(count: int, settings: Settings) -> Iterator[Tensor]:
