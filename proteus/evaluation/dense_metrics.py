@@ -147,7 +147,7 @@ def segmentation_scores(areas: Areas, *, nan_to_num: float | None = None) -> Seg
 
     Args:
         areas: Of all images, see `add_areas`. The mean of per-image scores is another number.
-        nan_to_num: Value of classes without a score, which then count in the means.
+        nan_to_num: Value of what has no score; such classes then count in the means.
 
     Examples:
         >>> areas = segmentation_areas(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
@@ -162,28 +162,29 @@ def segmentation_scores(areas: Areas, *, nan_to_num: float | None = None) -> Seg
     """
     intersect, predicted, labelled = (area.double() for area in areas)
     precision, recall = intersect / predicted, intersect / labelled
-    classes = {
+    found = {
         "iou": intersect / (predicted + labelled - intersect),
         "accuracy": recall,
+        "all": intersect.sum() / labelled.sum(),
         "dice": 2 * intersect / (predicted + labelled),
         "fscore": 2 * precision * recall / (precision + recall),
         "precision": precision,
     }
     if nan_to_num is not None:
-        classes = {name: values.nan_to_num(nan=nan_to_num) for name, values in classes.items()}
-    mean = {name: float(values.nanmean()) for name, values in classes.items()}
+        found = {name: values.nan_to_num(nan=nan_to_num) for name, values in found.items()}
+    mean = {name: float(values.nanmean()) for name, values in found.items()}
     return SegmentationScores(
         miou=mean["iou"],
         macc=mean["accuracy"],
-        aacc=float(intersect.sum() / labelled.sum()),
+        aacc=mean["all"],
         mdice=mean["dice"],
         mfscore=mean["fscore"],
         mprecision=mean["precision"],
         mrecall=mean["accuracy"],
-        iou=tuple(classes["iou"].tolist()),
-        accuracy=tuple(classes["accuracy"].tolist()),
-        dice=tuple(classes["dice"].tolist()),
-        fscore=tuple(classes["fscore"].tolist()),
+        iou=tuple(found["iou"].tolist()),
+        accuracy=tuple(found["accuracy"].tolist()),
+        dice=tuple(found["dice"].tolist()),
+        fscore=tuple(found["fscore"].tolist()),
     )
 
 

@@ -55,6 +55,8 @@ def test_a_set_of_ignored_pixels_has_no_score():
     areas = segmentation_areas(torch.tensor([0]), torch.tensor([255]), 2)
     assert math.isnan(segmentation_scores(areas).miou)
     assert math.isnan(segmentation_scores(areas).aacc)
+    zeros = segmentation_scores(areas, nan_to_num=0)
+    assert zeros.miou == zeros.aacc == 0
 
 
 def test_reducing_the_zero_label_is_for_bytes():
