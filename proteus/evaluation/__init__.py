@@ -13,9 +13,9 @@ from .corruptions import corrupt as corrupt
 from .datasets import LabelledImages as LabelledImages
 from .datasets import open_labelled as open_labelled
 from .decoders import build_decoder as build_decoder
-from .decoders import choose_layers as choose_layers
 from .dense_data import open_depth as open_depth
 from .dense_data import open_segmentation as open_segmentation
+from .dense_features import choose_layers as choose_layers
 from .dense_metrics import add_areas as add_areas
 from .dense_metrics import reduce_zero_label as reduce_zero_label
 from .dense_metrics import segmentation_areas as segmentation_areas

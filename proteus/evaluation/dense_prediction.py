@@ -8,9 +8,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..features import Features, ShapeError
-from .decoders import Decoder, read_dense
+from .decoders import Decoder
 from .dense_crops import fitted_size, to_pixels
 from .dense_data import DenseImages
+from .dense_features import read_dense
 from .extractor import Extractor
 from .features import rank_and_world, together
 from .sliding import slide

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..features import Features
-from .decoders import Decoder, Head, build_decoder, first_seen, read_dense
+from .decoders import Decoder, Head, build_decoder
 from .dense_crops import Augmentation, RandomCrops, all_windows
 from .dense_data import DenseImages
+from .dense_features import first_seen, read_dense
 from .dense_prediction import DensePredictor
 from .extractor import Extractor, as_extractor
 

@@ -7,7 +7,8 @@ from torch import nn
 
 import proteus
 from conftest import vit
-from proteus.evaluation.decoders import HEADS, Pyramid, build_decoder, choose_layers, read_dense
+from proteus.evaluation.decoders import HEADS, Pyramid, build_decoder
+from proteus.evaluation.dense_features import choose_layers, read_dense
 from proteus.evaluation.extractor import as_extractor
 from proteus.features import Features
 
