@@ -301,6 +301,8 @@ def lr_factor(step: int, iterations: int, warmup: int) -> float:
 
     Source:
         mmengine `LinearLR(1e-6)`, `PolyLR(power=1)` of the authors' configs.
+        *Same:* both ramps. *Different:* each is one step longer; mmengine is at the peak in step
+        `warmup - 1`, and at 0 in the last step, which then changes nothing.
     """
     if step < warmup:
         return 1e-6 + (1 - 1e-6) * step / warmup

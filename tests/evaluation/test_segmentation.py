@@ -164,7 +164,7 @@ def test_the_default_size_is_the_papers():
         assert default_size(as_extractor(model)) == size
 
 
-def test_the_schedule_is_mmengines():
+def test_the_rate_rises_and_falls_linearly():
     factors = [lr_factor(step, 60_000, 1500) for step in (0, 750, 1500, 30_750, 60_000)]
     assert factors == pytest.approx([1e-6, 0.5000005, 1, 0.5, 0])
 
