@@ -90,9 +90,7 @@ class DenseImages(Dataset[tuple[Image.Image, Tensor]]):
 class SegmentationImages(DenseImages):
     """Images and class maps, uint8 [H, W], 255 = ignored.
 
-    Args:
-        source: The images.
-        maps: Number of an image -> its map [H, W], integers.
+    Attributes:
         num_classes: Number of classes.
         classes: Their names; () where unknown.
         zero_is_ignored: Maps are coded as ADE20K's, 0 = no class, n = class n - 1.
@@ -142,9 +140,7 @@ class SegmentationImages(DenseImages):
 class DepthImages(DenseImages):
     """Images and depth maps, float32 [H, W], metres; 0 = no measurement.
 
-    Args:
-        source: The images.
-        maps: Number of an image -> its map [H, W], metres.
+    Attributes:
         crop: The part that is evaluated: "eigen" for NYU-Depth V2, else None.
     """
 
