@@ -12,7 +12,7 @@ from .decoders import Decoder, read_dense
 from .dense_crops import fitted_size, to_pixels
 from .dense_data import DenseImages
 from .extractor import Extractor
-from .features import rank_and_world, together
+from .processes import rank_and_world, together
 from .sliding import pad_to_multiple, slide
 
 _BATCH = 16

@@ -22,7 +22,7 @@ from .depth_metrics import (
     silog_loss,
 )
 from .extractor import as_extractor
-from .features import gather
+from .processes import gather
 from .segmentation import default_size
 
 _WARMUP_SHARE = 1500 / 25_000

@@ -1,10 +1,10 @@
 """Features of a whole labelled set: extracted once, kept, the same from any number of processes."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -14,8 +14,8 @@ from ..features import ShapeError
 from .cache import FeatureCache
 from .datasets import LabelledImages, Target, check_labels, open_labelled
 from .extractor import Extractor, as_extractor
+from .processes import gather, raise_everywhere, rank_and_world
 
-Item = TypeVar("Item")
 _PART_BATCHES = 4  # a part is what is stored, and dealt to a process, at once
 _MOST_PARTS = 256
 _WORTH_WORKERS = 2000  # images
@@ -317,46 +317,6 @@ class _Job:
                 )
             found["blocks"] = torch.stack([layer.cls for layer in layers], 1)
         return {name: tensor.float().cpu() for name, tensor in found.items()}
-
-
-def rank_and_world() -> tuple[int, int]:
-    """(rank, number of processes) of a distributed run; (0, 1) otherwise."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def gather(mine: dict[Any, Any]) -> dict[Any, Any]:
-    """The dictionaries of all processes in one; itself in a run of one process."""
-    _, world = rank_and_world()
-    if world == 1:
-        return mine
-    everyone: list[Any] = [None] * world
-    distributed.all_gather_object(everyone, mine)
-    return {key: value for part in everyone for key, value in part.items()}
-
-
-def raise_everywhere(failure: Exception | None) -> None:
-    """Raise in all processes what went wrong in one, before they exchange anything else.
-
-    Without it the others would wait for the failed one, and take what it sends next for its share.
-    """
-    rank, world = rank_and_world()
-    if world == 1 and failure is not None:
-        raise failure
-    failures = gather({} if failure is None else {rank: str(failure)})
-    if failures:
-        raise ValueError(failures[min(failures)]) from failure
-
-
-def together(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items; where one process cannot get its own, all raise at the end."""
-    failure: Exception | None = None
-    try:
-        yield from items
-    except (ValueError, OSError) as error:
-        failure = error
-    raise_everywhere(failure)
 
 
 def _collate(rows: list[tuple[Tensor, Target]]) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,13 @@ from .cache import FeatureCache
 from .classifier import LinearClassifier
 from .datasets import open_labelled
 from .extractor import Extractor, as_extractor
-from .features import FeatureSet, extract_features, probe_resize, rank_and_world
+from .features import FeatureSet, extract_features, probe_resize
 from .knn import check_single_labels
 from .logistic import score_of
 from .logistic_fit import holdout_split
 from .named_sets import Metric
 from .probe_heads import BLOCKS, LEARNING_RATES, Head, ProbeHeads, draw_batches, head_grid
+from .processes import rank_and_world
 from .views import View, augmented_views
 
 Select = Literal["test", "holdout"]

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Subset
 from .classifier import Classifier
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .datasets import LabelledImages, check_labels, open_labelled
-from .features import Resized, gather, rank_and_world, together
+from .features import Resized
+from .processes import gather, rank_and_world, together
 
 # Error of AlexNet in per cent, mean over the five severities (Hendrycks & Dietterich 2019, their
 # published code): what an error on ImageNet-C is divided by.

@@ -22,7 +22,7 @@ from .dense_metrics import (
 from .dense_prediction import DensePredictor, predict_set
 from .dense_training import Settings, train_dense
 from .extractor import Extractor, as_extractor
-from .features import gather
+from .processes import gather
 
 _REFERENCE_SIZE = 512
 _WARMUP_SHARE = 1500 / 60_000

@@ -17,11 +17,12 @@ from .datasets import LabelledImages, open_labelled
 from .dense_data import DenseImages, open_depth, open_segmentation
 from .depth import depth
 from .extractor import Extractor
-from .features import FeatureSet, extract_features, probe_resize, rank_and_world, together
+from .features import FeatureSet, extract_features, probe_resize
 from .knn import KS, score_knn
 from .linear_probe import LinearProbeResult, fitting_blocks, score_linear
 from .logistic import score_logistic
 from .named_sets import metric_of
+from .processes import rank_and_world, together
 from .robustness import robustness
 from .segmentation import segmentation
 from .suite_sets import EvaluationSet, Task

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.samples import random_resized_crop
 from .datasets import LabelledImages
 from .extractor import Extractor
-from .features import default_workers, gather, rank_and_world
+from .features import default_workers
+from .processes import gather, rank_and_world
 
 
 class View(NamedTuple):
