@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from ..data import ImageSource, decode, open_source
 from ..data.datasets import DatasetSource
-from .named_sets import NAMED_SETS, Items, Metric, open_named
+from .metrics import Metric
+from .named_sets import NAMED_SETS, Items, open_named
 from .packs import classes_of, is_pack, pack_shards
 
 Target = int | Tensor

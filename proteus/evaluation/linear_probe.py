@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..features import ShapeError
@@ -16,9 +15,8 @@ from .datasets import open_labelled
 from .extractor import Extractor, as_extractor
 from .features import FeatureSet, extract_features, probe_resize
 from .knn import check_single_labels
-from .logistic import score_of
 from .logistic_fit import holdout_split
-from .named_sets import Metric
+from .metrics import Metric, score_of
 from .probe_heads import BLOCKS, LEARNING_RATES, Head, ProbeHeads, draw_batches, head_grid
 from .processes import rank_and_world
 from .views import View, augmented_views
@@ -333,7 +331,5 @@ def _score(
     predictions = torch.cat(found, 1)
     result = {}
     for head, row in zip(probes.heads, predictions, strict=True):
-        one_hot = F.one_hot(row.clamp(min=0), int(row.max().clamp(min=0)) + 1)
-        right = score_of(one_hot.double(), features.labels, metric)
-        result[head] = right if (row >= 0).all() else 0.0
+        result[head] = score_of(row, features.labels, metric) if (row >= 0).all() else 0.0
     return result

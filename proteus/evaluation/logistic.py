@@ -21,30 +21,8 @@ from .logistic_fit import (
     penalties,
     standardise,
 )
-from .metrics import accuracy, eleven_point_map, mean_class_accuracy
-from .named_sets import Metric, metric_of
-
-
-def score_of(scores: Tensor, labels: Tensor, metric: Metric) -> float:
-    """The metric of a set, per cent.
-
-    Raises:
-        ValueError: If the metric is unknown or does not fit the labels.
-    """
-    if metric not in ("accuracy", "mean_class", "map_11"):
-        raise ValueError(
-            f"logistic regression: unknown metric. Got {metric!r}; expected 'accuracy', "
-            f"'mean_class' or 'map_11'."
-        )
-    if (metric == "map_11") != (labels.ndim == 2):
-        raise ValueError(
-            f"logistic regression: the metric does not fit the labels. Got {metric!r} and labels "
-            f"{tuple(labels.shape)}; expected 'map_11' for several labels an image, only."
-        )
-    if metric == "map_11":
-        return eleven_point_map(scores, labels)
-    found = scores.argmax(1)
-    return accuracy(found, labels) if metric == "accuracy" else mean_class_accuracy(found, labels)
+from .metrics import Metric, check_metric, score_of
+from .named_sets import metric_of
 
 
 @dataclass(frozen=True)
@@ -187,6 +165,7 @@ def score_logistic(
         100.0
     """
     constants, steps = penalties(sweep)
+    check_metric(metric, train.labels)
     steps = steps if max_iter is None else max_iter
     whole, labels = train.cls, train.labels
     if val is None:
@@ -217,16 +196,18 @@ def score_logistic(
 
     scale, weights, bias = fit(fit_on, fit_labels, constants)
     ready, wanted = scale(chosen_on.to(device)), chosen_labels.to(device)
-    scores = tuple(
-        score_of(logistic_scores(ready, w, b), wanted, metric)
-        for w, b in zip(weights, bias, strict=True)
-    )
+
+    def score(features: Tensor, weights: Tensor, bias: Tensor, target: Tensor) -> float:
+        scores = logistic_scores(features, weights, bias)
+        return score_of(scores if metric == "map_11" else scores.argmax(1), target, metric)
+
+    scores = tuple(score(ready, w, b, wanted) for w, b in zip(weights, bias, strict=True))
     index = max(range(len(scores)), key=lambda i: (scores[i], -i))
     scale, weights, bias = fit(whole, labels, constants[index : index + 1])
-    final = logistic_scores(scale(test.cls.to(device)), weights[0], bias[0])
+    tested, answers = scale(test.cls.to(device)), test.labels.to(device)
     raw = (weights[0] / scale.std).cpu()
     return LogisticResult(
-        score=score_of(final, test.labels.to(device), metric),
+        score=score(tested, weights[0], bias[0], answers),
         metric=metric,
         constant=float(constants[index]),
         index=index,

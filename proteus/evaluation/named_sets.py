@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-Metric = Literal["accuracy", "mean_class", "map_11"]
+from .metrics import Metric
+
 _SEED = 0
 _CALTECH_TRAIN = 30
 
