@@ -23,10 +23,10 @@ from .dense_metrics import segmentation_scores as segmentation_scores
 from .depth_metrics import depth_scores as depth_scores
 from .depth_metrics import metres as metres
 from .depth_metrics import silog_loss as silog_loss
+from .extraction import extract_features as extract_features
 from .extractor import Extractor as Extractor
 from .extractor import as_extractor as as_extractor
 from .features import FeatureSet as FeatureSet
-from .features import extract_features as extract_features
 from .knn import extract_cls as extract_cls
 from .knn import knn_predict as knn_predict
 from .knn import knn_votes as knn_votes

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .extractor import Extractor
+from .features import read_vectors
+from .probe_heads import probe_inputs
 
 
 @runtime_checkable
@@ -64,16 +66,11 @@ class LinearClassifier(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """RGB images [B, 3, S, S] to scores [B, classes], float32."""
-        if not self.blocks:
-            return F.linear(self.extractor(images).cls.float(), self.weight, self.bias)
-        layers = self.extractor.layers(images, self.blocks)
-        parts = [layer.cls for layer in layers]
-        if self.avgpool:
-            last = layers[-1]
-            # As `extract_features` does: zeros, where the mean of no patches would be NaN.
-            some = last.patches.shape[1] > 0
-            parts.append(last.patches.float().mean(1) if some else torch.zeros_like(last.cls))
-        return F.linear(torch.cat([part.float() for part in parts], 1), self.weight, self.bias)
+        found = read_vectors(self.extractor, images, self.blocks)
+        inputs = found["cls"]
+        if self.blocks:
+            inputs = probe_inputs(found["blocks"], found["patches"], self.blocks, self.avgpool)
+        return F.linear(inputs, self.weight, self.bias)
 
 
 class NeighbourClassifier(nn.Module):

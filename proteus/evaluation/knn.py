@@ -13,8 +13,9 @@ from ..features import FeatureExtractor, ShapeError
 from .cache import FeatureCache
 from .classifier import NeighbourClassifier
 from .datasets import open_labelled
+from .extraction import extract_features
 from .extractor import as_extractor
-from .features import FeatureSet, extract_features, probe_resize
+from .features import FeatureSet, probe_resize
 from .metrics import accuracy, topk_accuracy
 
 KS = (10, 20, 100, 200)

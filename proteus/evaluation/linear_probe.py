@@ -12,8 +12,9 @@ from ..features import ShapeError
 from .cache import FeatureCache
 from .classifier import LinearClassifier
 from .datasets import open_labelled
+from .extraction import extract_features
 from .extractor import Extractor, as_extractor
-from .features import FeatureSet, extract_features, probe_resize
+from .features import FeatureSet, probe_resize
 from .knn import check_single_labels
 from .logistic_fit import holdout_split
 from .metrics import Metric, score_of

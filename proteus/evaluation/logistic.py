@@ -10,8 +10,9 @@ from torch import Tensor
 from .cache import FeatureCache
 from .classifier import LinearClassifier
 from .datasets import open_labelled
+from .extraction import extract_features
 from .extractor import as_extractor
-from .features import FeatureSet, extract_features
+from .features import FeatureSet
 from .logistic_fit import (
     Standard,
     Sweep,

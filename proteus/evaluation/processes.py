@@ -25,24 +25,19 @@ def gather(mine: dict[Any, Any]) -> dict[Any, Any]:
     return {key: value for part in everyone for key, value in part.items()}
 
 
-def raise_everywhere(failure: Exception | None) -> None:
-    """Raise in all processes what went wrong in one, before they exchange anything else.
+def together(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items; where one process cannot get its own, all raise at the end.
 
     Without it the others would wait for the failed one, and take what it sends next for its share.
     """
+    failure: Exception | None = None
+    try:
+        yield from items
+    except (ValueError, OSError) as error:
+        failure = error
     rank, world = rank_and_world()
     if world == 1 and failure is not None:
         raise failure
     failures = gather({} if failure is None else {rank: str(failure)})
     if failures:
         raise ValueError(failures[min(failures)]) from failure
-
-
-def together(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items; where one process cannot get its own, all raise at the end."""
-    failure: Exception | None = None
-    try:
-        yield from items
-    except (ValueError, OSError) as error:
-        failure = error
-    raise_everywhere(failure)

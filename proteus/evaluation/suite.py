@@ -16,8 +16,9 @@ from .classifier import LinearClassifier
 from .datasets import LabelledImages, open_labelled
 from .dense_data import DenseImages, open_depth, open_segmentation
 from .depth import depth
+from .extraction import extract_features
 from .extractor import Extractor
-from .features import FeatureSet, extract_features, probe_resize
+from .features import FeatureSet, probe_resize
 from .knn import KS, score_knn
 from .linear_probe import LinearProbeResult, fitting_blocks, score_linear
 from .logistic import score_logistic
