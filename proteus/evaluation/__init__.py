@@ -28,8 +28,6 @@ from .extractor import Extractor as Extractor
 from .extractor import as_extractor as as_extractor
 from .features import FeatureSet as FeatureSet
 from .knn import extract_cls as extract_cls
-from .knn import knn_predict as knn_predict
-from .knn import knn_votes as knn_votes
 from .knn import score_knn as score_knn
 from .linear_probe import score_linear as score_linear
 from .logistic import score_logistic as score_logistic
@@ -43,6 +41,8 @@ from .metrics import eleven_point_map as eleven_point_map
 from .metrics import mean_class_accuracy as mean_class_accuracy
 from .metrics import topk_accuracy as topk_accuracy
 from .named_sets import NAMED_SETS as NAMED_SETS
+from .neighbours import knn_predict as knn_predict
+from .neighbours import knn_votes as knn_votes
 from .packs import read_packs as read_packs
 from .probe_heads import Head as Head
 from .probe_heads import ProbeHeads as ProbeHeads

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .extractor import Extractor
-from .features import read_vectors
+from .features import check_finite, read_vectors
+from .neighbours import votes_in_pieces
 from .probe_heads import probe_inputs
 
 
@@ -78,7 +79,7 @@ class NeighbourClassifier(nn.Module):
 
     Args:
         extractor: The model.
-        bank: Features of the training images, float32 [n, D].
+        bank: Features of the training images, [n, D]; scaled to length one here.
         labels: long [n].
         k: Neighbours.
         temperature: Of the votes.
@@ -104,14 +105,17 @@ class NeighbourClassifier(nn.Module):
         self.extractor, self.k, self.temperature = extractor, k, temperature
         self.image_size, self.resize = image_size, resize
         self.num_classes = int(labels.max()) + 1
-        self.register_buffer("bank", bank.to(extractor.device))
+        ready = F.normalize(bank.float(), dim=1)
+        self.register_buffer("bank", ready.to(extractor.device))
         self.register_buffer("labels", labels.to(extractor.device))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """RGB images [B, 3, S, S] to votes [B, classes], float32."""
-        from .knn import knn_votes
-
         queries = self.extractor(images).cls.float()
-        votes = knn_votes(self.bank, self.labels, queries, [self.k], temperature=self.temperature)
-        return votes[self.k]
+        check_finite(queries, "images")
+        pieces = votes_in_pieces(
+            self.bank, self.labels, queries, [self.k],
+            temperature=self.temperature, classes=self.num_classes,
+        )  # fmt: skip
+        return torch.cat([votes[self.k] for votes in pieces])

@@ -217,6 +217,19 @@ def open_labelled(
     return _hub(text, split) if text.startswith("hfds/") else _open_path(text, split, classes)
 
 
+def open_splits(train: Any, test: Any, val: Any = None) -> list[LabelledImages]:
+    """The opened sets, in this order; a `val` of None is left out.
+
+    Paths are opened with the split of this name. A test folder that lacks a class must not shift
+    the numbers of the others, so the classes of training hold for all.
+    """
+    first = open_labelled(train, split="train")
+    others = [(test, "test")] if val is None else [(test, "test"), (val, "val")]
+    return [first] + [
+        open_labelled(data, split=split, classes=first.classes) for data, split in others
+    ]
+
+
 def _open_path(text: str, split: str | None, classes: Sequence[str]) -> LabelledImages:
     if not Path(text).exists() and is_pack(text):
         shards: Any = pack_shards(text, split or "train")

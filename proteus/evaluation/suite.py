@@ -19,10 +19,11 @@ from .depth import depth
 from .extraction import extract_features
 from .extractor import Extractor
 from .features import FeatureSet, probe_resize
-from .knn import KS, score_knn
+from .knn import score_knn
 from .linear_probe import LinearProbeResult, fitting_blocks, score_linear
 from .logistic import score_logistic
 from .named_sets import metric_of
+from .neighbours import KS
 from .processes import rank_and_world, together
 from .robustness import robustness
 from .segmentation import segmentation

@@ -1,4 +1,4 @@
-"""Features of random crops, computed as a probe trains on them."""
+"""The batches a linear probe trains on: features of random crops, or of stored features."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.samples import random_resized_crop
 from .datasets import LabelledImages
 from .extractor import Extractor
-from .features import default_workers, read_vectors
+from .features import FeatureSet, default_workers, read_vectors
 from .processes import gather, rank_and_world
 
 
@@ -99,3 +99,15 @@ def _interleave(parts: dict[int, tuple[Tensor, ...]], mine: View, world: int) ->
             joined[rank::world] = parts[rank][number].to(part)
         whole.append(joined)
     return View(*whole)
+
+
+def stored_views(
+    features: FeatureSet, batches: Iterable[Tensor], device: str | torch.device
+) -> Iterator[View]:
+    """Batches, given as numbers of images, of features that were computed once."""
+    blocks = features.cls[:, None] if features.blocks is None else features.blocks
+    blocks, patches = blocks.to(device).float(), features.patches.to(device).float()
+    labels = features.labels.to(device)
+    for batch in batches:
+        chosen = batch.to(device)
+        yield View(blocks[chosen], patches[chosen], labels[chosen])
