@@ -75,6 +75,17 @@ class FeatureSet:
             names=names,
         )
 
+    def join(self, other: "FeatureSet") -> "FeatureSet":
+        """The images of both, without `blocks` and `names`."""
+        return replace(
+            self,
+            cls=torch.cat([self.cls, other.cls]),
+            patches=torch.cat([self.patches, other.patches]),
+            labels=torch.cat([self.labels, other.labels]),
+            blocks=None,
+            names=(),
+        )
+
 
 class Resized(Dataset[tuple[Tensor, Target]]):
     """Labelled images at one size: short side to `resize`, bicubic, then the centre.

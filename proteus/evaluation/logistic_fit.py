@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..features import ShapeError
+from .features import check_finite
 from .lbfgs import minimise
 
 Sweep = Literal["paper", "official"]
@@ -95,8 +96,8 @@ def fit_logistic(
 
     Args:
         features: [n, D], standardised; solved in their dtype, float64 for the last digits.
-        labels: long [n], or 0/1 [n, classes] for several labels an image.
-        constants: C, [P].
+        labels: long [n], 0 … K - 1, or 0/1 [n, classes] for several labels an image.
+        constants: C, [P], above 0.
         num_classes: K.
         max_iter: Steps of L-BFGS.
         tolerance: Of the largest entry of the gradient.
@@ -107,7 +108,8 @@ def fit_logistic(
 
     Raises:
         ShapeError: If features and labels do not fit.
-        ValueError: If features are not finite.
+        ValueError: If features are not finite, a label is not in the range above, or a C is not
+            positive.
 
     Examples:
         >>> x, y = torch.tensor([[-1.0], [0.0], [1.0]]).double(), torch.tensor([0, 0, 1])
@@ -120,10 +122,10 @@ def fit_logistic(
         *Same:* objective, stopping rule; converged coefficients to 1e-5.
         *Different:* all constants in the same matrix products.
     """
-    _check(features, labels)
+    values = torch.as_tensor(constants, dtype=features.dtype, device=features.device)
+    _check(features, labels, values, num_classes)
     targets, rows = _targets(labels, num_classes, features.dtype)
     count, width = features.shape
-    values = torch.as_tensor(constants, dtype=features.dtype, device=features.device)
     inputs = F.pad(features, (0, 1), value=1.0)  # the intercept's column
     begin = features.new_zeros(len(values), rows, width + 1)
     if start is not None:
@@ -196,11 +198,20 @@ def logistic_scores(features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([-scores, scores], 1) if scores.shape[1] == 1 else scores
 
 
-def _check(features: Tensor, labels: Tensor) -> None:
+def _check(features: Tensor, labels: Tensor, constants: Tensor, classes: int) -> None:
     if features.ndim != 2 or labels.shape[:1] != features.shape[:1] or labels.ndim > 2:
         raise ShapeError(
             f"logistic regression: features and labels do not fit. Got {tuple(features.shape)} "
             f"and {tuple(labels.shape)}; expected [n, D] and [n], or [n, classes]."
         )
-    if not features.isfinite().all():
-        raise ValueError("logistic regression: features are not finite. Got NaN or infinity.")
+    check_finite(features, "features")
+    highest = 1 if labels.ndim == 2 else classes - 1
+    if not 0 <= int(labels.min()) <= int(labels.max()) <= highest:
+        raise ValueError(
+            f"logistic regression: labels must be in 0 … {highest}. Got {int(labels.min())} to "
+            f"{int(labels.max())}."
+        )
+    if not (constants > 0).all():
+        raise ValueError(
+            f"logistic regression: constants C must be above 0. Got {constants.tolist()}."
+        )

@@ -110,6 +110,23 @@ def test_what_cannot_be_fitted_is_said():
         score_logistic(features, features, metric="map_11")
 
 
+@pytest.mark.parametrize("labels", [[-1, 1], [1, 2]])
+def test_labels_that_are_no_class_numbers_are_an_error(labels):
+    x, y = sample(classes=2)
+    with pytest.raises(ValueError, match=rf"in 0 … 1. Got {labels[0]} to {labels[1]}"):
+        fit_logistic(x, torch.tensor(labels)[y], [1.0], num_classes=2)
+    with pytest.raises(ValueError, match="above 0"):
+        fit_logistic(x, y, [1.0, 0.0], num_classes=2)
+
+
+def test_test_features_that_are_not_finite_are_an_error_and_not_class_zero():
+    x, y = sample()
+    bad = x.clone()
+    bad[7, 1] = float("inf")
+    with pytest.raises(ValueError, match=r"NaN or infinity in 1 of 150 .*number 7"):
+        score_logistic(FeatureSet(x, x, y), FeatureSet(bad, x, y))
+
+
 def test_an_unconverged_fit_stops_after_its_steps():
     x, y = sample()
     with warnings.catch_warnings():
