@@ -27,6 +27,9 @@ from .extraction import extract_features as extract_features
 from .extractor import Extractor as Extractor
 from .extractor import as_extractor as as_extractor
 from .features import FeatureSet as FeatureSet
+from .imagenet_sets import imagenet_c as imagenet_c
+from .imagenet_sets import imagenet_variant as imagenet_variant
+from .imagenet_sets import mean_corruption_error as mean_corruption_error
 from .knn import extract_cls as extract_cls
 from .knn import score_knn as score_knn
 from .linear_probe import score_linear as score_linear
@@ -47,9 +50,6 @@ from .packs import read_packs as read_packs
 from .probe_heads import Head as Head
 from .probe_heads import ProbeHeads as ProbeHeads
 from .probe_heads import probe_inputs as probe_inputs
-from .robustness import imagenet_c as imagenet_c
-from .robustness import imagenet_variant as imagenet_variant
-from .robustness import mean_corruption_error as mean_corruption_error
 from .sliding import slide as slide
 from .sliding import window_positions as window_positions
 
