@@ -50,13 +50,13 @@ class NamedSet:
     has_val: bool = False
 
 
-def _split(name: str, splits: Mapping[str, str], **options: Any) -> Callable[[str, str, bool], Any]:
+def _split(name: str, splits: Mapping[str, str]) -> Callable[[str, str, bool], Any]:
     """A torchvision class with `split=`, and what it calls our splits."""
 
     def read(root: str, split: str, download: bool) -> Any:
         from torchvision import datasets
 
-        return vars(datasets)[name](root, split=splits[split], download=download, **options)
+        return vars(datasets)[name](root, split=splits[split], download=download)
 
     return read
 
