@@ -23,7 +23,6 @@ from .features import (
     square_size,
 )
 from .processes import gather, rank_and_world, together
-from .targets import Target
 
 _PART_BATCHES = 4  # a part is what is stored, and dealt to a process, at once
 _MOST_PARTS = 256
@@ -152,9 +151,7 @@ class _Job:
         batches = [batch for number in numbers for batch in self.parts[number]]
         if not batches:
             return
-        loader = DataLoader(
-            self.images, batch_sampler=batches, num_workers=workers, collate_fn=_collate
-        )
+        loader = DataLoader(self.images, batch_sampler=batches, num_workers=workers)
         bar = tqdm(total=sum(map(len, batches)), unit="image", disable=None if progress else True)
         bar.set_description(self.images.data.description[-40:])
         stream = iter(loader)
@@ -163,7 +160,9 @@ class _Job:
             for _ in self.parts[number]:
                 images, labels = next(stream)
                 vectors = read_vectors(self.extractor, images, self.blocks)
-                rows.append({name: v.cpu() for name, v in vectors.items()} | {"labels": labels})
+                rows.append(
+                    {name: v.cpu() for name, v in vectors.items()} | {"labels": labels.long()}
+                )
                 bar.update(len(images))
             yield number, {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         bar.close()
@@ -178,8 +177,3 @@ def _parts(count: int, batch_size: int) -> list[list[list[int]]]:
     if len(batches) < 2 * length:
         length = 1
     return [batches[i : i + length] for i in range(0, len(batches), length)]
-
-
-def _collate(rows: list[tuple[Tensor, Target]]) -> tuple[Tensor, Tensor]:
-    images = torch.stack([image for image, _ in rows])
-    return images, torch.stack([torch.as_tensor(target) for _, target in rows]).long()

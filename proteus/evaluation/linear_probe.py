@@ -164,10 +164,10 @@ def linear_probe(
             seed=seed, workers=workers,
         )  # fmt: skip
 
-    result = _probe(
-        training, testing, crops if augment else None, heads=head_grid(learning_rates, blocks),
-        select=select, iterations=iterations, batch_size=batch_size, metric=metric, seed=seed,
-        device=extractor.device, progress=progress,
+    result = score_linear(
+        training, testing, select=select, iterations=iterations, batch_size=batch_size,
+        learning_rates=learning_rates, num_blocks=blocks, metric=metric, seed=seed,
+        device=extractor.device, progress=progress, views=crops if augment else None,
     )  # fmt: skip
     classifier = LinearClassifier(
         extractor, result.weight, result.bias, image_size=size, resize=probe_resize(size),
@@ -199,8 +199,12 @@ def score_linear(
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = False,
+    views: Callable[[Iterable[Tensor]], Iterable[View]] | None = None,
 ) -> LinearProbeResult:
-    """`linear_probe` without augmentation on features that are there already.
+    """`linear_probe` on features that are there already.
+
+    Settings are those of `linear_probe`; heads whose blocks `train` lacks are left out. `views`
+    brings augmentation: from numbers of training images, batch by batch, to what is trained on.
 
     Examples:
         >>> features = FeatureSet(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
@@ -208,29 +212,6 @@ def score_linear(
         100.0
     """
     _check_settings(select, iterations, batch_size)
-    depth = 1 if train.blocks is None else train.blocks.shape[1]
-    blocks = tuple(n for n in BLOCKS if n <= depth) if num_blocks is None else tuple(num_blocks)
-    return _probe(
-        train, test, None, heads=head_grid(learning_rates, blocks), select=select,
-        iterations=iterations, batch_size=batch_size, metric=metric, seed=seed, device=device,
-        progress=progress,
-    )  # fmt: skip
-
-
-def _probe(
-    train: FeatureSet,
-    test: FeatureSet,
-    crops: Callable[[Iterable[Tensor]], Iterable[View]] | None,
-    *,
-    heads: Sequence[Head],
-    select: Select,
-    iterations: int,
-    batch_size: int,
-    metric: Metric,
-    seed: int,
-    device: str | torch.device,
-    progress: bool,
-) -> LinearProbeResult:
     check_metric(metric, train.labels)
     check_sets(train, test)
     kept, held = holdout_split(len(train))
@@ -239,6 +220,9 @@ def _probe(
             f"linear probe: nothing to choose a head on. Got {len(train)} training images in "
             f"{train.description}; expected at least 5, or select='test'."
         )
+    depth = 1 if train.blocks is None else train.blocks.shape[1]
+    blocks = tuple(n for n in BLOCKS if n <= depth) if num_blocks is None else num_blocks
+    heads = head_grid(learning_rates, blocks)
     classes = max(train.num_classes, test.num_classes)
 
     def fit(numbers: Tensor, chosen: Sequence[Head]) -> ProbeHeads:
@@ -248,7 +232,7 @@ def _probe(
         )  # fmt: skip
         drawn = draw_batches(len(numbers), batch_size, iterations, seed)
         batches = (numbers[batch] for batch in drawn)
-        source = crops(batches) if crops else stored_views(train, batches, device)
+        source = views(batches) if views else stored_views(train, batches, device)
         _train(probes, source, iterations, progress and rank_and_world()[0] == 0)
         return probes
 
@@ -270,7 +254,7 @@ def _probe(
         selection=selection,
         select=select,
         metric=metric,
-        augment=crops is not None,
+        augment=views is not None,
         iterations=iterations,
         batch_size=batch_size,
         num_train=len(train),

@@ -138,18 +138,17 @@ def fit_logistic(
         loss = (penalised * weights).sum((1, 2)) / 2
         gradient = penalised
         flat = weights.reshape(-1, width + 1)
-        for start_, stop in _pieces(count, len(flat)):
-            piece = inputs[start_:stop]
-            scores = (piece @ flat.T).view(len(piece), len(which), rows)
-            part, slope = _cross_entropy(scores, targets[start_:stop])
+        length = max(1, _ELEMENTS // len(flat))
+        pieces = zip(torch.split(inputs, length), torch.split(targets, length), strict=True)
+        for x, y in pieces:
+            part, slope = _cross_entropy((x @ flat.T).view(len(x), len(which), rows), y)
             loss = loss + part / count
-            gradient = gradient + (slope.flatten(1).T @ piece).view(weights.shape) / count
+            gradient = gradient + (slope.flatten(1).T @ x).view(weights.shape) / count
         return loss, gradient.flatten(1)
 
     solved = []
     group = max(1, _PARAMETERS // (rows * (width + 1)))
-    for first in range(0, len(values), group):
-        chosen = torch.arange(first, min(first + group, len(values)), device=features.device)
+    for chosen in torch.split(torch.arange(len(values), device=features.device), group):
 
         def part_of(theta: Tensor, which: Tensor, chosen: Tensor = chosen) -> tuple[Tensor, Tensor]:
             return objective(theta, chosen[which])
@@ -178,12 +177,6 @@ def _cross_entropy(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     index = targets[:, None, None].expand(-1, scores.shape[1], 1)
     loss = -slope.gather(-1, index).log().sum((0, 2))
     return loss, slope.scatter_add_(-1, index, scores.new_full(index.shape, -1.0))
-
-
-def _pieces(count: int, columns: int) -> list[tuple[int, int]]:
-    """Ranges of rows whose scores fit in memory."""
-    length = max(1, _ELEMENTS // columns)
-    return [(start, min(start + length, count)) for start in range(0, count, length)]
 
 
 def logistic_scores(features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:

@@ -115,13 +115,7 @@ def votes_in_pieces(
 ) -> Iterator[dict[int, Tensor]]:
     """`knn_votes`, unchecked, for one piece of the queries after the other.
 
-    Args:
-        bank: [n, D], float32, scaled to length one.
-        labels: long [n].
-        queries: [m, D].
-        ks: Numbers of neighbours.
-        temperature: Of the softmax.
-        classes: Width of the votes.
+    The bank is float32 and scaled to length one.
     """
     for chunk in torch.split(F.normalize(queries.float(), dim=1), _QUERIES):
         similarity, index = _nearest(bank, chunk, max(ks))

@@ -5,7 +5,7 @@ The published sets (ImageNet-A, -R, -Sketch, -C) are in `proteus.evaluation.imag
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -140,27 +140,43 @@ def accuracies(
 ) -> list[float]:
     """Accuracy of several predictions for the same images, fractions of 1.
 
-    Args:
-        probe: For its size and classes.
-        data: The images, shared out among the processes.
-        predict: (images uint8 [B, 3, S, S], their numbers) -> predictions, each long [B].
-        resize: Short side before the centre is cut out.
-        batch_size: Images in a forward pass.
-        workers: Processes that decode images.
-        progress: Show a bar.
+    `predict` takes images, uint8 [B, 3, S, S], and their numbers.
     """
-    batches = _batches(
-        probe, data, resize=resize, batch_size=batch_size, workers=workers, progress=progress
-    )
-    rows = list(
-        together(
-            [int((found.cpu() == labels).sum()) for found in predict(images, numbers)]
-            for numbers, images, labels in batches
-        )
-    )
-    everyone = gather({rank_and_world()[0]: rows}).values()
+    if len(data) == 0:
+        raise ValueError(f"robustness: no images. Got an empty set, {data.description}.")
+    rank, world = rank_and_world()
+    mine = list(range(rank, len(data), world))
+    images = Subset(Resized(data, probe.image_size, resize), mine)
+    loader = DataLoader(images, batch_size, num_workers=workers)
+
+    def right() -> Iterator[list[int]]:
+        from tqdm import tqdm
+
+        numbers = iter(mine)
+        for pixels, labels in tqdm(
+            loader, desc=data.description[-40:], disable=None if progress else True
+        ):
+            _check_labels(probe, labels, data.description)
+            found = predict(pixels, list(islice(numbers, len(pixels))))
+            yield [int((one.cpu() == labels).sum()) for one in found]
+
+    everyone = gather({rank: list(together(right()))}).values()
     columns = zip(*(row for rows in everyone for row in rows), strict=True)
     return [sum(column) / len(data) for column in columns]
+
+
+def _check_labels(probe: Classifier, labels: Tensor, description: str) -> None:
+    if labels.ndim != 1:
+        raise ValueError(
+            f"robustness: one label an image. Got {tuple(labels.shape[1:])} labels an image "
+            f"in {description}."
+        )
+    check_labels(labels, description)
+    if int(labels.max()) >= probe.num_classes:
+        raise ValueError(
+            f"robustness: the classifier does not know a class. Got label "
+            f"{int(labels.max())} in {description}; it has {probe.num_classes} classes."
+        )
 
 
 def scores_of(probe: Classifier, images: Tensor) -> Tensor:
@@ -177,41 +193,6 @@ def scores_of(probe: Classifier, images: Tensor) -> Tensor:
             f"weights, and whether its precision is enough."
         )
     return scores
-
-
-def _batches(
-    probe: Classifier,
-    data: LabelledImages,
-    *,
-    resize: int,
-    batch_size: int,
-    workers: int,
-    progress: bool,
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """(numbers, uint8 images, labels) of this process's share."""
-    from tqdm import tqdm
-
-    if len(data) == 0:
-        raise ValueError(f"robustness: no images. Got an empty set, {data.description}.")
-    rank, world = rank_and_world()
-    numbers = list(range(rank, len(data), world))
-    images = Subset(Resized(data, probe.image_size, resize), numbers)
-    loader = DataLoader(images, batch_size, num_workers=workers)
-    bar = tqdm(loader, desc=data.description[-40:], disable=None if progress else True)
-    for place, (pixels, labels) in enumerate(bar):
-        if labels.ndim != 1:
-            raise ValueError(
-                f"robustness: one label an image. Got {tuple(labels.shape[1:])} labels an image "
-                f"in {data.description}."
-            )
-        check_labels(labels, data.description)
-        if int(labels.max()) >= probe.num_classes:
-            raise ValueError(
-                f"robustness: the classifier does not know a class. Got label "
-                f"{int(labels.max())} in {data.description}; it has {probe.num_classes} classes."
-            )
-        start = place * batch_size
-        yield numbers[start : start + batch_size], pixels, labels
 
 
 def check_classes(probe: Classifier, classes: Sequence[str]) -> None:

@@ -84,21 +84,16 @@ def augmented_views(
     for images, labels in loader:
         found = read_vectors(extractor, images, blocks)
         mine = View(found["blocks"], found["patches"], labels.long().to(found["cls"].device))
-        yield _interleave(gather({rank: tuple(part.cpu() for part in mine)}), mine, world)
+        yield mine if world == 1 else _interleave(gather({rank: [t.cpu() for t in mine]}), mine)
 
 
-def _interleave(parts: dict[int, tuple[Tensor, ...]], mine: View, world: int) -> View:
+def _interleave(shares: dict[int, list[Tensor]], mine: View) -> View:
     """The shares of all processes in the order of the batch."""
-    if world == 1:
-        return mine
-    whole = []
-    for number, part in enumerate(mine):
-        count = sum(len(parts[rank][number]) for rank in range(world))
-        joined = part.new_empty(count, *part.shape[1:])
-        for rank in range(world):
-            joined[rank::world] = parts[rank][number].to(part)
-        whole.append(joined)
-    return View(*whole)
+    counts = [len(shares[rank][0]) for rank in range(len(shares))]
+    places = [torch.arange(rank, sum(counts), len(shares)) for rank in range(len(shares))]
+    order = torch.cat(places).argsort()
+    columns = zip(*(shares[rank] for rank in range(len(shares))), strict=True)
+    return View(*(torch.cat(parts)[order].to(mine.blocks.device) for parts in columns))
 
 
 def stored_views(
