@@ -158,7 +158,10 @@ def open_labelled(
             f"evaluation: root= and download= belong to a named set. Got {text!r}; expected one "
             f"of {', '.join(NAMED_SETS)}."
         )
-    return _hub(text, split) if text.startswith("hfds/") else _open_path(text, split, classes)
+    if text.startswith("hfds/"):
+        where = text if ":" in text or split is None else f"{text}:{split}"
+        return _labelled_hub(open_source(where), text)
+    return _open_path(text, split, classes)
 
 
 def open_splits(train: Any, test: Any, val: Any = None) -> list[LabelledImages]:
@@ -271,18 +274,9 @@ def _items(dataset: Any, description: str) -> LabelledImages:
 def _named(name: str, split: str, root: str | Path | None, download: bool) -> LabelledImages:
     items = open_named(name, split, root=root, download=download)
     opened = _items(items.dataset, f"{name} ({split})")
-    opened.classes, opened.stamp, opened.metric = (
-        items.classes,
-        items.stamp,
-        NAMED_SETS[name].metric,
-    )
+    opened.classes, opened.stamp = items.classes, items.stamp
+    opened.metric = NAMED_SETS[name].metric
     return opened
-
-
-def _hub(text: str, split: str | None) -> LabelledImages:
-    return _labelled_hub(
-        open_source(text if ":" in text or split is None else f"{text}:{split}"), text
-    )
 
 
 def _labelled_hub(source: ImageSource, description: str) -> LabelledImages:
