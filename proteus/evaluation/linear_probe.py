@@ -212,8 +212,8 @@ def score_linear(
         100.0
     """
     _check_settings(select, iterations, batch_size)
-    check_metric(metric, train.labels)
     check_sets(train, test)
+    check_metric(metric, train.labels)
     kept, held = holdout_split(len(train))
     if select == "holdout" and len(held) == 0:
         raise ValueError(
