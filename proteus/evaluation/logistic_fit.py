@@ -92,7 +92,8 @@ def fit_logistic(
     """Minimise C * sum of cross entropies + |W|^2 / 2, for several C at once.
 
     Two classes have one row of weights and a sigmoid; so has each class where an image may have
-    several labels. The intercept is not penalised.
+    several labels. The intercept is not penalised. A class without an image has weights of 0 and an
+    intercept of minus infinity, and the others are fitted as if it did not exist.
 
     Args:
         features: [n, D], standardised; solved in their dtype, float64 for the last digits.
@@ -101,7 +102,7 @@ def fit_logistic(
         num_classes: K.
         max_iter: Steps of L-BFGS.
         tolerance: Of the largest entry of the gradient.
-        start: (weights, bias) to start from, as returned; None = zeros.
+        start: (weights, bias) to start from, as returned; None = zeros, as where a class is absent.
 
     Returns:
         Weights [P, R, D] and bias [P, R], R = 1 for two classes, else K.
@@ -124,6 +125,14 @@ def fit_logistic(
     """
     values = torch.as_tensor(constants, dtype=features.dtype, device=features.device)
     _check(features, labels, values, num_classes)
+    if labels.ndim == 1:
+        present = labels.bincount(minlength=num_classes).nonzero().flatten()
+        if 1 < len(present) < num_classes:
+            fitted = fit_logistic(
+                features, torch.searchsorted(present, labels), values, num_classes=len(present),
+                max_iter=max_iter, tolerance=tolerance,
+            )  # fmt: skip
+            return _with_absent(*fitted, present, num_classes)
     targets, rows = _targets(labels, num_classes, features.dtype)
     count, width = features.shape
     inputs = F.pad(features, (0, 1), value=1.0)  # the intercept's column
@@ -157,6 +166,18 @@ def fit_logistic(
         solved.append(minimise(part_of, begun, max_iter=max_iter, tolerance=tolerance)[0])
     theta = torch.cat(solved).view(len(values), rows, width + 1)
     return theta[..., :width], theta[..., width]
+
+
+def _with_absent(
+    weights: Tensor, bias: Tensor, present: Tensor, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Rows for all classes, of a fit of those that are present; of two, the first scores 0."""
+    all_weights = weights.new_zeros(len(weights), classes, weights.shape[2])
+    all_bias = bias.new_full((len(bias), classes), -torch.inf)
+    all_bias[:, present] = 0
+    rows = present[-weights.shape[1] :]
+    all_weights[:, rows], all_bias[:, rows] = weights, bias
+    return all_weights, all_bias
 
 
 def _targets(labels: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tensor, int]:

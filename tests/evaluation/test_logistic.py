@@ -29,6 +29,18 @@ def test_the_minimiser_is_scikit_learns(classes):
         assert (scores.argmax(1).numpy() == oracle.predict(x)).all()
 
 
+@pytest.mark.parametrize("present", [[0, 3], [1, 2, 4]])
+def test_classes_without_images_change_nothing_for_the_others(present):
+    x, y = sample(classes=len(present))
+    labels = torch.tensor(present)[y]
+    weights, bias = fit_logistic(x, labels, [0.1], num_classes=5)
+    oracle = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000).fit(x, labels)
+    scores = logistic_scores(x, weights[0], bias[0])
+    expected = torch.zeros(len(x), 5).double()
+    expected[:, present] = torch.from_numpy(oracle.predict_proba(x))
+    torch.testing.assert_close(scores.softmax(1), expected, atol=1e-5, rtol=0)
+
+
 def test_several_labels_are_as_many_separate_fits():
     x, y = sample(classes=3)
     several = torch.stack([(y == c).long() for c in range(3)], 1)
