@@ -76,17 +76,6 @@ class FeatureSet:
             names=names,
         )
 
-    def join(self, other: "FeatureSet") -> "FeatureSet":
-        """The images of both, without `blocks` and `names`."""
-        return replace(
-            self,
-            cls=torch.cat([self.cls, other.cls]),
-            patches=torch.cat([self.patches, other.patches]),
-            labels=torch.cat([self.labels, other.labels]),
-            blocks=None,
-            names=(),
-        )
-
 
 class Resized(Dataset[tuple[Tensor, Target]]):
     """Labelled images at one size: short side to `resize`, bicubic, then the centre.
@@ -139,15 +128,10 @@ def probe_resize(image_size: int) -> int:
 def check_sets(train: FeatureSet, *others: FeatureSet, several: bool = False) -> None:
     """What every protocol asks of features, before it spends time on them.
 
-    Args:
-        train: Features that something is fitted on.
-        others: Those it is chosen and tested on.
-        several: Whether an image may have several labels.
-
     Raises:
         ShapeError: If sets differ in width.
-        ValueError: If a set is empty, features are not finite, an image has no label, or several,
-            or all training images are of one class.
+        ValueError: If a set is empty, features are not finite, an image has no label, or several
+            where only one is allowed, or all training images are of one class.
     """
     for features in (train, *others):
         check_not_empty(features)

@@ -1,6 +1,6 @@
 """The published sets beside ImageNet: -A, -R and -Sketch, and ImageNet-C with its mCE."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from torch import Tensor
 from .classifier import Classifier
 from .corruptions import SEVERITIES
 from .datasets import open_labelled
-from .robustness import accuracies, check_classes, scores_of
+from .robustness import accuracies, check_classes
 
 # Error of AlexNet in per cent, mean over the five severities (Hendrycks & Dietterich 2019, their
 # published code): what an error on ImageNet-C is divided by.
@@ -86,13 +86,15 @@ def imagenet_variant(
     """
     check_classes(probe, classes)
     data = open_labelled(folder, classes=classes)
-    subset = torch.tensor(sorted({int(data.target(i)) for i in range(len(data))}))
+    subset = sorted({int(data.target(i)) for i in range(len(data))})
+    others = torch.ones(len(classes), dtype=torch.bool)
+    others[subset] = False
 
-    def predictions(images: Tensor, numbers: list[int]) -> Iterator[Tensor]:
-        yield subset[scores_of(probe, images).cpu()[:, subset].argmax(1)]
+    def scores(images: Tensor, numbers: list[int]) -> list[Tensor]:
+        return [probe(images).cpu().masked_fill(others, -torch.inf)]
 
     (share,) = accuracies(
-        probe, data, predictions, resize=probe.resize, batch_size=batch_size, workers=workers,
+        probe, data, scores, resize=probe.resize, batch_size=batch_size, workers=workers,
         progress=progress,
     )  # fmt: skip
     return VariantResult(share, len(subset), len(data))
@@ -166,10 +168,6 @@ def imagenet_c(
             f"imagenet_c: a severity is missing. Got no {missing[0]!r}; expected folders 1 to 5 "
             f"for each corruption."
         )
-
-    def predictions(images: Tensor, numbers: list[int]) -> Iterator[Tensor]:
-        yield scores_of(probe, images).argmax(1)
-
     errors: dict[str, tuple[float, ...]] = {}
     count = 0
     for name, severities in folders.items():
@@ -177,8 +175,8 @@ def imagenet_c(
         for one in severities:
             data = open_labelled(one, classes=classes)
             (share,) = accuracies(
-                probe, data, predictions, resize=probe.image_size, batch_size=batch_size,
-                workers=workers, progress=progress,
+                probe, data, lambda images, numbers: [probe(images)], resize=probe.image_size,
+                batch_size=batch_size, workers=workers, progress=progress,
             )  # fmt: skip
             row.append(1 - share)
             count += len(data)

@@ -175,7 +175,9 @@ def score_logistic(
                 f"in {train.description}; expected at least 5, or val=."
             )
     else:
-        fitted, chosen, whole = train, val, train.join(val)
+        fitted, chosen = train, val
+        cls, labels = torch.cat([train.cls, val.cls]), torch.cat([train.labels, val.labels])
+        whole = FeatureSet(cls, cls, labels)  # patches play no part
     check_sets(fitted, chosen, test, several=True)
     classes = max(whole.num_classes, test.num_classes)
 

@@ -112,13 +112,13 @@ def robustness(
         check_classes(probe, classes)
     data = open_labelled(dataset, split=split if path else None, classes=classes)
 
-    def predictions(images: Tensor, numbers: list[int]) -> Iterator[Tensor]:
-        yield scores_of(probe, images).argmax(1)
+    def scores(images: Tensor, numbers: list[int]) -> Iterator[Tensor]:
+        yield probe(images)
         for name, severity in shown:
-            yield scores_of(probe, corrupt(images, name, severity, seeds=numbers)).argmax(1)
+            yield probe(corrupt(images, name, severity, seeds=numbers))
 
     clean, *shares = accuracies(
-        probe, data, predictions, resize=probe.resize, batch_size=batch_size, workers=workers,
+        probe, data, scores, resize=probe.resize, batch_size=batch_size, workers=workers,
         progress=progress,
     )  # fmt: skip
     share = dict(zip(shown, shares, strict=True))
@@ -131,16 +131,16 @@ def robustness(
 def accuracies(
     probe: Classifier,
     data: LabelledImages,
-    predict: Callable[[Tensor, list[int]], Iterable[Tensor]],
+    score: Callable[[Tensor, list[int]], Iterable[Tensor]],
     *,
     resize: int,
     batch_size: int,
     workers: int,
     progress: bool,
 ) -> list[float]:
-    """Accuracy of several predictions for the same images, fractions of 1.
+    """Accuracy of several scores of the same images, fractions of 1.
 
-    `predict` takes images, uint8 [B, 3, S, S], and their numbers.
+    `score` takes images, uint8 [B, 3, S, S], and their numbers, and gives scores [B, classes].
     """
     if len(data) == 0:
         raise ValueError(f"robustness: no images. Got an empty set, {data.description}.")
@@ -157,8 +157,8 @@ def accuracies(
             loader, desc=data.description[-40:], disable=None if progress else True
         ):
             _check_labels(probe, labels, data.description)
-            found = predict(pixels, list(islice(numbers, len(pixels))))
-            yield [int((one.cpu() == labels).sum()) for one in found]
+            found = score(pixels, list(islice(numbers, len(pixels))))
+            yield [int((_predict(scores).cpu() == labels).sum()) for scores in found]
 
     everyone = gather({rank: list(together(right()))}).values()
     columns = zip(*(row for rows in everyone for row in rows), strict=True)
@@ -179,20 +179,14 @@ def _check_labels(probe: Classifier, labels: Tensor, description: str) -> None:
         )
 
 
-def scores_of(probe: Classifier, images: Tensor) -> Tensor:
-    """The classifier's scores [B, classes].
-
-    Raises:
-        ValueError: If one is NaN, which would count as the largest.
-    """
-    scores = probe(images)
-    if scores.isnan().any():
+def _predict(scores: Tensor) -> Tensor:
+    unknown = int(scores.isnan().any(1).sum())
+    if unknown:  # NaN would count as the largest
         raise ValueError(
-            f"robustness: the classifier gives no scores. Got NaN for "
-            f"{int(scores.isnan().any(1).sum())} of {len(scores)} images. Check the model's "
-            f"weights, and whether its precision is enough."
+            f"robustness: the classifier gives no scores. Got NaN for {unknown} of {len(scores)} "
+            f"images. Check the model's weights, and whether its precision is enough."
         )
-    return scores
+    return scores.argmax(1)
 
 
 def check_classes(probe: Classifier, classes: Sequence[str]) -> None:
