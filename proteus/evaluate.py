@@ -7,7 +7,8 @@ tensors beneath them are in `proteus.evaluation`.
 
 from .evaluation.agreement import AgreementResult, agreement
 from .evaluation.depth import DepthResult, depth
-from .evaluation.features import FeatureSet, extract_features
+from .evaluation.extraction import extract_features
+from .evaluation.features import FeatureSet
 from .evaluation.knn import KnnResult, knn
 from .evaluation.linear_probe import LinearProbeResult, linear_probe
 from .evaluation.logistic import LogisticResult, logistic_regression

@@ -55,7 +55,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     from torch import distributed
 
     from ..evaluation.cache import FeatureCache
-    from ..evaluation.features import rank_and_world
+    from ..evaluation.processes import rank_and_world
     from ..evaluation.suite import SuiteRun, SuiteSettings
 
     device = _start(arguments.device)

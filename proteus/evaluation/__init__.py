@@ -23,13 +23,14 @@ from .dense_metrics import segmentation_scores as segmentation_scores
 from .depth_metrics import depth_scores as depth_scores
 from .depth_metrics import metres as metres
 from .depth_metrics import silog_loss as silog_loss
+from .extraction import extract_features as extract_features
 from .extractor import Extractor as Extractor
 from .extractor import as_extractor as as_extractor
 from .features import FeatureSet as FeatureSet
-from .features import extract_features as extract_features
+from .imagenet_sets import imagenet_c as imagenet_c
+from .imagenet_sets import imagenet_variant as imagenet_variant
+from .imagenet_sets import mean_corruption_error as mean_corruption_error
 from .knn import extract_cls as extract_cls
-from .knn import knn_predict as knn_predict
-from .knn import knn_votes as knn_votes
 from .knn import score_knn as score_knn
 from .linear_probe import score_linear as score_linear
 from .logistic import score_logistic as score_logistic
@@ -43,13 +44,12 @@ from .metrics import eleven_point_map as eleven_point_map
 from .metrics import mean_class_accuracy as mean_class_accuracy
 from .metrics import topk_accuracy as topk_accuracy
 from .named_sets import NAMED_SETS as NAMED_SETS
+from .neighbours import knn_predict as knn_predict
+from .neighbours import knn_votes as knn_votes
 from .packs import read_packs as read_packs
 from .probe_heads import Head as Head
 from .probe_heads import ProbeHeads as ProbeHeads
 from .probe_heads import probe_inputs as probe_inputs
-from .robustness import imagenet_c as imagenet_c
-from .robustness import imagenet_variant as imagenet_variant
-from .robustness import mean_corruption_error as mean_corruption_error
 from .sliding import slide as slide
 from .sliding import window_positions as window_positions
 

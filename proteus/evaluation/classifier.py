@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .extractor import Extractor
+from .features import check_finite, read_vectors
+from .neighbours import votes_in_pieces
+from .probe_heads import probe_inputs
 
 
 @runtime_checkable
@@ -64,16 +67,11 @@ class LinearClassifier(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """RGB images [B, 3, S, S] to scores [B, classes], float32."""
-        if not self.blocks:
-            return F.linear(self.extractor(images).cls.float(), self.weight, self.bias)
-        layers = self.extractor.layers(images, self.blocks)
-        parts = [layer.cls for layer in layers]
-        if self.avgpool:
-            last = layers[-1]
-            # As `extract_features` does: zeros, where the mean of no patches would be NaN.
-            some = last.patches.shape[1] > 0
-            parts.append(last.patches.float().mean(1) if some else torch.zeros_like(last.cls))
-        return F.linear(torch.cat([part.float() for part in parts], 1), self.weight, self.bias)
+        found = read_vectors(self.extractor, images, self.blocks)
+        inputs = found["cls"]
+        if self.blocks:
+            inputs = probe_inputs(found["blocks"], found["patches"], self.blocks, self.avgpool)
+        return F.linear(inputs, self.weight, self.bias)
 
 
 class NeighbourClassifier(nn.Module):
@@ -81,7 +79,7 @@ class NeighbourClassifier(nn.Module):
 
     Args:
         extractor: The model.
-        bank: Features of the training images, float32 [n, D].
+        bank: Features of the training images, [n, D]; scaled to length one here.
         labels: long [n].
         k: Neighbours.
         temperature: Of the votes.
@@ -107,14 +105,17 @@ class NeighbourClassifier(nn.Module):
         self.extractor, self.k, self.temperature = extractor, k, temperature
         self.image_size, self.resize = image_size, resize
         self.num_classes = int(labels.max()) + 1
-        self.register_buffer("bank", bank.to(extractor.device))
+        ready = F.normalize(bank.float(), dim=1)
+        self.register_buffer("bank", ready.to(extractor.device))
         self.register_buffer("labels", labels.to(extractor.device))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """RGB images [B, 3, S, S] to votes [B, classes], float32."""
-        from .knn import knn_votes
-
         queries = self.extractor(images).cls.float()
-        votes = knn_votes(self.bank, self.labels, queries, [self.k], temperature=self.temperature)
-        return votes[self.k]
+        check_finite(queries, "images")
+        pieces = votes_in_pieces(
+            self.bank, self.labels, queries, [self.k],
+            temperature=self.temperature, classes=self.num_classes,
+        )  # fmt: skip
+        return torch.cat([votes[self.k] for votes in pieces])

@@ -1,7 +1,7 @@
 """Corrupted images, made when they are asked for: twelve of ImageNet-C's kinds, in torch.
 
-For any set of images. The published ImageNet-C is files: `proteus.evaluation.robustness` reads
-them, and only they give an mCE that can be compared with published ones.
+For any set of images. The published ImageNet-C is files: `imagenet_c` reads them, and only they
+give an mCE that can be compared with published ones.
 """
 
 import io

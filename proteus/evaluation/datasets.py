@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 
 from ..data import ImageSource, decode, open_source
 from ..data.datasets import DatasetSource
-from .named_sets import NAMED_SETS, Items, Metric, open_named
+from .metrics import Metric
+from .named_sets import NAMED_SETS, open_named
 from .packs import classes_of, is_pack, pack_shards
+from .targets import ItemTargets, LastItem, Selected, Target
 
-Target = int | Tensor
 SPLITS = {"val": ("val", "valid", "validation"), "test": ("test", "val", "valid", "validation")}
 
 
@@ -82,7 +83,7 @@ class LabelledImages(Dataset[tuple[Image.Image, Target]]):
         numbers = list(indices)
         return LabelledImages(
             self.source.select(numbers, self.description),
-            _Selected(self.target, numbers),
+            Selected(self.target, numbers),
             self.description,
             self.classes,
             None if self.stamp is None else f"{self.stamp}{numbers}",
@@ -99,62 +100,6 @@ class LabelledImages(Dataset[tuple[Image.Image, Target]]):
             label = target.tolist() if isinstance(target, Tensor) else int(target)
             digest.update(hashlib.sha256(raw).digest() + repr(label).encode())
         return digest.hexdigest()
-
-
-class _Selected:
-    """Targets of a selection; a class, so that it travels to workers."""
-
-    def __init__(self, target: Callable[[int], Target], numbers: list[int]) -> None:
-        self.target, self.numbers = target, numbers
-
-    def __call__(self, index: int) -> Target:
-        return self.target(self.numbers[index])
-
-
-class _Listed:
-    """Targets known beforehand."""
-
-    def __init__(self, labels: list[int]) -> None:
-        self.labels = labels
-
-    def __call__(self, index: int) -> Target:
-        return self.labels[index]
-
-
-class LastItem(Dataset[Any]):
-    """A dataset that remembers the last item: image and target are asked for one by one."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self.last: tuple[int, Any] = (-1, None)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        if self.last[0] != index:
-            self.last = (index, self.dataset[index])
-        return self.last[1]
-
-
-class _FromItems:
-    """Targets of a dataset: the second of each item."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __call__(self, index: int) -> Target:
-        item = self.dataset[index]
-        target = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
-        if isinstance(target, Tensor) and target.ndim == 1:
-            return target
-        try:
-            return int(target)  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"evaluation: item {index} of the dataset has no label. Got "
-                f"{type(target).__name__}; expected (image, class number) or (image, 0/1 tensor)."
-            ) from error
 
 
 def open_labelled(
@@ -213,52 +158,62 @@ def open_labelled(
             f"evaluation: root= and download= belong to a named set. Got {text!r}; expected one "
             f"of {', '.join(NAMED_SETS)}."
         )
-    return _hub(text, split) if text.startswith("hfds/") else _open_path(text, split, classes)
+    if text.startswith("hfds/"):
+        where = text if ":" in text or split is None else f"{text}:{split}"
+        return _labelled_hub(open_source(where), text)
+    return _open_path(text, split, classes)
+
+
+def open_splits(train: Any, test: Any, val: Any = None) -> list[LabelledImages]:
+    """The opened sets, in this order; a `val` of None is left out.
+
+    Paths are opened with the split of this name. A test folder that lacks a class must not shift
+    the numbers of the others, so the classes of training hold for all.
+    """
+    first = open_labelled(train, split="train")
+    others = [(test, "test")] if val is None else [(test, "test"), (val, "val")]
+    return [first] + [
+        open_labelled(data, split=split, classes=first.classes) for data, split in others
+    ]
+
+
+def _locate(text: str, split: str | None) -> list[Path] | str:
+    """The shards of a pack, or the folder of a split; the path itself where it has no such part."""
+    if not Path(text).exists() and is_pack(text):
+        return pack_shards(text, split or "train")
+    wanted = SPLITS.get(split, (split,)) if split else ()
+    return next((str(Path(text, name)) for name in wanted if Path(text, name).is_dir()), text)
 
 
 def _open_path(text: str, split: str | None, classes: Sequence[str]) -> LabelledImages:
-    if not Path(text).exists() and is_pack(text):
-        shards: Any = pack_shards(text, split or "train")
+    where = _locate(text, split)
+    if isinstance(where, list):
         description = f"{text} ({split or 'train'})"
-        return _files(open_source(shards), description, classes or classes_of(text))
-    return _files(open_source(_with_split(text, split)), text, classes)
-
-
-def _open_unlabelled(data: Any, split: str | None) -> LabelledImages:
-    where: Any = data
-    if isinstance(data, str | Path):
-        text = str(data)
-        packed = not Path(text).exists() and is_pack(text)
-        where = (
-            pack_shards(text, split or "train") if packed else _split_folder(text, split) or text
-        )
-    source = open_source(where)
-    if not isinstance(source, ImageSource):
-        raise ValueError(
-            f"evaluation: only datasets with a length can be measured. Got {source.description}, "
-            f"a stream."
-        )
-    stamp = None if isinstance(source, DatasetSource) else file_stamp(source)
-    return LabelledImages(source, _Listed([0] * len(source)), source.description, stamp=stamp)
-
-
-def _with_split(text: str, split: str | None) -> str:
-    """The folder of a split, if there is one."""
-    if split is None or not Path(text).is_dir():
-        return text
-    found = _split_folder(text, split)
-    if found is None:
+        return _files(open_source(where), description, classes or classes_of(text))
+    if where == text and split is not None and Path(text).is_dir():
         wanted = SPLITS.get(split, (split,))
         raise ValueError(
             f"evaluation: no folder for the split. Got {text!r} and {split!r}; expected "
             f"{' or '.join(str(Path(text, name)) for name in wanted)}, with a folder a class."
         )
-    return str(found)
+    return _files(_with_length(open_source(where)), text, classes)
 
 
-def _split_folder(text: str, split: str | None) -> Path | None:
-    wanted = SPLITS.get(split or "", (split or "",))
-    return next((Path(text, name) for name in wanted if name and Path(text, name).is_dir()), None)
+def _open_unlabelled(data: Any, split: str | None) -> LabelledImages:
+    source = open_source(_locate(str(data), split) if isinstance(data, str | Path) else data)
+    source = _with_length(source)
+    stamp = None if isinstance(source, DatasetSource) else file_stamp(source)
+    targets = [0] * len(source)
+    return LabelledImages(source, targets.__getitem__, source.description, stamp=stamp)
+
+
+def _with_length(source: Any) -> ImageSource:
+    if not isinstance(source, ImageSource):
+        raise ValueError(
+            f"evaluation: only datasets with a length can be measured. Got {source.description}, "
+            f"a stream."
+        )
+    return source
 
 
 def _files(source: ImageSource, description: str, classes: Sequence[str]) -> LabelledImages:
@@ -284,7 +239,9 @@ def _files(source: ImageSource, description: str, classes: Sequence[str]) -> Lab
                 f"{description}; expected {', '.join(classes[:5])}, …"
             )
         labels = [number[word] for word in known]
-    return LabelledImages(source, _Listed(labels), description, classes, file_stamp(source, labels))
+    return LabelledImages(
+        source, labels.__getitem__, description, classes, file_stamp(source, labels)
+    )
 
 
 def _word(source: ImageSource, index: int) -> str | None:
@@ -306,45 +263,20 @@ def file_stamp(source: ImageSource, labels: Sequence[int] = ()) -> str:
     return digest.hexdigest()
 
 
-def check_labels(labels: Tensor, description: str) -> None:
-    """Raise `ValueError` for numbers below 0, such as the -1 of Hugging Face's test sets."""
-    if labels.numel() and int(labels.min()) < 0:
-        raise ValueError(
-            f"evaluation: images without a label. Got {int((labels < 0).sum())} labels below 0, "
-            f"such as {int(labels.min())}, in {description}; expected class numbers from 0 on. "
-            f"Test sets are often published without labels: take a split that has them."
-        )
-
-
 def _items(dataset: Any, description: str) -> LabelledImages:
-    source = open_source(dataset)
-    if not isinstance(source, ImageSource):
-        raise ValueError(
-            f"evaluation: only datasets with a length can be measured. Got {description}, a stream."
-        )
+    source = _with_length(open_source(dataset))
     if type(dataset).__module__.startswith("datasets."):
         return _labelled_hub(source, description)
     remembering = LastItem(dataset)
-    return LabelledImages(open_source(remembering), _FromItems(remembering), description)
+    return LabelledImages(open_source(remembering), ItemTargets(remembering), description)
 
 
 def _named(name: str, split: str, root: str | Path | None, download: bool) -> LabelledImages:
-    items: Items = open_named(name, split, root=root, download=download)
+    items = open_named(name, split, root=root, download=download)
     opened = _items(items.dataset, f"{name} ({split})")
-    return LabelledImages(
-        opened.source,
-        opened.target,
-        opened.description,
-        items.classes,
-        items.stamp,
-        metric=NAMED_SETS[name].metric,
-    )
-
-
-def _hub(text: str, split: str | None) -> LabelledImages:
-    return _labelled_hub(
-        open_source(text if ":" in text or split is None else f"{text}:{split}"), text
-    )
+    opened.classes, opened.stamp = items.classes, items.stamp
+    opened.metric = NAMED_SETS[name].metric
+    return opened
 
 
 def _labelled_hub(source: ImageSource, description: str) -> LabelledImages:
@@ -366,4 +298,4 @@ def _labelled_hub(source: ImageSource, description: str) -> LabelledImages:
             f"with class_encode_column('label')."
         )
     names: Sequence[str] = vars(source.dataset.features["label"]).get("names") or ()
-    return LabelledImages(source, _Listed(labels), description, names)
+    return LabelledImages(source, labels.__getitem__, description, names)

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..data import ImageSource, open_source
 from ..data.shards import read_shard
 from ..data.sources import EXTENSIONS, Place
-from .datasets import LastItem
 from .depth_metrics import metres
 from .packs import is_pack, pack_shards
+from .targets import LastItem
 
 Maps = Callable[[int], Tensor]  # number of an image -> its map [H, W]
 Read = Callable[[Image.Image], Tensor]

@@ -13,7 +13,7 @@ from .dense_crops import fitted_size, to_pixels
 from .dense_data import DenseImages
 from .dense_features import read_dense
 from .extractor import Extractor
-from .features import rank_and_world, together
+from .processes import rank_and_world, together
 from .sliding import slide
 
 _MOST_IMAGES = 16

@@ -24,7 +24,7 @@ from .depth_metrics import (
     silog_loss,
 )
 from .extractor import as_extractor
-from .features import gather
+from .processes import gather
 from .segmentation import default_size
 
 _BACKBONE_FACTOR = 0.1

@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from itertools import chain
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ from .layers import count_layers, read_layers
 
 _SUBJECT = "evaluation"
 _PROBE_SIZE = (224, 224)
+_Function = FunctionType | BuiltinFunctionType
 
 
 @runtime_checkable
@@ -163,12 +165,14 @@ class Extractor(nn.Module):
         for name, module in self.model.named_modules():
             # What weights cannot tell: heads, activations, eps, scales.
             facts = sorted(
-                (key, repr(value))
+                (key, value.__qualname__ if isinstance(value, _Function) else repr(value))
                 for key, value in vars(module).items()
-                if key != "training" and isinstance(value, int | float | str | tuple)
+                if key != "training" and isinstance(value, int | float | str | tuple | _Function)
             )
             digest.update(repr((name, type(module).__name__, facts)).encode())
-        for key, tensor in sorted(self.model.state_dict().items()):
+        # Buffers that are not saved, such as statistics, count too.
+        tensors = {**self.model.state_dict(), **dict(self.model.named_buffers())}
+        for key, tensor in sorted(tensors.items()):
             digest.update(repr((key, tensor.dtype, tuple(tensor.shape))).encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         if self.inputs is not None:

@@ -1,23 +1,19 @@
-"""Features of a whole labelled set: extracted once, kept, the same from any number of processes."""
+"""Features of a labelled set, what protocols ask of them, and how they are made of images."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..features import ShapeError
-from .cache import FeatureCache
-from .datasets import LabelledImages, Target, check_labels, open_labelled
-from .extractor import Extractor, as_extractor
+from .datasets import LabelledImages
+from .extractor import Extractor
+from .targets import Target, check_labels
 
-Item = TypeVar("Item")
-_PART_BATCHES = 4  # a part is what is stored, and dealt to a process, at once
-_MOST_PARTS = 256
 _WORTH_WORKERS = 2000  # images
 
 
@@ -46,6 +42,16 @@ class FeatureSet:
     classes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     description: str = "features"
+
+    def __post_init__(self) -> None:
+        parts = [self.cls, self.patches, self.labels]
+        parts += [] if self.blocks is None else [self.blocks]
+        if len({len(part) for part in parts}) > 1:
+            raise ShapeError(
+                f"{self.description}: one row of features and one label for each image. Got "
+                f"{', '.join(str(tuple(part.shape)) for part in parts)}; expected [n, D], [n, D], "
+                f"labels [n] and blocks [n, L, D]."
+            )
 
     def __len__(self) -> int:
         return self.cls.shape[0]
@@ -119,249 +125,82 @@ def probe_resize(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-def extract_features(
-    model: Any,
-    dataset: Any,
-    *,
-    split: str | None = None,
-    image_size: int | None = None,
-    resize: int | None = None,
-    blocks: int = 0,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str | torch.device | None = None,
-    cache: str | Path | FeatureCache | None = None,
-    progress: bool = False,
-) -> FeatureSet:
-    """Features of all images of a labelled set.
-
-    In a distributed run every process extracts its share and all get the whole, in order: batches
-    are the same whatever the number of processes. With a cache, features are stored in parts as
-    they come; a run that was cut off goes on where it was, and a second run reads them.
-
-    Args:
-        model: Anything `as_extractor` takes.
-        dataset: Anything `open_labelled` takes.
-        split: For `open_labelled`.
-        image_size: Side of the square images, pixels; None = the model's own.
-        resize: Short side before the centre is cut out; None = as k-NN and the linear probe have
-            it, 256 for 224. Give `image_size` for the fine-grained protocol.
-        blocks: Keep the class tokens of this many last blocks, too (the linear probe takes 4).
-        batch_size: Images in a forward pass.
-        workers: Processes that decode images; None = all cores but one for large sets, else none.
-        device: Where to run; None = where the model is.
-        cache: Folder for features, or None.
-        progress: Show a bar.
-
-    Returns:
-        A `FeatureSet` on the CPU.
+def check_sets(train: FeatureSet, *others: FeatureSet, several: bool = False) -> None:
+    """What every protocol asks of features, before it spends time on them.
 
     Raises:
-        ValueError: If the set is empty, labels are missing or features are not finite.
-
-    Examples:
-        >>> from PIL import Image
-        >>> images = [(Image.new("RGB", (9, 8)), 0), (Image.new("RGB", (8, 8), "red"), 1)]
-        >>> found = extract_features(torch.nn.Conv2d(3, 5, 4, stride=4), images, image_size=8)
-        >>> found.cls.shape, found.labels.tolist()
-        (torch.Size([2, 5]), [0, 1])
+        ShapeError: If sets differ in width.
+        ValueError: If a set is empty, features are not finite, an image has no label, or several
+            where only one is allowed, or all training images are of one class.
     """
-    extractor = as_extractor(model, image_size=image_size, device=device)
-    data = open_labelled(dataset, split=split)
+    for features in (train, *others):
+        check_not_empty(features)
+        check_set(features)
+        if features.labels.ndim != 1 and not several:
+            raise ValueError(
+                f"evaluation: one label an image is needed. Got {tuple(features.labels.shape)} "
+                f"labels in {features.description}; use logistic_regression for several labels."
+            )
+        if features.cls.shape[1] != train.cls.shape[1]:
+            raise ShapeError(
+                f"evaluation: features of different models. Got {tuple(train.cls.shape)} in "
+                f"{train.description} and {tuple(features.cls.shape)} in {features.description}; "
+                f"expected one width."
+            )
+    present = sorted(set(train.labels.flatten().tolist()))
+    if train.labels.ndim == 1 and len(present) < 2:
+        raise ValueError(
+            f"evaluation: one class only. Got {len(train)} training images of class "
+            f"{present} in {train.description}; expected at least two."
+        )
+
+
+def check_not_empty(data: LabelledImages | FeatureSet) -> None:
+    """Raise `ValueError` for a set without images."""
     if len(data) == 0:
         raise ValueError(f"evaluation: no images. Got an empty set, {data.description}.")
-    size = image_size or _square(extractor)
-    resize = resize or probe_resize(size)
-    store = cache if isinstance(cache, FeatureCache) or cache is None else FeatureCache(cache)
-    key = ""
-    if store is not None:
-        settings = {"image_size": size, "resize": resize, "blocks": blocks, "batch": batch_size}
-        key = store.key(extractor.fingerprint(), data, settings)
-    tensors = store.load(key) if store else None
-    if tensors is None:
-        job = _Job(
-            extractor,
-            Resized(data, size, resize),
-            blocks=blocks,
-            batch_size=batch_size,
-            store=store,
-            key=key,
-        )
-        tensors = job.run(default_workers(workers, len(data)), progress)
-    found = FeatureSet(
-        tensors["cls"],
-        tensors["patches"],
-        tensors["labels"],
-        tensors.get("blocks"),
-        data.classes,
-        tuple(data.name(i) for i in range(len(data))),
-        data.description,
-    )
-    check_labels(found.labels, data.description)
-    check_finite(found)
-    return found
 
 
-def check_finite(features: FeatureSet) -> None:
-    """Raise `ValueError` for NaN or infinite features, naming an image."""
-    bad = ~(features.cls.isfinite().all(1) & features.patches.isfinite().all(1))
+def check_set(features: FeatureSet) -> None:
+    """Raise `ValueError` for labels below 0, and features that are not finite."""
+    check_labels(features.labels, features.description)
+    for part in (features.cls, features.patches):
+        check_finite(part, f"images of {features.description}", features.names)
+
+
+def check_finite(features: Tensor, what: str, names: Sequence[str] = ()) -> None:
+    """Raise `ValueError` for NaN or infinity in features [n, D], naming the first."""
+    bad = ~features.isfinite().all(1)
     if bad.any():
         first = int(bad.nonzero()[0])
-        name = features.names[first] if features.names else f"number {first}"
         raise ValueError(
-            f"evaluation: features are not finite. Got NaN or infinity for {int(bad.sum())} of "
-            f"{len(features)} images of {features.description}, such as {name!r}. Check the "
-            f"model's weights, and whether its precision is enough."
+            f"evaluation: features are not finite. Got NaN or infinity in {int(bad.sum())} of "
+            f"{len(features)} {what}, first in {repr(names[first]) if names else f'number {first}'}"
+            f". Check the model's weights, and whether its precision is enough."
         )
 
 
-class _Job:
-    """The extraction of one set, in parts of a few batches."""
+def read_vectors(extractor: Extractor, images: Tensor, blocks: int) -> dict[str, Tensor]:
+    """What a `FeatureSet` keeps of a batch: `cls`, `patches` and, unless 0, `blocks`; float32.
 
-    def __init__(
-        self,
-        extractor: Extractor,
-        images: Resized,
-        *,
-        blocks: int,
-        batch_size: int,
-        store: FeatureCache | None,
-        key: str,
-    ) -> None:
-        self.extractor, self.images, self.blocks = extractor, images, blocks
-        self.store, self.key = store, key
-        batches = [
-            list(range(start, min(start + batch_size, len(images))))
-            for start in range(0, len(images), batch_size)
-        ]
-        # The same parts for any number of processes, so that one run may finish another's.
-        length = max(_PART_BATCHES, -(-len(batches) // _MOST_PARTS))
-        if len(batches) < 2 * length:
-            length = 1
-        self.parts = [batches[i : i + length] for i in range(0, len(batches), length)]
-
-    def run(self, workers: int, progress: bool) -> dict[str, Tensor]:
-        """Extract this process's parts, then exchange them."""
-        rank, world = rank_and_world()
-        mine: dict[int, dict[str, Tensor]] = {}
-        failure: Exception | None = None
-        try:
-            self._fill(mine, workers, progress)
-        except (ValueError, OSError) as error:
-            failure = error
-        raise_everywhere(failure)
-        parts = gather(mine)
-        whole = {
-            name: torch.cat([parts[number][name] for number in range(len(self.parts))])
-            for name in parts[0]
-        }
-        if self.store and rank == 0:
-            self.store.save(self.key, whole)
-        if self.store and world > 1:
-            distributed.barrier()
-        return whole
-
-    def _fill(self, mine: dict[int, dict[str, Tensor]], workers: int, progress: bool) -> None:
-        """Read this process's parts from the store, or extract them."""
-        rank, world = rank_and_world()
-        missing = []
-        for number in range(rank, len(self.parts), world):
-            stored = self.store.load(self.key, number) if self.store else None
-            if stored is None:
-                missing.append(number)
-            else:
-                mine[number] = stored
-        for number, tensors in self._extract(missing, workers, progress and rank == 0):
-            mine[number] = tensors
-            if self.store and len(self.parts) > 1:
-                self.store.save(self.key, tensors, number)
-
-    def _extract(
-        self, numbers: Sequence[int], workers: int, progress: bool
-    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        from tqdm import tqdm
-
-        batches = [batch for number in numbers for batch in self.parts[number]]
-        if not batches:
-            return
-        loader = DataLoader(
-            self.images, batch_sampler=batches, num_workers=workers, collate_fn=_collate
-        )
-        bar = tqdm(total=sum(map(len, batches)), unit="image", disable=None if progress else True)
-        bar.set_description(self.images.data.description[-40:])
-        stream = iter(loader)
-        for number in numbers:
-            rows = []
-            for _ in self.parts[number]:
-                images, labels = next(stream)
-                rows.append({**self._read(images), "labels": labels})
-                bar.update(len(images))
-            yield number, {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        bar.close()
-
-    def _read(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            if self.blocks:
-                layers = self.extractor.layers(images, self.blocks)
-                last = layers[-1]
-            else:
-                layers, last = [], self.extractor(images)
-        mean = last.patches.float().mean(1) if last.patches.shape[1] else last.cls.new_zeros(1)
-        found = {"cls": last.cls, "patches": mean.expand(last.cls.shape)}
-        if layers:
-            widths = {layer.cls.shape[-1] for layer in layers}
-            if len(widths) > 1:
-                raise ShapeError(
-                    f"evaluation: the last {self.blocks} layers differ in width. Got "
-                    f"{sorted(widths)}; expected a transformer. Use blocks=1 for this model."
-                )
-            found["blocks"] = torch.stack([layer.cls for layer in layers], 1)
-        return {name: tensor.float().cpu() for name, tensor in found.items()}
-
-
-def rank_and_world() -> tuple[int, int]:
-    """(rank, number of processes) of a distributed run; (0, 1) otherwise."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def gather(mine: dict[Any, Any]) -> dict[Any, Any]:
-    """The dictionaries of all processes in one; itself in a run of one process."""
-    _, world = rank_and_world()
-    if world == 1:
-        return mine
-    everyone: list[Any] = [None] * world
-    distributed.all_gather_object(everyone, mine)
-    return {key: value for part in everyone for key, value in part.items()}
-
-
-def raise_everywhere(failure: Exception | None) -> None:
-    """Raise in all processes what went wrong in one, before they exchange anything else.
-
-    Without it the others would wait for the failed one, and take what it sends next for its share.
+    Raises:
+        ShapeError: If the blocks differ in width.
     """
-    rank, world = rank_and_world()
-    if world == 1 and failure is not None:
-        raise failure
-    failures = gather({} if failure is None else {rank: str(failure)})
-    if failures:
-        raise ValueError(failures[min(failures)]) from failure
-
-
-def together(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items; where one process cannot get its own, all raise at the end."""
-    failure: Exception | None = None
-    try:
-        yield from items
-    except (ValueError, OSError) as error:
-        failure = error
-    raise_everywhere(failure)
-
-
-def _collate(rows: list[tuple[Tensor, Target]]) -> tuple[Tensor, Tensor]:
-    images = torch.stack([image for image, _ in rows])
-    return images, torch.stack([torch.as_tensor(target) for _, target in rows]).long()
+    with torch.no_grad():
+        layers = extractor.layers(images, blocks) if blocks else [extractor(images)]
+    last = layers[-1]
+    # The mean of no patches would be NaN.
+    mean = last.patches.float().mean(1) if last.patches.shape[1] else torch.zeros_like(last.cls)
+    found = {"cls": last.cls, "patches": mean}
+    if blocks:
+        widths = {layer.cls.shape[-1] for layer in layers}
+        if len(widths) > 1:
+            raise ShapeError(
+                f"evaluation: the last {blocks} layers differ in width. Got {sorted(widths)}; "
+                f"expected a transformer. Use blocks=1 for this model."
+            )
+        found["blocks"] = torch.stack([layer.cls for layer in layers], 1)
+    return {name: tensor.float() for name, tensor in found.items()}
 
 
 def default_workers(workers: int | None, count: int) -> int:
@@ -371,11 +210,16 @@ def default_workers(workers: int | None, count: int) -> int:
     return min(8, (os.cpu_count() or 1) - 1) if count >= _WORTH_WORKERS else 0
 
 
-def _square(extractor: Extractor) -> int:
+def square_size(extractor: Extractor, image_size: int | None) -> int:
+    """The size asked for, or the model's own.
+
+    Raises:
+        ValueError: If that is not a square.
+    """
     height, width = extractor.image_size
-    if height != width:
+    if image_size is None and height != width:
         raise ValueError(
             f"evaluation: a square image size is needed. Got a model for {height}x{width} images; "
             f"pass image_size=."
         )
-    return height
+    return image_size or height

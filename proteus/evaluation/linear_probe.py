@@ -1,26 +1,24 @@
 """DINOv2's linear probe: 52 linear classifiers trained at once on a frozen model's features."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..features import ShapeError
 from .cache import FeatureCache
 from .classifier import LinearClassifier
-from .datasets import open_labelled
+from .datasets import open_splits
+from .extraction import extract_features
 from .extractor import Extractor, as_extractor
-from .features import FeatureSet, extract_features, probe_resize, rank_and_world
-from .knn import check_single_labels
-from .logistic import score_of
+from .features import FeatureSet, check_sets, probe_resize, square_size
 from .logistic_fit import holdout_split
-from .named_sets import Metric
+from .metrics import Metric, check_metric, score_of
 from .probe_heads import BLOCKS, LEARNING_RATES, Head, ProbeHeads, draw_batches, head_grid
-from .views import View, augmented_views
+from .processes import rank_and_world
+from .views import View, augmented_views, stored_views
 
 Select = Literal["test", "holdout"]
 _ROWS = 4096
@@ -146,39 +144,36 @@ def linear_probe(
         *Different:* heads are known by their exact settings and none is lost; `augment=False` and
         `select="holdout"` exist; the order of the images is drawn from our own generator.
     """
+    _check_settings(select, iterations, batch_size)
     extractor = as_extractor(model, image_size=image_size, device=device)
-    size = image_size or extractor.image_size[0]
+    size = square_size(extractor, image_size)
     blocks = fitting_blocks(extractor) if num_blocks is None else tuple(num_blocks)
     depth = max(blocks)
-    opened = open_labelled(train, split="train")
-    options: dict[str, Any] = {
-        "image_size": size, "blocks": depth, "workers": workers, "cache": cache,
-        "progress": progress,
-    }  # fmt: skip
-    training = extract_features(extractor, opened, **options)
-    testing = extract_features(
-        extractor, open_labelled(test, split="test", classes=opened.classes), **options
-    )
-
-    def views(numbers: Tensor) -> Iterable[View] | None:
-        if not augment:
-            return None
-        batches = draw_batches(len(numbers), batch_size, iterations, seed)
-        chosen = (numbers[batch].tolist() for batch in batches)
-        return augmented_views(
-            extractor, opened, chosen, size=size, blocks=depth, seed=seed, workers=workers
+    opened = open_splits(train, test)
+    training, testing = [
+        extract_features(
+            extractor, data, image_size=size, blocks=depth, workers=workers, cache=cache,
+            progress=progress,
         )
+        for data in opened
+    ]  # fmt: skip
 
-    result = _probe(
-        training, testing, views, heads=head_grid(learning_rates, blocks), select=select,
-        iterations=iterations, batch_size=batch_size, metric=metric, seed=seed,
-        device=extractor.device, augment=augment, progress=progress,
+    def crops(batches: Iterable[Tensor]) -> Iterable[View]:
+        return augmented_views(
+            extractor, opened[0], (batch.tolist() for batch in batches), size=size, blocks=depth,
+            seed=seed, workers=workers,
+        )  # fmt: skip
+
+    result = score_linear(
+        training, testing, select=select, iterations=iterations, batch_size=batch_size,
+        learning_rates=learning_rates, num_blocks=blocks, metric=metric, seed=seed,
+        device=extractor.device, progress=progress, views=crops if augment else None,
     )  # fmt: skip
     classifier = LinearClassifier(
         extractor, result.weight, result.bias, image_size=size, resize=probe_resize(size),
         blocks=result.head.blocks, avgpool=result.head.avgpool,
     )  # fmt: skip
-    return LinearProbeResult(**{**vars(result), "image_size": size, "classifier": classifier})
+    return replace(result, image_size=size, classifier=classifier)
 
 
 def fitting_blocks(extractor: Extractor) -> tuple[int, ...]:
@@ -204,48 +199,30 @@ def score_linear(
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = False,
+    views: Callable[[Iterable[Tensor]], Iterable[View]] | None = None,
 ) -> LinearProbeResult:
-    """`linear_probe` without augmentation on features that are there already.
+    """`linear_probe` on features that are there already.
+
+    Settings are those of `linear_probe`; heads whose blocks `train` lacks are left out. `views`
+    brings augmentation: from numbers of training images, batch by batch, to what is trained on.
 
     Examples:
         >>> features = FeatureSet(torch.eye(2), torch.eye(2), torch.tensor([0, 1]))
         >>> score_linear(features, features, iterations=20, batch_size=256).score
         100.0
     """
+    _check_settings(select, iterations, batch_size)
+    check_sets(train, test)
+    check_metric(metric, train.labels)
+    kept, held = holdout_split(len(train))
+    if select == "holdout" and len(held) == 0:
+        raise ValueError(
+            f"linear probe: nothing to choose a head on. Got {len(train)} training images in "
+            f"{train.description}; expected at least 5, or select='test'."
+        )
     depth = 1 if train.blocks is None else train.blocks.shape[1]
-    blocks = tuple(n for n in BLOCKS if n <= depth) if num_blocks is None else tuple(num_blocks)
-    return _probe(
-        train, test, lambda numbers: None, heads=head_grid(learning_rates, blocks), select=select,
-        iterations=iterations, batch_size=batch_size, metric=metric, seed=seed, device=device,
-        augment=False, progress=progress,
-    )  # fmt: skip
-
-
-def _probe(
-    train: FeatureSet,
-    test: FeatureSet,
-    views: Any,
-    *,
-    heads: Sequence[Head],
-    select: Select,
-    iterations: int,
-    batch_size: int,
-    metric: Metric,
-    seed: int,
-    device: str | torch.device,
-    augment: bool,
-    progress: bool,
-) -> LinearProbeResult:
-    if select not in ("test", "holdout"):
-        raise ValueError(
-            f"linear probe: unknown selection. Got {select!r}; expected 'test' or 'holdout'."
-        )
-    if min(iterations, batch_size) < 1:
-        raise ValueError(
-            f"linear probe: nothing to train. Got iterations={iterations} and "
-            f"batch_size={batch_size}; expected at least 1 each."
-        )
-    check_single_labels(train, test)
+    blocks = tuple(n for n in BLOCKS if n <= depth) if num_blocks is None else num_blocks
+    heads = head_grid(learning_rates, blocks)
     classes = max(train.num_classes, test.num_classes)
 
     def fit(numbers: Tensor, chosen: Sequence[Head]) -> ProbeHeads:
@@ -253,10 +230,9 @@ def _probe(
             chosen, width=train.cls.shape[1], num_classes=classes, iterations=iterations,
             scale=batch_size / 256, seed=seed, device=device,
         )  # fmt: skip
-        source = views(numbers)
-        if source is None:
-            batches = draw_batches(len(numbers), batch_size, iterations, seed)
-            source = _stored(train, (numbers[batch] for batch in batches), device)
+        drawn = draw_batches(len(numbers), batch_size, iterations, seed)
+        batches = (numbers[batch] for batch in drawn)
+        source = views(batches) if views else stored_views(train, batches, device)
         _train(probes, source, iterations, progress and rank_and_world()[0] == 0)
         return probes
 
@@ -265,7 +241,6 @@ def _probe(
         probes = fit(everything, heads)
         selection = scores = _score(probes, test, metric, device)
     else:
-        kept, held = holdout_split(len(train))
         selection = _score(fit(kept, heads), train.select(held), metric, device)
     best = max(selection, key=lambda head: selection[head])  # the first on ties
     if select == "holdout":
@@ -279,7 +254,7 @@ def _probe(
         selection=selection,
         select=select,
         metric=metric,
-        augment=augment,
+        augment=views is not None,
         iterations=iterations,
         batch_size=batch_size,
         num_train=len(train),
@@ -288,6 +263,18 @@ def _probe(
         weight=weight.cpu(),
         bias=bias.cpu(),
     )
+
+
+def _check_settings(select: str, iterations: int, batch_size: int) -> None:
+    if select not in ("test", "holdout"):
+        raise ValueError(
+            f"linear probe: unknown selection. Got {select!r}; expected 'test' or 'holdout'."
+        )
+    if min(iterations, batch_size) < 1:
+        raise ValueError(
+            f"linear probe: nothing to train. Got iterations={iterations} and "
+            f"batch_size={batch_size}; expected at least 1 each."
+        )
 
 
 def _train(probes: ProbeHeads, source: Iterable[View], iterations: int, progress: bool) -> None:
@@ -303,36 +290,16 @@ def _train(probes: ProbeHeads, source: Iterable[View], iterations: int, progress
         )
 
 
-def _stored(
-    features: FeatureSet, batches: Iterable[Tensor], device: str | torch.device
-) -> Iterator[View]:
-    """Batches of features that were computed once; kept on the device."""
-    blocks = _blocks(features).to(device)
-    patches, labels = features.patches.to(device), features.labels.to(device)
-    for batch in batches:
-        chosen = batch.to(device)
-        yield View(blocks[chosen], patches[chosen], labels[chosen])
-
-
-def _blocks(features: FeatureSet) -> Tensor:
-    return features.cls[:, None] if features.blocks is None else features.blocks
-
-
 def _score(
     probes: ProbeHeads, features: FeatureSet, metric: Metric, device: str | torch.device
 ) -> dict[Head, float]:
     """Score of each head; a head whose scores are not finite gets 0."""
-    blocks, found = _blocks(features), []
-    if len(blocks) == 0:
-        raise ShapeError(f"linear probe: no images to score in {features.description}.")
-    for start in range(0, len(blocks), _ROWS):
-        piece = slice(start, start + _ROWS)
-        scores = probes.scores(blocks[piece].to(device), features.patches[piece].to(device))
+    found = []
+    for view in stored_views(features, torch.split(torch.arange(len(features)), _ROWS), device):
+        scores = probes.scores(view.blocks, view.patches)
         found.append(torch.where(scores.isfinite().all(-1), scores.argmax(-1), -1).cpu())
     predictions = torch.cat(found, 1)
-    result = {}
-    for head, row in zip(probes.heads, predictions, strict=True):
-        one_hot = F.one_hot(row.clamp(min=0), int(row.max().clamp(min=0)) + 1)
-        right = score_of(one_hot.double(), features.labels, metric)
-        result[head] = right if (row >= 0).all() else 0.0
-    return result
+    return {
+        head: score_of(row, features.labels, metric) if (row >= 0).all() else 0.0
+        for head, row in zip(probes.heads, predictions, strict=True)
+    }

@@ -1,6 +1,6 @@
 """Logistic regression on class tokens with a sweep over the penalty: the fine-grained protocol."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .cache import FeatureCache
 from .classifier import LinearClassifier
-from .datasets import open_labelled
+from .datasets import open_splits
+from .extraction import extract_features
 from .extractor import as_extractor
-from .features import FeatureSet, extract_features
+from .features import FeatureSet, check_sets, square_size
 from .logistic_fit import (
     Standard,
     Sweep,
@@ -21,30 +22,8 @@ from .logistic_fit import (
     penalties,
     standardise,
 )
-from .metrics import accuracy, eleven_point_map, mean_class_accuracy
-from .named_sets import Metric, metric_of
-
-
-def score_of(scores: Tensor, labels: Tensor, metric: Metric) -> float:
-    """The metric of a set, per cent.
-
-    Raises:
-        ValueError: If the metric is unknown or does not fit the labels.
-    """
-    if metric not in ("accuracy", "mean_class", "map_11"):
-        raise ValueError(
-            f"logistic regression: unknown metric. Got {metric!r}; expected 'accuracy', "
-            f"'mean_class' or 'map_11'."
-        )
-    if (metric == "map_11") != (labels.ndim == 2):
-        raise ValueError(
-            f"logistic regression: the metric does not fit the labels. Got {metric!r} and labels "
-            f"{tuple(labels.shape)}; expected 'map_11' for several labels an image, only."
-        )
-    if metric == "map_11":
-        return eleven_point_map(scores, labels)
-    found = scores.argmax(1)
-    return accuracy(found, labels) if metric == "accuracy" else mean_class_accuracy(found, labels)
+from .metrics import Metric, check_metric, score_of
+from .named_sets import metric_of
 
 
 @dataclass(frozen=True)
@@ -140,22 +119,21 @@ def logistic_regression(
         *Different:* each model normalises images with its own statistics; the authors use CLIP's
         for all.
     """
+    penalties(sweep)  # before hours of extraction
     extractor = as_extractor(model, image_size=image_size, device=device)
-    size = image_size or extractor.image_size[0]
-    options: dict[str, Any] = {
-        "image_size": size, "resize": size, "batch_size": batch_size, "workers": workers,
-        "cache": cache, "progress": progress,
-    }  # fmt: skip
-    opened = open_labelled(train, split="train")
-    sets = [extract_features(extractor, opened, **options)]
-    for data, split in ((test, "test"), (val, "val")):
-        if data is not None:
-            found = open_labelled(data, split=split, classes=opened.classes)
-            sets.append(extract_features(extractor, found, **options))
+    size = square_size(extractor, image_size)
+    opened = open_splits(train, test, val)
+    sets = [
+        extract_features(
+            extractor, data, image_size=size, resize=size, batch_size=batch_size, workers=workers,
+            cache=cache, progress=progress,
+        )
+        for data in opened
+    ]  # fmt: skip
     if metric is None:
         name = Path(str(train)).name if isinstance(train, str | Path) else ""
         several = sets[0].labels.ndim == 2
-        metric = "map_11" if several else opened.metric or metric_of(name)
+        metric = "map_11" if several else opened[0].metric or metric_of(name)
     result = score_logistic(
         sets[0], sets[1], val=sets[2] if val is not None else None, metric=metric, sweep=sweep,
         max_iter=max_iter, device=extractor.device,
@@ -164,7 +142,7 @@ def logistic_regression(
     if len(weight) == 1:
         weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
     classifier = LinearClassifier(extractor, weight, bias, image_size=size, resize=size)
-    return LogisticResult(**{**vars(result), "image_size": size, "classifier": classifier})
+    return replace(result, image_size=size, classifier=classifier)
 
 
 def score_logistic(
@@ -187,50 +165,49 @@ def score_logistic(
         100.0
     """
     constants, steps = penalties(sweep)
-    steps = steps if max_iter is None else max_iter
-    whole, labels = train.cls, train.labels
+    check_metric(metric, train.labels)
     if val is None:
         kept, held = holdout_split(len(train))
-        fit_on, fit_labels = whole[kept], labels[kept]
-        chosen_on, chosen_labels = whole[held], labels[held]
+        fitted, chosen, whole = train.select(kept), train.select(held), train
+        if len(chosen) == 0:
+            raise ValueError(
+                f"logistic regression: nothing to choose C on. Got {len(train)} training images "
+                f"in {train.description}; expected at least 5, or val=."
+            )
     else:
-        fit_on, fit_labels, chosen_on, chosen_labels = whole, labels, val.cls, val.labels
-        whole, labels = torch.cat([whole, val.cls]), torch.cat([labels, val.labels])
-    _check_classes(fit_labels, train.description)
-    if len(chosen_labels) == 0:
-        raise ValueError(
-            f"logistic regression: nothing to choose C on. Got {len(train)} training images in "
-            f"{train.description}; expected at least 5, or val=."
-        )
-    classes = max(train.num_classes, test.num_classes, val.num_classes if val else 0)
+        fitted, chosen = train, val
+        cls, labels = torch.cat([train.cls, val.cls]), torch.cat([train.labels, val.labels])
+        whole = FeatureSet(cls, cls, labels)  # patches play no part
+    check_sets(fitted, chosen, test, several=True)
+    classes = max(whole.num_classes, test.num_classes)
 
-    def fit(features: Tensor, target: Tensor, values: Tensor) -> tuple[Standard, Tensor, Tensor]:
-        scale = standardise(features.to(device))
+    def fit(features: FeatureSet, values: Tensor) -> tuple[Standard, Tensor, Tensor]:
+        x, y = features.cls.to(device), features.labels.to(device)
+        scale = standardise(x)
         weights, bias = fit_logistic(
-            scale(features.to(device)),
-            target.to(device),
-            values,
-            num_classes=classes,
-            max_iter=steps,
-        )
+            scale(x), y, values, num_classes=classes,
+            max_iter=steps if max_iter is None else max_iter,
+        )  # fmt: skip
         return scale, weights, bias
 
-    scale, weights, bias = fit(fit_on, fit_labels, constants)
-    ready, wanted = scale(chosen_on.to(device)), chosen_labels.to(device)
-    scores = tuple(
-        score_of(logistic_scores(ready, w, b), wanted, metric)
-        for w, b in zip(weights, bias, strict=True)
-    )
-    index = max(range(len(scores)), key=lambda i: (scores[i], -i))
-    scale, weights, bias = fit(whole, labels, constants[index : index + 1])
-    final = logistic_scores(scale(test.cls.to(device)), weights[0], bias[0])
+    def scores(
+        features: FeatureSet, scale: Standard, weights: Tensor, bias: Tensor
+    ) -> tuple[float, ...]:
+        x, y = scale(features.cls.to(device)), features.labels.to(device)
+        found = (logistic_scores(x, w, b) for w, b in zip(weights, bias, strict=True))
+        return tuple(score_of(f if metric == "map_11" else f.argmax(1), y, metric) for f in found)
+
+    val_scores = scores(chosen, *fit(fitted, constants))
+    index = max(range(len(val_scores)), key=lambda i: (val_scores[i], -i))
+    scale, weights, bias = fit(whole, constants[index : index + 1])
+    (score,) = scores(test, scale, weights, bias)
     raw = (weights[0] / scale.std).cpu()
     return LogisticResult(
-        score=score_of(final, test.labels.to(device), metric),
+        score=score,
         metric=metric,
         constant=float(constants[index]),
         index=index,
-        val_scores=scores,
+        val_scores=val_scores,
         sweep=sweep,
         num_train=len(whole),
         num_test=len(test),
@@ -238,12 +215,3 @@ def score_logistic(
         weight=raw,
         bias=bias[0].cpu() - raw @ scale.mean.cpu(),
     )
-
-
-def _check_classes(labels: Tensor, description: str) -> None:
-    present = sorted(set(labels.flatten().tolist()))
-    if labels.ndim == 1 and len(present) < 2:
-        raise ValueError(
-            f"logistic regression: one class only. Got {len(labels)} training images of class "
-            f"{present} in {description}; expected at least two."
-        )

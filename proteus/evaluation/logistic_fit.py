@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..features import ShapeError
+from .features import check_finite
 from .lbfgs import minimise
 
 Sweep = Literal["paper", "official"]
@@ -91,23 +92,25 @@ def fit_logistic(
     """Minimise C * sum of cross entropies + |W|^2 / 2, for several C at once.
 
     Two classes have one row of weights and a sigmoid; so has each class where an image may have
-    several labels. The intercept is not penalised.
+    several labels. The intercept is not penalised. A class without an image has weights of 0 and an
+    intercept of minus infinity, and the others are fitted as if it did not exist.
 
     Args:
         features: [n, D], standardised; solved in their dtype, float64 for the last digits.
-        labels: long [n], or 0/1 [n, classes] for several labels an image.
-        constants: C, [P].
+        labels: long [n], 0 … K - 1, or 0/1 [n, classes] for several labels an image.
+        constants: C, [P], above 0.
         num_classes: K.
         max_iter: Steps of L-BFGS.
         tolerance: Of the largest entry of the gradient.
-        start: (weights, bias) to start from, as returned; None = zeros.
+        start: (weights, bias) to start from, as returned; None = zeros, as where a class is absent.
 
     Returns:
         Weights [P, R, D] and bias [P, R], R = 1 for two classes, else K.
 
     Raises:
         ShapeError: If features and labels do not fit.
-        ValueError: If features are not finite.
+        ValueError: If features are not finite, a label is not in the range above, or a C is not
+            positive.
 
     Examples:
         >>> x, y = torch.tensor([[-1.0], [0.0], [1.0]]).double(), torch.tensor([0, 0, 1])
@@ -120,10 +123,18 @@ def fit_logistic(
         *Same:* objective, stopping rule; converged coefficients to 1e-5.
         *Different:* all constants in the same matrix products.
     """
-    _check(features, labels)
+    values = torch.as_tensor(constants, dtype=features.dtype, device=features.device)
+    _check(features, labels, values, num_classes)
+    if labels.ndim == 1:
+        present = labels.bincount(minlength=num_classes).nonzero().flatten()
+        if 1 < len(present) < num_classes:
+            fitted = fit_logistic(
+                features, torch.searchsorted(present, labels), values, num_classes=len(present),
+                max_iter=max_iter, tolerance=tolerance,
+            )  # fmt: skip
+            return _with_absent(*fitted, present, num_classes)
     targets, rows = _targets(labels, num_classes, features.dtype)
     count, width = features.shape
-    values = torch.as_tensor(constants, dtype=features.dtype, device=features.device)
     inputs = F.pad(features, (0, 1), value=1.0)  # the intercept's column
     begin = features.new_zeros(len(values), rows, width + 1)
     if start is not None:
@@ -136,18 +147,17 @@ def fit_logistic(
         loss = (penalised * weights).sum((1, 2)) / 2
         gradient = penalised
         flat = weights.reshape(-1, width + 1)
-        for start_, stop in _pieces(count, len(flat)):
-            piece = inputs[start_:stop]
-            scores = (piece @ flat.T).view(len(piece), len(which), rows)
-            part, slope = _cross_entropy(scores, targets[start_:stop])
+        length = max(1, _ELEMENTS // len(flat))
+        pieces = zip(torch.split(inputs, length), torch.split(targets, length), strict=True)
+        for x, y in pieces:
+            part, slope = _cross_entropy((x @ flat.T).view(len(x), len(which), rows), y)
             loss = loss + part / count
-            gradient = gradient + (slope.flatten(1).T @ piece).view(weights.shape) / count
+            gradient = gradient + (slope.flatten(1).T @ x).view(weights.shape) / count
         return loss, gradient.flatten(1)
 
     solved = []
     group = max(1, _PARAMETERS // (rows * (width + 1)))
-    for first in range(0, len(values), group):
-        chosen = torch.arange(first, min(first + group, len(values)), device=features.device)
+    for chosen in torch.split(torch.arange(len(values), device=features.device), group):
 
         def part_of(theta: Tensor, which: Tensor, chosen: Tensor = chosen) -> tuple[Tensor, Tensor]:
             return objective(theta, chosen[which])
@@ -156,6 +166,18 @@ def fit_logistic(
         solved.append(minimise(part_of, begun, max_iter=max_iter, tolerance=tolerance)[0])
     theta = torch.cat(solved).view(len(values), rows, width + 1)
     return theta[..., :width], theta[..., width]
+
+
+def _with_absent(
+    weights: Tensor, bias: Tensor, present: Tensor, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Rows for all classes, of a fit of those that are present; of two, the first scores 0."""
+    all_weights = weights.new_zeros(len(weights), classes, weights.shape[2])
+    all_bias = bias.new_full((len(bias), classes), -torch.inf)
+    all_bias[:, present] = 0
+    rows = present[-weights.shape[1] :]
+    all_weights[:, rows], all_bias[:, rows] = weights, bias
+    return all_weights, all_bias
 
 
 def _targets(labels: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tensor, int]:
@@ -178,12 +200,6 @@ def _cross_entropy(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return loss, slope.scatter_add_(-1, index, scores.new_full(index.shape, -1.0))
 
 
-def _pieces(count: int, columns: int) -> list[tuple[int, int]]:
-    """Ranges of rows whose scores fit in memory."""
-    length = max(1, _ELEMENTS // columns)
-    return [(start, min(start + length, count)) for start in range(0, count, length)]
-
-
 def logistic_scores(features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     """Scores [n, K] of standardised features; two classes get the sigmoid's score and its negative.
 
@@ -196,11 +212,20 @@ def logistic_scores(features: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([-scores, scores], 1) if scores.shape[1] == 1 else scores
 
 
-def _check(features: Tensor, labels: Tensor) -> None:
+def _check(features: Tensor, labels: Tensor, constants: Tensor, classes: int) -> None:
     if features.ndim != 2 or labels.shape[:1] != features.shape[:1] or labels.ndim > 2:
         raise ShapeError(
             f"logistic regression: features and labels do not fit. Got {tuple(features.shape)} "
             f"and {tuple(labels.shape)}; expected [n, D] and [n], or [n, classes]."
         )
-    if not features.isfinite().all():
-        raise ValueError("logistic regression: features are not finite. Got NaN or infinity.")
+    check_finite(features, "features")
+    highest = 1 if labels.ndim == 2 else classes - 1
+    if not 0 <= int(labels.min()) <= int(labels.max()) <= highest:
+        raise ValueError(
+            f"logistic regression: labels must be in 0 … {highest}. Got {int(labels.min())} to "
+            f"{int(labels.max())}."
+        )
+    if not (constants > 0).all():
+        raise ValueError(
+            f"logistic regression: constants C must be above 0. Got {constants.tolist()}."
+        )

@@ -1,11 +1,14 @@
 """Scores of predictions against labels, in per cent, as plain functions on tensors."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..features import ShapeError
 
+Metric = Literal["accuracy", "mean_class", "map_11"]
 # As the authors' code makes them, in steps of a rounded 0.1: a recall of exactly 3/10, 6/10 or 7/10
 # misses its point, which is 4e-17 to 1e-16 above. It is worth 0.02 points of mAP in places.
 _RECALLS = tuple(np.arange(0.0, 1.1, 0.1).tolist())
@@ -32,12 +35,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 def mean_class_accuracy(predictions: Tensor, labels: Tensor) -> float:
     """Accuracy of each class, averaged over the classes that occur in the labels, per cent.
 
-    Args:
-        predictions: long [n].
-        labels: long [n].
-
-    Raises:
-        ShapeError: If the shapes differ or nothing is there.
+    Takes what `accuracy` takes, and raises what it raises.
 
     Examples:
         >>> mean_class_accuracy(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 0, 0]))
@@ -65,6 +63,7 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
 
     Raises:
         ShapeError: If the shapes do not fit.
+        ValueError: If a score is NaN.
 
     Examples:
         >>> topk_accuracy(torch.tensor([[0.1, 0.7, 0.2]]), torch.tensor([2]), 2)
@@ -73,6 +72,7 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     if scores.ndim != 2:
         raise ShapeError(f"metric: scores have shape {tuple(scores.shape)}; expected [n, classes].")
     _check(scores[:, 0], labels)
+    _check_numbers(scores)
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return float((best == labels[:, None]).any(1).double().mean()) * 100
 
@@ -90,6 +90,10 @@ def eleven_point_ap(scores: Tensor, positives: Tensor) -> float:
     Returns:
         Per cent; NaN where no image is positive.
 
+    Raises:
+        ShapeError: If the shapes differ or nothing is there.
+        ValueError: If a score is NaN.
+
     Examples:
         >>> eleven_point_ap(torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 1, 0]))
         100.0
@@ -99,6 +103,7 @@ def eleven_point_ap(scores: Tensor, positives: Tensor) -> float:
         *Same:* eleven recalls, to the last bit; maximum to the right; not the area under the curve.
     """
     _check(scores, positives)
+    _check_numbers(scores)
     order = scores.argsort(descending=True, stable=True)
     ranked, hits = scores[order], positives[order].double().cumsum(0)
     if hits[-1] == 0:
@@ -120,7 +125,7 @@ def eleven_point_map(scores: Tensor, positives: Tensor) -> float:
 
     Raises:
         ShapeError: If the shapes differ.
-        ValueError: If a class has no positive image.
+        ValueError: If a class has no positive image, or a score is NaN.
 
     Examples:
         >>> eleven_point_map(torch.tensor([[0.9], [0.1]]), torch.tensor([[1], [0]]))
@@ -137,9 +142,39 @@ def eleven_point_map(scores: Tensor, positives: Tensor) -> float:
     return sum(values) / len(values)
 
 
+def check_metric(metric: Metric, labels: Tensor) -> None:
+    """Raise `ValueError` for a metric that is unknown or does not fit the labels."""
+    if metric not in ("accuracy", "mean_class", "map_11"):
+        raise ValueError(
+            f"evaluation: unknown metric. Got {metric!r}; expected 'accuracy', 'mean_class' or "
+            f"'map_11'."
+        )
+    if (metric == "map_11") != (labels.ndim == 2):
+        raise ValueError(
+            f"evaluation: the metric does not fit the labels. Got {metric!r} and labels "
+            f"{tuple(labels.shape)}; expected 'map_11' for several labels an image, only."
+        )
+
+
+def score_of(found: Tensor, labels: Tensor, metric: Metric) -> float:
+    """The metric of a set, per cent, of predictions [n]; of scores [n, classes] for `map_11`."""
+    if metric == "map_11":
+        return eleven_point_map(found, labels)
+    return accuracy(found, labels) if metric == "accuracy" else mean_class_accuracy(found, labels)
+
+
 def _check(predictions: Tensor, labels: Tensor) -> None:
     if predictions.shape != labels.shape or labels.numel() == 0:
         raise ShapeError(
             f"metric: predictions and labels do not fit. Got {tuple(predictions.shape)} and "
             f"{tuple(labels.shape)}; expected equal shapes, not empty."
+        )
+
+
+def _check_numbers(scores: Tensor) -> None:
+    """Raise for NaN, which sorting takes for the largest."""
+    if scores.isnan().any():
+        raise ValueError(
+            f"metric: scores are not numbers. Got NaN for {int(scores.isnan().sum())} of "
+            f"{scores.numel()}. Check the model's weights, and whether its precision is enough."
         )

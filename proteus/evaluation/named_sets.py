@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-Metric = Literal["accuracy", "mean_class", "map_11"]
+from .metrics import Metric
+
 _SEED = 0
 _CALTECH_TRAIN = 30
 
@@ -49,13 +50,13 @@ class NamedSet:
     has_val: bool = False
 
 
-def _split(name: str, splits: Mapping[str, str], **options: Any) -> Callable[[str, str, bool], Any]:
+def _split(name: str, splits: Mapping[str, str]) -> Callable[[str, str, bool], Any]:
     """A torchvision class with `split=`, and what it calls our splits."""
 
     def read(root: str, split: str, download: bool) -> Any:
         from torchvision import datasets
 
-        return vars(datasets)[name](root, split=splits[split], download=download, **options)
+        return vars(datasets)[name](root, split=splits[split], download=download)
 
     return read
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,7 @@ def read_packs(folder: str | Path) -> dict[str, Pack]:
     Raises:
         ValueError: If there is no readable `index.json`, or a shard it lists is missing.
     """
-    folder = Path(folder)
-    try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        packs = [_pack(folder, entry) for entry in index["sets"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"packs: no readable index. Got {str(folder / 'index.json')!r} and "
-            f"{type(error).__name__}: {error}; expected a folder of packs, or NAME=PATH."
-        ) from error
+    packs = _read_index(Path(folder))
     for pack in packs:
         missing = [str(f) for shards in pack.splits.values() for f in shards if not f.is_file()]
         if missing:
@@ -48,19 +41,29 @@ def read_packs(folder: str | Path) -> dict[str, Pack]:
     return {pack.name: pack for pack in packs}
 
 
-def _pack(folder: Path, entry: dict[str, object]) -> Pack:
-    splits: list[dict[str, object]] = entry["splits"]  # type: ignore[assignment]
-    classes: list[str] = entry.get("classes") or []  # type: ignore[assignment]
+def _read_index(folder: Path) -> list[Pack]:
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        return [_pack(folder, entry) for entry in index["sets"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"packs: no readable index. Got {str(folder / 'index.json')!r} and "
+            f"{type(error).__name__}: {error}; expected a folder of packs, or NAME=PATH."
+        ) from error
+
+
+def _pack(folder: Path, entry: dict[str, Any]) -> Pack:
+    splits = {
+        str(split["split"]): tuple(folder / str(shard["file"]) for shard in split["shards"])
+        for split in entry["splits"]
+    }
     return Pack(
-        str(entry["name"]),
-        folder / str(entry["name"]),
-        str(entry["role"]),
-        str(entry["task"]),
-        tuple(classes),
-        {
-            str(split["split"]): tuple(folder / str(shard["file"]) for shard in split["shards"])  # type: ignore[attr-defined]
-            for split in splits
-        },
+        name=str(entry["name"]),
+        path=folder / str(entry["name"]),
+        role=str(entry["role"]),
+        task=str(entry["task"]),
+        classes=tuple(entry.get("classes") or ()),
+        splits=splits,
     )
 
 
@@ -95,5 +98,6 @@ def classes_of(path: str | Path) -> tuple[str, ...]:
     path = Path(path)
     if not (path.parent / "index.json").is_file():
         return ()
-    pack = read_packs(path.parent).get(path.name)
-    return pack.classes if pack else ()
+    # Shards of other sets may be elsewhere.
+    packs = (pack for pack in _read_index(path.parent) if pack.name == path.name)
+    return next((pack.classes for pack in packs), ())

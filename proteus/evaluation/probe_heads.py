@@ -10,7 +10,6 @@ from torch import Tensor
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 BLOCKS = (1, 4)
-AVGPOOL = (False, True)
 _MOMENTUM = 0.9
 
 
@@ -180,7 +179,6 @@ class ProbeHeads:
 def head_grid(
     learning_rates: Sequence[float] = LEARNING_RATES,
     num_blocks: Sequence[int] = BLOCKS,
-    avgpool: Sequence[bool] = AVGPOOL,
 ) -> list[Head]:
     """Every combination; DINOv2's 52 by default.
 
@@ -188,7 +186,9 @@ def head_grid(
         >>> len(head_grid())
         52
     """
-    return [Head(n, pool, lr) for n in num_blocks for pool in avgpool for lr in learning_rates]
+    return [
+        Head(n, pool, lr) for n in num_blocks for pool in (False, True) for lr in learning_rates
+    ]
 
 
 def draw_batches(count: int, batch_size: int, iterations: int, seed: int) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ from .dense_metrics import (
 from .dense_prediction import DensePredictor, predict_set
 from .dense_training import Settings, train_dense
 from .extractor import Extractor, as_extractor
-from .features import gather
+from .processes import gather
 
 _REFERENCE_SIZE = 512
 

@@ -16,12 +16,15 @@ from .classifier import LinearClassifier
 from .datasets import LabelledImages, open_labelled
 from .dense_data import DenseImages, open_depth, open_segmentation
 from .depth import depth
+from .extraction import extract_features
 from .extractor import Extractor
-from .features import FeatureSet, extract_features, probe_resize, rank_and_world, together
-from .knn import KS, score_knn
+from .features import FeatureSet, probe_resize
+from .knn import score_knn
 from .linear_probe import LinearProbeResult, fitting_blocks, score_linear
 from .logistic import score_logistic
 from .named_sets import metric_of
+from .neighbours import KS
+from .processes import rank_and_world, together
 from .robustness import robustness
 from .segmentation import segmentation
 from .suite_sets import EvaluationSet, Task

@@ -5,8 +5,8 @@ from typing import Any
 
 from ..report import Picture
 from .charts import save_bars
-from .features import rank_and_world
 from .pictures import save_neighbours, save_side_by_side
+from .processes import rank_and_world
 from .suite import SuiteRun
 from .suite_report import TITLES, value_of
 from .suite_sets import EvaluationSet

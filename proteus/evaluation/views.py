@@ -1,5 +1,6 @@
-"""Features of random crops, computed as a probe trains on them."""
+"""The batches a linear probe trains on: features of random crops, or of stored features."""
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.samples import random_resized_crop
 from .datasets import LabelledImages
 from .extractor import Extractor
-from .features import default_workers, gather, rank_and_world
+from .features import FeatureSet, default_workers, read_vectors
+from .processes import gather, rank_and_world
 
 
 class View(NamedTuple):
@@ -29,8 +31,6 @@ class _Crops(Dataset[tuple[Tensor, Tensor]]):
         self.data, self.size, self.seed = data, size, seed
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        import random
-
         step, place, index = key
         rng = random.Random(repr((self.seed, step, place)))
         image, target = self.data[index]
@@ -40,17 +40,11 @@ class _Crops(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(crop).permute(2, 0, 1), torch.as_tensor(target)
 
 
-class _Keys:
+def _keys(batches: Iterable[Sequence[int]]) -> Iterator[list[tuple[int, int, int]]]:
     """Batches of keys, this process's share of each."""
-
-    def __init__(self, batches: Iterable[Sequence[int]]) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        rank, world = rank_and_world()
-        for step, batch in enumerate(self.batches):
-            keys = [(step, place, index) for place, index in enumerate(batch)]
-            yield keys[rank::world]
+    rank, world = rank_and_world()
+    for step, batch in enumerate(batches):
+        yield [(step, place, index) for place, index in enumerate(batch)][rank::world]
 
 
 def augmented_views(
@@ -83,29 +77,32 @@ def augmented_views(
     """
     loader = DataLoader(
         _Crops(data, size, seed),
-        batch_sampler=_Keys(batches),
+        batch_sampler=_keys(batches),
         num_workers=default_workers(workers, len(data)),
     )
     rank, world = rank_and_world()
     for images, labels in loader:
-        with torch.no_grad():
-            layers = extractor.layers(images, blocks)
-        tokens = torch.stack([layer.cls for layer in layers], 1).float()
-        last = layers[-1]
-        patches = last.patches.float().mean(1) if last.patches.shape[1] else tokens[:, -1] * 0
-        mine = View(tokens, patches, labels.long().to(tokens.device))
-        yield _interleave(gather({rank: tuple(part.cpu() for part in mine)}), mine, world)
+        found = read_vectors(extractor, images, blocks)
+        mine = View(found["blocks"], found["patches"], labels.long().to(found["cls"].device))
+        yield mine if world == 1 else _interleave(gather({rank: [t.cpu() for t in mine]}), mine)
 
 
-def _interleave(parts: dict[int, tuple[Tensor, ...]], mine: View, world: int) -> View:
+def _interleave(shares: dict[int, list[Tensor]], mine: View) -> View:
     """The shares of all processes in the order of the batch."""
-    if world == 1:
-        return mine
-    whole = []
-    for number, part in enumerate(mine):
-        count = sum(len(parts[rank][number]) for rank in range(world))
-        joined = part.new_empty(count, *part.shape[1:])
-        for rank in range(world):
-            joined[rank::world] = parts[rank][number].to(part)
-        whole.append(joined)
-    return View(*whole)
+    counts = [len(shares[rank][0]) for rank in range(len(shares))]
+    places = [torch.arange(rank, sum(counts), len(shares)) for rank in range(len(shares))]
+    order = torch.cat(places).argsort()
+    columns = zip(*(shares[rank] for rank in range(len(shares))), strict=True)
+    return View(*(torch.cat(parts)[order].to(mine.blocks.device) for parts in columns))
+
+
+def stored_views(
+    features: FeatureSet, batches: Iterable[Tensor], device: str | torch.device
+) -> Iterator[View]:
+    """Batches, given as numbers of images, of features that were computed once."""
+    blocks = features.cls[:, None] if features.blocks is None else features.blocks
+    blocks, patches = blocks.to(device).float(), features.patches.to(device).float()
+    labels = features.labels.to(device)
+    for batch in batches:
+        chosen = batch.to(device)
+        yield View(blocks[chosen], patches[chosen], labels[chosen])

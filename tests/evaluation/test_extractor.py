@@ -146,6 +146,21 @@ def test_the_fingerprint_tells_weights_architecture_and_statistics_apart():
     assert len(found | {same}) == 5
 
 
+def test_the_fingerprint_sees_functions_and_buffers_that_are_not_saved():
+    class Shifted(nn.Module):
+        def __init__(self, shift, function):
+            super().__init__()
+            self.register_buffer("shift", torch.tensor(shift), persistent=False)
+            self.function, self.embed = function, nn.Conv2d(3, 4, 4, 4)
+            nn.init.ones_(self.embed.weight), nn.init.zeros_(self.embed.bias)
+
+        def forward(self, images):
+            return self.function(self.embed(images - self.shift))
+
+    models = [Shifted(0.1, torch.relu), Shifted(0.9, torch.relu), Shifted(0.1, torch.tanh)]
+    assert len({as_extractor(model).fingerprint() for model in [*models, *models]}) == 3
+
+
 def test_a_trainable_copy_trains_and_leaves_the_original_alone():
     extractor = as_extractor(vit())
     ours = extractor.trainable_copy().train()

@@ -13,8 +13,9 @@ from torchvision import transforms
 
 from conftest import vit
 from proteus.evaluate import extract_features, knn
-from proteus.evaluation import FeatureCache, open_labelled
+from proteus.evaluation import FeatureCache, FeatureSet, open_labelled
 from proteus.evaluation.features import Resized, eval_transform, probe_resize
+from proteus.features import ShapeError
 
 
 def pictures(count=10, size=(44, 40)):
@@ -157,6 +158,11 @@ def test_images_without_a_label_are_an_error_and_no_class():
         extract_features(model(), unlabelled, image_size=32)
     with pytest.raises(ValueError, match="without a label"):
         knn(model(), pictures(3), unlabelled, ks=[1], image_size=32)
+
+
+def test_a_feature_set_has_one_label_for_each_row():
+    with pytest.raises(ShapeError, match=r"one label for each image. Got .*\(5,\)"):
+        FeatureSet(torch.eye(3), torch.eye(3), torch.arange(5))
 
 
 def test_knn_says_which_ks_it_left_out_and_its_classifier_agrees():

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from conftest import vit
 from proteus import Features
 from proteus.evaluate import knn
 from proteus.evaluation import FeatureSet, extract_cls, knn_predict, knn_votes, score_knn
@@ -44,6 +45,26 @@ def test_shapes_and_k_are_checked():
         knn_predict(train, labels[:4], train, k=1)
 
 
+def test_a_k_below_one_and_labels_beyond_the_classes_are_errors():
+    features, labels = torch.eye(3), torch.arange(3)
+    one = FeatureSet(features, features, labels)
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=rf"1 … 3.*Got {k}"):
+            score_knn(one, one, ks=[k, 1])
+    with pytest.raises(ValueError, match=r"in 0 … 1. Got 0 to 2"):
+        knn_votes(features, labels, features, [1], num_classes=2)
+    with pytest.raises(ValueError, match="1 labels below 0"):
+        score_knn(FeatureSet(features, features, labels - 1), one, ks=[1])
+
+
+def test_a_model_that_is_not_square_says_so():
+    images = [(Image.new("RGB", (8, 8), colour), i) for i, colour in enumerate(["red", "blue"])]
+    model = vit(size=(32, 64))
+    with pytest.raises(ValueError, match=r"square image size is needed. Got a model for 32x64"):
+        knn(model, images, images, ks=[1])
+    assert knn(model, images, images, ks=[1], image_size=32).image_size == 32
+
+
 def test_features_of_batches_are_joined():
     class Model:
         embed_dim = 3
@@ -75,8 +96,8 @@ def test_a_smaller_k_sums_the_first_of_the_largest_ks_votes():
 def test_a_bank_in_pieces_gives_the_same_votes(monkeypatch):
     train, labels, test = torch.randn(50, 6), torch.randint(0, 4, (50,)), torch.randn(20, 6)
     whole = knn_votes(train, labels, test, [3, 20])
-    monkeypatch.setattr("proteus.evaluation.knn._BANK", 7)
-    monkeypatch.setattr("proteus.evaluation.knn._QUERIES", 6)
+    monkeypatch.setattr("proteus.evaluation.neighbours._BANK", 7)
+    monkeypatch.setattr("proteus.evaluation.neighbours._QUERIES", 6)
     torch.testing.assert_close(knn_votes(train, labels, test, [3, 20]), whole)
 
 
@@ -118,5 +139,5 @@ def test_features_that_are_not_finite_are_an_error(part, value):
     message = rf"not finite. Got NaN or infinity in 1 of 3 {part} features, first in number 1"
     with pytest.raises(ValueError, match=message):
         knn_predict(train, labels, test, k=1)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"not finite. Got NaN or infinity in 1 of 3 images"):
         score_knn(FeatureSet(train, train, labels), FeatureSet(test, test, labels), ks=[1])

@@ -1,7 +1,9 @@
 import io
+import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -69,6 +71,22 @@ def test_packs_take_the_number_beside_the_image(tmp_path):
         open_labelled(tmp_path / "birds", split="test")
 
 
+def test_a_pack_opens_where_other_shards_of_its_index_are_missing(tmp_path):
+    pack(tmp_path / "birds-train-000.tar", [0, 1])
+    sets = [
+        {
+            "name": name, "role": "fine-grained", "task": "classification",
+            "classes": ["jay", "owl"],
+            "splits": [{"split": "train", "shards": [{"file": f"{name}-train-000.tar"}]}],
+        }
+        for name in ("birds", "cars")
+    ]  # fmt: skip
+    (tmp_path / "index.json").write_text(json.dumps({"sets": sets}))
+    assert open_labelled(tmp_path / "birds", split="train").classes == ("jay", "owl")
+    with pytest.raises(ValueError, match=r"shards of 'cars' are missing. Got no .*cars-train-000"):
+        read_packs(tmp_path)
+
+
 def test_missing_labels_are_an_error_that_counts_them(tmp_path):
     pack(tmp_path / "birds-train-000.tar", [1, 0], missing=["000001.cls"])
     with pytest.raises(ValueError, match=r"Got 1 of 2 .*000001.jpg"):
@@ -81,6 +99,22 @@ def test_missing_labels_are_an_error_that_counts_them(tmp_path):
     assert targets(open_labelled(flat, labels=False)) == [0]
     with pytest.raises(ValueError, match="item 0 of the dataset has no label"):
         open_labelled([Image.new("RGB", (9, 9))]).target(0)
+
+
+@pytest.mark.parametrize("target", [0.7, float("nan"), "cat", None, torch.tensor(0.5)])
+def test_a_target_that_is_no_class_number_is_an_error_and_not_rounded(target):
+    data = open_labelled([(Image.new("RGB", (9, 9)), target)])
+    with pytest.raises(ValueError, match="item 0 of the dataset has no label"):
+        data.target(0)
+    soft = open_labelled([(Image.new("RGB", (9, 9)), torch.tensor([0.7, 0.3]))])
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        soft.target(0)
+
+
+@pytest.mark.parametrize("target", [2, 2.0, True + 1, np.int64(2), torch.tensor(2)])
+def test_a_class_number_may_be_of_any_kind(target):
+    found = open_labelled([(Image.new("RGB", (9, 9)), target)]).target(0)
+    assert (found, type(found)) == (2, int)
 
 
 def test_a_dataset_may_hold_several_labels_an_image():

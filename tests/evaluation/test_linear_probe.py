@@ -77,6 +77,19 @@ def test_a_learning_rate_that_diverges_costs_only_its_own_head():
     assert result.head.lr == 1e-30
 
 
+def test_features_that_are_not_finite_are_an_error_and_no_score_of_zero():
+    data, test = features(), features(seed=1)
+    test.cls[3, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite. Got NaN or infinity in 1 of 60"):
+        score_linear(data, test, iterations=1)
+
+
+def test_features_of_half_precision_are_read_as_float32():
+    data = features()
+    half = FeatureSet(data.cls.half(), data.patches.half(), data.labels, data.blocks.half())
+    assert score_linear(half, half, iterations=30, batch_size=32).score > 80
+
+
 def pictures(count=12):
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (count, 40, 44, 3), dtype=np.uint8)
@@ -144,6 +157,11 @@ def test_a_shallow_model_has_the_heads_its_blocks_allow_and_errors_say_more():
         score_linear(data, data, iterations=0)
     with pytest.raises(ValueError, match="different"):
         ProbeHeads([*head_grid([0.1]), *head_grid([0.1])], width=2, num_classes=2, iterations=1)
+    with pytest.raises(ValueError, match=r"nothing to choose a head on. Got 4 training images"):
+        score_linear(data.select(torch.arange(4)), data, select="holdout")
+    for metric in ("map_11", "top9"):
+        with pytest.raises(ValueError, match=metric):  # before 12,500 steps
+            score_linear(data, data, metric=metric)
     one = FeatureSet(data.cls, data.patches, data.labels * 0, data.blocks)
     with pytest.raises(ValueError, match="one class only"):
         score_linear(one, one, iterations=1)

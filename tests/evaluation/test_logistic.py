@@ -29,6 +29,18 @@ def test_the_minimiser_is_scikit_learns(classes):
         assert (scores.argmax(1).numpy() == oracle.predict(x)).all()
 
 
+@pytest.mark.parametrize("present", [[0, 3], [1, 2, 4]])
+def test_classes_without_images_change_nothing_for_the_others(present):
+    x, y = sample(classes=len(present))
+    labels = torch.tensor(present)[y]
+    weights, bias = fit_logistic(x, labels, [0.1], num_classes=5)
+    oracle = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000).fit(x, labels)
+    scores = logistic_scores(x, weights[0], bias[0])
+    expected = torch.zeros(len(x), 5).double()
+    expected[:, present] = torch.from_numpy(oracle.predict_proba(x))
+    torch.testing.assert_close(scores.softmax(1), expected, atol=1e-5, rtol=0)
+
+
 def test_several_labels_are_as_many_separate_fits():
     x, y = sample(classes=3)
     several = torch.stack([(y == c).long() for c in range(3)], 1)
@@ -108,6 +120,23 @@ def test_what_cannot_be_fitted_is_said():
     features = FeatureSet(x, x, y)
     with pytest.raises(ValueError, match="map_11"):
         score_logistic(features, features, metric="map_11")
+
+
+@pytest.mark.parametrize("labels", [[-1, 1], [1, 2]])
+def test_labels_that_are_no_class_numbers_are_an_error(labels):
+    x, y = sample(classes=2)
+    with pytest.raises(ValueError, match=rf"in 0 … 1. Got {labels[0]} to {labels[1]}"):
+        fit_logistic(x, torch.tensor(labels)[y], [1.0], num_classes=2)
+    with pytest.raises(ValueError, match="above 0"):
+        fit_logistic(x, y, [1.0, 0.0], num_classes=2)
+
+
+def test_test_features_that_are_not_finite_are_an_error_and_not_class_zero():
+    x, y = sample()
+    bad = x.clone()
+    bad[7, 1] = float("inf")
+    with pytest.raises(ValueError, match=r"NaN or infinity in 1 of 150 .*number 7"):
+        score_logistic(FeatureSet(x, x, y), FeatureSet(bad, x, y))
 
 
 def test_an_unconverged_fit_stops_after_its_steps():

@@ -53,6 +53,14 @@ def test_a_class_without_positives_is_an_error_in_the_mean_and_nan_alone():
         eleven_point_map(torch.rand(3, 2), torch.tensor([[1, 0], [0, 0], [1, 0]]))
 
 
+def test_scores_of_nan_are_an_error_and_not_the_highest():
+    scores = torch.tensor([[float("nan"), 0.1], [0.2, 0.1]])
+    with pytest.raises(ValueError, match="Got NaN for 1 of 4"):
+        topk_accuracy(scores, torch.tensor([0, 0]), 1)
+    with pytest.raises(ValueError, match="Got NaN for 1 of 2"):
+        eleven_point_map(scores, torch.tensor([[1, 0], [0, 1]]))
+
+
 def test_shapes_are_checked():
     with pytest.raises(ShapeError, match=r"\(2,\) and \(3,\)"):
         accuracy(torch.zeros(2), torch.zeros(3))

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 
 from proteus.evaluation.classifier import Classifier
-from proteus.evaluation.robustness import (
+from proteus.evaluation.imagenet_sets import (
     ALEXNET_ERRORS,
     imagenet_c,
     imagenet_variant,
     mean_corruption_error,
-    robustness,
 )
+from proteus.evaluation.robustness import robustness
 
 WNIDS = ("n01", "n02", "n03", "n04")
 
@@ -117,6 +117,9 @@ def test_the_mean_corruption_error_is_relative_to_alexnet(tmp_path):
     assert result.num_images == 20
     with pytest.raises(ValueError, match="no corruption found"):
         imagenet_c(Brightness(), tmp_path / "fog", WNIDS)
+    (tmp_path / "snow" / "1").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"a severity is missing. Got no .*snow/2"):
+        imagenet_c(Brightness(), tmp_path, WNIDS)
 
 
 def test_the_published_files_are_not_cut_again(tmp_path):
@@ -160,3 +163,17 @@ def test_what_cannot_be_tested_is_an_error(images):
     several = [(Image.new("RGB", (16, 16)), torch.ones(4).long())]
     with pytest.raises(ValueError, match="one label an image"):
         robustness(Brightness(), several, corruptions=["contrast"])
+    with pytest.raises(ValueError, match=r"severity must be 1 to 5. Got 0"):
+        robustness(Brightness(), images, corruptions=["contrast"], severities=[1, 0])
+
+
+def test_scores_of_nan_are_an_error_and_not_class_zero(images, tmp_path):
+    class Broken(Brightness):
+        def __call__(self, images):
+            return super().__call__(images) * float("nan")
+
+    with pytest.raises(ValueError, match="Got NaN for 12 of 12 images"):
+        robustness(Broken(), images, corruptions=["contrast"], severities=[1])
+    save(tmp_path / "variant", "n01", 32)
+    with pytest.raises(ValueError, match="Got NaN for 2 of 2 images"):
+        imagenet_variant(Broken(), tmp_path / "variant", WNIDS)
