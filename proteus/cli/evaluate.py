@@ -80,9 +80,9 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
         progress=True,
     )
     try:
-        results = run.run(suites, sets)
+        run.run(suites, sets)
         if rank_and_world()[0] == 0:
-            _show(run, results, sets)
+            _show(run, sets)
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
@@ -149,18 +149,20 @@ def _teacher(arguments: argparse.Namespace, size: int, device: Any) -> Any:
     return _extractor(arguments.teacher, plain, device)
 
 
-def _show(run: Any, results: Any, sets: Any) -> None:
+def _show(run: Any, sets: Any) -> None:
+    """Tables and pictures of all that `results.json` holds, earlier runs' too."""
     from dataclasses import asdict
 
     from ..evaluation.suite_pictures import suite_pictures
     from ..evaluation.suite_report import failures, result_tables, write_tables
     from ..report import text_table
 
-    pictures = suite_pictures(run, sets, results)
-    write_tables(run.out, run.name, results, settings=asdict(run.settings), pictures=pictures)
-    for title, table in result_tables(run.name, results).items():
+    pictures = suite_pictures(run, sets, run.results)
+    settings = asdict(run.settings)
+    write_tables(run.out, run.name, run.results, settings=settings, pictures=pictures)
+    for title, table in result_tables(run.name, run.results).items():
         print(f"\n{title}\n{text_table(table)}")
     print(f"\nResults: {run.out / 'results.md'}    Page: {run.out / 'report.html'}")
-    failed = failures(results)
+    failed = failures(run.results)
     if failed:
         raise ValueError("some protocols could not be run.\n" + "\n".join(failed))
