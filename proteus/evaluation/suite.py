@@ -116,7 +116,7 @@ class SuiteRun:
         """
         from tqdm import tqdm
 
-        jobs = self._plan(suites, sets)
+        jobs = plan_jobs(suites, sets, has_teacher=self.teacher is not None)
         self._head = self._describe()
         self.results = self._stored()
         chief = rank_and_world()[0] == 0
@@ -142,31 +142,6 @@ class SuiteRun:
             self.results[key] = _as_json(found)
             self._write()
         return {key: self.results[key] for key in (f"{name}/{one.name}" for name, one in jobs)}
-
-    def _plan(
-        self, suites: Sequence[str], sets: Sequence[EvaluationSet]
-    ) -> list[tuple[str, EvaluationSet]]:
-        unknown = [suite for suite in suites if suite not in SUITES]
-        if unknown or not suites:
-            raise ValueError(
-                f"suite: unknown protocol. Got {', '.join(unknown)!r}; expected some of "
-                f"{', '.join(SUITES)}."
-            )
-        if "agreement" in suites and self.teacher is None:
-            raise ValueError("suite: agreement needs a teacher. Pass --teacher NAME.")
-        jobs = []
-        for suite in suites:
-            task = _TASKS.get(suite, "classification")
-            fitting = [one for one in sets if one.task == task]
-            if not fitting:
-                raise ValueError(
-                    f"suite: no set for {suite}. Got {', '.join(one.name for one in sets)}; "
-                    f"expected at least one for {task}."
-                )
-            jobs += [(suite, one) for one in fitting]
-        # Set by set, so that features are in memory while they are needed.
-        order = {one.name: n for n, one in enumerate(sets)}
-        return sorted(jobs, key=lambda job: (order[job[1].name], suites.index(job[0])))
 
     def _stamp(self, protocol: str, opened: OpenSet) -> str:
         """A hash of everything that a result depends on; "" where that cannot be known."""
@@ -218,6 +193,36 @@ class SuiteRun:
         part = self.out / "results.json.part"
         part.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
         part.replace(self.out / "results.json")
+
+
+def plan_jobs(
+    suites: Sequence[str], sets: Sequence[EvaluationSet], *, has_teacher: bool
+) -> list[tuple[str, EvaluationSet]]:
+    """Which protocol runs on which set, set by set, so that features stay while they are needed.
+
+    Raises:
+        ValueError: If a protocol is unknown or fits none of the sets, or has no teacher.
+    """
+    unknown = [suite for suite in suites if suite not in SUITES]
+    if unknown or not suites:
+        raise ValueError(
+            f"suite: unknown protocol. Got {', '.join(unknown)!r}; expected some of "
+            f"{', '.join(SUITES)}."
+        )
+    if "agreement" in suites and not has_teacher:
+        raise ValueError("suite: agreement needs a teacher. Pass --teacher NAME.")
+    for suite in suites:
+        if not any(one.task == task_of(suite) for one in sets):
+            raise ValueError(
+                f"suite: no set for {suite}. Got {', '.join(one.name for one in sets)}; "
+                f"expected at least one for {task_of(suite)}."
+            )
+    return [(suite, one) for one in sets for suite in suites if one.task == task_of(suite)]
+
+
+def task_of(suite: str) -> Task:
+    """What a protocol needs sets of."""
+    return _TASKS.get(suite, "classification")
 
 
 def _as_json(facts: dict[str, Any]) -> dict[str, Any]:

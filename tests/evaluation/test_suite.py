@@ -281,6 +281,9 @@ def test_the_command_writes_tables_pictures_and_a_plain_error(packs, tmp_path, c
     assert {"pca.png", "neighbours.png", "scores.png"} <= written
     assert main([*words[:2], "--data", "nowhere", "--out", str(out)]) == 2
     assert "no set there" in capsys.readouterr().err
+    for word in ("tsne", "agreement"):  # said before the model is looked for
+        assert main(["evaluate", "no-model", "--suite", word, *words[7:9], "--out", str(out)]) == 2
+        assert "suite: " in capsys.readouterr().err
     assert main(["evaluate", str(packs), "--checkpoint", "x", *words[7:9], "--out", str(out)]) == 2
     assert "--checkpoint" in capsys.readouterr().err
 
