@@ -81,7 +81,7 @@ class Watch:
                     f"expected 1 to {voters}."
                 )
         self._teacher: Teacher | None = None
-        self._target = Features(torch.empty(0), torch.empty(0), (0, 0))
+        self._targets: list[Features] = []  # of a batch each, on the CPU
         self._teacher_top1 = 0.0
 
     @classmethod
@@ -146,11 +146,10 @@ class Watch:
         random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with random, evaluating(distiller):
             self._remember(distiller.teacher)
-            for number, batch in enumerate(self._features(distiller.student, self.images)):
+            batches = self._features(distiller.student, self.images)
+            for batch, target in zip(batches, self._targets, strict=True):
                 tokens.append(batch.cls.float().cpu())
                 if isinstance(distiller, Distiller):
-                    start = number * self.batch_size
-                    target = self._targets(slice(start, start + self.batch_size))
                     values = compare_projected(distiller.loss, batch, target)
                     add_weighted(sums, values, len(batch.cls))
             result = {name: total / len(self.images) for name, total in sums.items()}
@@ -168,17 +167,13 @@ class Watch:
         """The teacher's features, once."""
         if teacher is self._teacher:
             return
-        features = [
+        self._targets = [
             Features(f.cls.float().cpu(), f.patches.float().cpu(), f.grid)
             for f in self._features(teacher, self.images)
         ]
-        self._target = Features(
-            torch.cat([f.cls for f in features]),
-            torch.cat([f.patches for f in features]),
-            features[0].grid,
-        )
         if self.labels is not None:
-            self._teacher_top1 = self._top1(teacher, self._target.cls)
+            tokens = torch.cat([target.cls for target in self._targets])
+            self._teacher_top1 = self._top1(teacher, tokens)
         self._teacher = teacher
 
     def _features(self, model: FeatureExtractor, images: Tensor) -> Iterator[Features]:
@@ -186,10 +181,6 @@ class Watch:
         device = next(model.parameters()).device
         for batch in torch.split(images, self.batch_size):
             yield model(batch.to(device))
-
-    def _targets(self, part: slice) -> Features:
-        """The teacher's features of a part of the images."""
-        return Features(self._target.cls[part], self._target.patches[part], self._target.grid)
 
     def _top1(self, model: FeatureExtractor, queries: Tensor) -> float:
         """Share of the images, class tokens [n, D], that the k-NN puts into their class."""
