@@ -10,7 +10,7 @@ from .data import ImageSource, center_resize, decode, open_source
 from .data.loader import number_labels
 from .distiller import Distiller
 from .evaluation import knn_predict
-from .evaluation.agreement import add_weighted, compare_projected
+from .evaluation.agreement import add_weighted, compare_projected, mean_over
 from .features import FeatureExtractor, Features, ShapeError
 from .logits import LogitDistiller
 from .reader import evaluating
@@ -152,7 +152,7 @@ class Watch:
                 if isinstance(distiller, Distiller):
                     values = compare_projected(distiller.loss, batch, target)
                     add_weighted(sums, values, len(batch.cls))
-            result = {name: total / len(self.images) for name, total in sums.items()}
+            result = mean_over(sums, len(self.images))
             if self.labels is not None:
                 result["knn_top1"] = self._top1(distiller.student, torch.cat(tokens))
                 result["teacher_knn_top1"] = self._teacher_top1

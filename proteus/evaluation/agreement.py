@@ -54,16 +54,15 @@ def compare_features(student: Features, teacher: Features) -> dict[str, float]:
         >>> compare_features(features, features)["cls_cosine"]
         1.0
     """
-    return _compare(
-        {"cls": (student.cls, teacher.cls), "patch": (student.patches, teacher.patches)}
-    )
+    pairs = {"cls": (student.cls, teacher.cls), "patch": (student.patches, teacher.patches)}
+    return mean_over(_compare(pairs), 1)
 
 
 @torch.no_grad()
 def compare_projected(
     loss: ProteusLoss | None, student: Features, teacher: Features
 ) -> dict[str, float]:
-    """As `compare_features`, for as much as can be compared.
+    """As `compare_features`, for as much as can be compared; not rounded, to be averaged.
 
     Args:
         loss: Its heads bring the student to the teacher's space (patches by the feature head, or by
@@ -95,7 +94,7 @@ def _compare(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
         squared = token_distance(ours, theirs).mean()  # which checks the shapes
         wide = torch.float32 if ours.device.type == "mps" else torch.float64  # MPS has no float64
         cosine = F.cosine_similarity(ours.to(wide), theirs.to(wide), dim=-1).mean()
-        result[f"{name}_cosine"] = round(float(cosine), 6)
+        result[f"{name}_cosine"] = float(cosine)
         result[f"{name}_mse"] = float(squared)
     return result
 
@@ -104,6 +103,12 @@ def add_weighted(sums: dict[str, float], values: dict[str, float], count: int) -
     """Add means over `count` images to sums over images."""
     for name, value in values.items():
         sums[name] = sums.get(name, 0.0) + value * count
+
+
+def mean_over(sums: dict[str, float], count: int) -> dict[str, float]:
+    """Means over `count` images; cosines to six digits, so that of equal features they are 1."""
+    means = {name: total / count for name, total in sums.items()}
+    return {n: round(mean, 6) if n.endswith("_cosine") else mean for n, mean in means.items()}
 
 
 @torch.no_grad()
@@ -252,8 +257,8 @@ def agreement(
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
     return AgreementResult(
         num_images=len(data),
-        distances={name: total / len(data) for name, total in distances.items()},
-        terms={name: total / len(data) for name, total in terms.items()},
+        distances=mean_over(distances, len(data)),
+        terms=mean_over(terms, len(data)),
         cka_cls=linear_cka(joined["cls0"], joined["cls1"]),
         cka_patches=linear_cka(joined["patches0"], joined["patches1"]),
         cka_layers=_layer_table(joined, ours, theirs) if layers else (),
