@@ -321,6 +321,8 @@ def test_the_paper_s_rows_are_consistent_with_themselves_and_with_the_released_m
         assert PAPER[name].get("NYUd fine-tune") == released.scores.get("NYU-Depth V2 RMSE")
     assert paper_score("dinov2_vits14", "segmentation", "ade20k") == 45.7
     assert paper_score("nobody", "finegrained", "flowers") is None
+    assert paper_score("dinov2_vits14", "linear", "ImageNet") == 81.1
+    assert paper_score("dinov2_vits14", "linear", "imagenet100") is None
     assert known_models()[0] == "proteus-vit-ti14"
 
 
