@@ -142,9 +142,18 @@ def linear_cka(ours: Tensor, theirs: Tensor) -> float:
             f"linear_cka: features of the same images are needed. Got {tuple(ours.shape)} and "
             f"{tuple(theirs.shape)}; expected [n, D1] and [n, D2]."
         )
-    x, y = (features.double() - features.double().mean(0) for features in (ours, theirs))
-    cross = (x.T @ y).square().sum()
-    return float(cross / ((x.T @ x).norm() * (y.T @ y).norm()))
+    return _alignment(_centred(ours), _centred(theirs))
+
+
+def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [n, D] about their mean, float64, and the norm of their scatter matrix."""
+    x = features.double() - features.double().mean(0)
+    return x, (x.T @ x).norm()
+
+
+def _alignment(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
+    cross = (ours[0].T @ theirs[0]).square().sum()
+    return float(cross / (ours[1] * theirs[1]))
 
 
 @dataclass(frozen=True)
@@ -287,10 +296,9 @@ def _keep(
 def _layer_table(
     joined: dict[str, Tensor], ours: Extractor, theirs: Extractor
 ) -> tuple[tuple[float, ...], ...]:
-    return tuple(
-        tuple(
-            linear_cka(joined[f"layer0.{i}"], joined[f"layer1.{j}"])
-            for j in range(theirs.num_layers)
-        )
-        for i in range(ours.num_layers)
+    """CKA of every layer with every layer; what one layer needs of itself is computed once."""
+    rows, columns = (
+        [_centred(joined[f"layer{number}.{index}"]) for index in range(model.num_layers)]
+        for number, model in enumerate((ours, theirs))
     )
+    return tuple(tuple(_alignment(row, column) for column in columns) for row in rows)
