@@ -131,9 +131,10 @@ class SuiteRun:
             try:
                 # It opens the set, which may fail, too; then in all processes.
                 (stamp,) = together(map(self._stamp, [protocol], [opened]))
+                self._forget_other_data(opened)
                 if stamp and self.results.get(key, {}).get("stamp") == stamp:
                     continue
-                found = {**opened.measure(protocol), "stamp": stamp}
+                found = {**opened.measure(protocol), "data": opened.stamp(), "stamp": stamp}
             except (ValueError, OSError) as error:
                 found = {"error": str(error)}
             # Of a part of the images, published numbers are not comparable.
@@ -145,11 +146,21 @@ class SuiteRun:
 
     def _stamp(self, protocol: str, opened: OpenSet) -> str:
         """A hash of everything that a result depends on; "" where that cannot be known."""
+        data = opened.stamp()
         teachers = [self.teacher.fingerprint()] if self.teacher and protocol == "agreement" else []
         if None in (self._head["fingerprint"], *teachers):
             return ""
-        parts = (self._head, teachers, protocol, opened.stamp())
+        parts = (self._head, teachers, protocol, data)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def _forget_other_data(self, opened: OpenSet) -> None:
+        """Drop what was measured on other images of the same name: a row of a table is one set."""
+        ending, data = f"/{opened.one.name}", opened.stamp()
+        self.results = {
+            key: found
+            for key, found in self.results.items()
+            if not key.endswith(ending) or found.get("data", data) == data
+        }
 
     def _stored(self) -> dict[str, dict[str, Any]]:
         """Results of an earlier run of this model with these settings; the same for all processes.

@@ -1,5 +1,7 @@
 """What each protocol of a suite does with one set."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +47,16 @@ class OpenSet:
             "agreement": self._agreement,
         }[protocol]()
 
-    def stamp(self) -> list[str]:
-        """A hash of each split's images, and of their labels or maps."""
+    def stamp(self) -> str:
+        """A hash of the images of all splits, and of their labels or maps."""
+        return str(self._once("stamp", self._hash))
+
+    def _hash(self) -> str:
         splits = ("train", "test", "val") if self.one.has_val else ("train", "test")
-        hash_of = (
-            self.run.cache.data_hash if self.one.task == "classification" else DenseImages.stamp
-        )
-        found: list[str] = self._once("stamp", lambda: [hash_of(self.split(n)) for n in splits])
-        return found
+        classified = self.one.task == "classification"
+        hash_of = self.run.cache.data_hash if classified else DenseImages.stamp
+        parts = [hash_of(self.split(name)) for name in splits]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def split(self, name: str) -> Any:
         """Images of one split, at most `limit`, with their labels or maps."""

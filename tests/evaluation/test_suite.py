@@ -183,6 +183,35 @@ def test_a_second_run_sees_the_set_that_is_there_now(packs, tmp_path):
     assert run.run(["knn"], find_sets([str(other)]))["knn/digits"]["num_train"] == 20
 
 
+def test_a_row_never_mixes_two_sets_of_one_name(packs, tmp_path, monkeypatch):
+    for name in ("_knn", "_linear"):
+        monkeypatch.setattr(OpenSet, name, lambda self: {"best": 0.0})
+    digits, flowers = find_sets([str(packs / "digits"), str(packs / "flowers5")])
+    run_of(packs, tmp_path / "out").run(["knn"], [digits, flowers])
+    write_pack(packs, "digits", {"train": 30, "test": 16})
+    run = run_of(packs, tmp_path / "out")
+    run.run(["linear"], [digits])
+    assert set(run.results) == {"knn/flowers5", "linear/digits"}
+
+
+def test_a_run_that_is_killed_keeps_what_is_finished(packs, tmp_path, monkeypatch):
+    ran = []
+
+    def measure(self):
+        ran.append(self.one.name)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return {"best": 0.0}
+
+    monkeypatch.setattr(OpenSet, "_knn", measure)
+    sets = find_sets([str(packs / "digits"), str(packs / "flowers5")])
+    with pytest.raises(KeyboardInterrupt):
+        run_of(packs, tmp_path / "out").run(["knn"], sets)
+    found = run_of(packs, tmp_path / "out").run(["knn"], sets)
+    assert ran == ["digits", "flowers5", "flowers5"]
+    assert set(found) == {"knn/digits", "knn/flowers5"}
+
+
 def test_what_cannot_be_known_again_is_measured_again(packs, tmp_path, monkeypatch):
     class Callable:
         embed_dim = 3
