@@ -142,6 +142,7 @@ class SuiteRun:
             found["seconds"] = round(time.perf_counter() - begun, 2)
             self.results[key] = _as_json(found)
             self._write()
+        self._write()  # also where nothing was left to do but to drop what is out of date
         return {key: self.results[key] for key in (f"{name}/{one.name}" for name, one in jobs)}
 
     def _stamp(self, protocol: str, opened: OpenSet) -> str:

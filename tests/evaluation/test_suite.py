@@ -192,6 +192,8 @@ def test_a_row_never_mixes_two_sets_of_one_name(packs, tmp_path, monkeypatch):
     run = run_of(packs, tmp_path / "out")
     run.run(["linear"], [digits])
     assert set(run.results) == {"knn/flowers5", "linear/digits"}
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert stored == run.results
 
 
 def test_a_run_that_is_killed_keeps_what_is_finished(packs, tmp_path, monkeypatch):
