@@ -96,7 +96,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
 
 def _suites(text: str, tasks: set[Any]) -> list[str]:
     """What was asked for; of the default, what there are sets for."""
-    from ..evaluation.suite import task_of
+    from ..evaluation.suite_sets import task_of
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     return [name for name in names if text != _SUITES or task_of(name) in tasks]

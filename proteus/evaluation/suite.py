@@ -16,12 +16,11 @@ from .cache import FeatureCache
 from .extractor import Extractor
 from .features import rank_and_world, together
 from .suite_protocols import OpenSet
-from .suite_sets import EvaluationSet, Task
+from .suite_sets import EvaluationSet, task_of
 
 _logger = logging.getLogger(__name__)
 
 SUITES = ("knn", "linear", "finegrained", "segmentation", "depth", "robustness", "agreement")
-_TASKS: dict[str, Task] = {"segmentation": "segmentation", "depth": "depth"}
 
 
 @dataclass(frozen=True)
@@ -230,11 +229,6 @@ def plan_jobs(
                 f"expected at least one for {task_of(suite)}."
             )
     return [(suite, one) for one in sets for suite in suites if one.task == task_of(suite)]
-
-
-def task_of(suite: str) -> Task:
-    """What a protocol needs sets of."""
-    return _TASKS.get(suite, "classification")
 
 
 def _as_json(facts: dict[str, Any]) -> dict[str, Any]:
