@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
-
 from .visualize import new_figure
 
 if TYPE_CHECKING:
@@ -124,14 +121,17 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         values = np.array([row[name] for row in rows], dtype=np.float64)
         panels[name] = {name: thin(steps, values)}
         if name != "lr" and len(rows) > 20:
-            panels[name]["mean"] = thin(steps, _smooth(torch.from_numpy(values)).numpy())
+            panels[name]["mean"] = thin(steps, _smooth(values))
     save_panels(panels, path)
 
 
-def _smooth(values: Tensor) -> Tensor:
+def _smooth(values: Array) -> Array:
     """Running mean over 5 % of the run, shorter at the ends."""
+    import numpy as np
+
     width = max(1, len(values) // 40)
-    total = torch.cat([values.new_zeros(1), values.cumsum(0)])
-    index = torch.arange(len(values))
-    low, high = (index - width).clamp(min=0), (index + width + 1).clamp(max=len(values))
-    return (total[high] - total[low]) / (high - low)
+    total = np.append(0.0, values.cumsum())
+    index = np.arange(len(values))
+    low, high = np.maximum(index - width, 0), np.minimum(index + width + 1, len(values))
+    smooth: Array = (total[high] - total[low]) / (high - low)
+    return smooth

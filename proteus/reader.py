@@ -3,7 +3,8 @@
 `ImageInput` is the way in (range check and the model's own normalisation), a `Reader` the way out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -199,12 +200,18 @@ def _infer_grid(patches: Tensor, images: Tensor) -> tuple[int, int]:
 
 def probe(read: Reader, model: nn.Module, inputs: ImageInput, size: tuple[int, int]) -> Features:
     """One grey image through the model, without a trace: width and grid at construction."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    with evaluating(model), torch.no_grad():
+        blank = inputs.mean.expand(1, 3, *size).contiguous()
+        return read(model, (blank - inputs.mean) / inputs.std)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode within; afterwards every module is in its own mode again."""
+    modes = [(inner, inner.training) for inner in module.modules()]
+    module.eval()
     try:
-        with torch.no_grad():
-            blank = inputs.mean.expand(1, 3, *size).contiguous()
-            return read(model, (blank - inputs.mean) / inputs.std)
+        yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for inner, mode in modes:
+            inner.training = mode

@@ -126,39 +126,38 @@ def write_run_report(run: str | Path, path: str | Path | None = None) -> Path:
     log, timing, watch = (
         read_columns(folder / f"{name}.jsonl") for name in ("log", "timing", "watch")
     )
-    facts, broken = _facts(folder / "run.json")
+    facts = _facts(folder / "run.json")
     with tempfile.TemporaryDirectory() as scratch:
         parts = [
-            *_summary(log, timing, facts, broken),
+            *_summary(log, timing, facts),
             *_losses(log, Path(scratch)),
             *_throughput(timing, Path(scratch)),
             *_watched(watch, Path(scratch)),
             *_pictures(folder),
-            *_recipe(facts),
+            *_recipe(facts or {}),
         ]
         write_report(target, f"Run {folder.resolve().name}", parts)
     return target
 
 
-def _facts(path: Path) -> tuple[dict[str, Any], bool]:
-    """What `run.json` says, and whether it is there and cannot be read."""
+def _facts(path: Path) -> dict[str, Any] | None:
+    """What `run.json` says; None where it is there and cannot be read."""
     if not path.exists():
-        return {}, False
+        return {}
     try:
         facts = json.loads(path.read_bytes())
     except ValueError:
-        return {}, True
-    return (facts, False) if isinstance(facts, dict) else ({}, True)
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
-def _summary(log: Columns, timing: Columns, facts: dict[str, Any], broken: bool) -> list[Part]:
+def _summary(log: Columns, timing: Columns, facts: dict[str, Any] | None) -> list[Part]:
     parts: list[Part] = []
     rows: list[list[str]] = []
     if len(log):
-        wanted = _find(facts, "steps")
+        wanted = _find(facts or {}, "steps")
         done = int(log.values["step"][-1]) + 1
-        of = f" of {wanted:,}" if isinstance(wanted, int) and not isinstance(wanted, bool) else ""
-        rows.append(["steps", f"{done:,}{of}"])
+        rows.append(["steps", f"{done:,} of {wanted:,}" if wanted else f"{done:,}"])
     else:
         parts.append("No step has been logged yet.")
     if "seconds" in timing.values:
@@ -182,18 +181,16 @@ def _summary(log: Columns, timing: Columns, facts: dict[str, Any], broken: bool)
             f"Lines of the log that could not be read: {log.unreadable} (a run that is killed "
             f"may leave half of one)."
         )
-    if broken:
+    if facts is None:
         parts.append("run.json could not be read; recipe and versions are not shown.")
     return parts
 
 
-def _find(facts: Mapping[str, Any], name: str) -> Any:
-    """A setting of this name, from the settings or the recipe, at any depth."""
-    for key in ("settings", "recipe"):
-        for path, value in _flatten(facts.get(key)):
-            if path.rpartition(".")[2] == name:
-                return value
-    return None
+def _find(facts: Mapping[str, Any], name: str) -> int | None:
+    """A count of this name, from the settings or the recipe, at any depth."""
+    leaves = [leaf for key in ("settings", "recipe") for leaf in _flatten(facts.get(key))]
+    found = (value for path, value in leaves if path.rpartition(".")[2] == name)
+    return next((value for value in found if type(value) is int), None)
 
 
 def _duration(seconds: float) -> str:
@@ -205,7 +202,6 @@ def _duration(seconds: float) -> str:
 def _losses(log: Columns, scratch: Path) -> list[Part]:
     if not len(log):
         return []
-    steps = log.values["step"]
     terms = [name for name in log.values if name not in NO_TERMS]
     late = max(1, min(100, len(log) // 10))
     rows = [
@@ -219,12 +215,12 @@ def _losses(log: Columns, scratch: Path) -> list[Part]:
         for name in [*terms, "lr", "grad_norm"]
         if name in log.values and np.nan_to_num(log.values[name]).any()
     ]
-    curves = {name: {name: thin(steps, log.values[name])} for name in shown}
     parts: list[Part] = [Heading("Losses"), Table(header, rows)]
     lost = sum(int((~np.isfinite(log.values[name])).sum()) for name in terms)
     if lost:
         parts.append(f"Values that are missing or not finite, and not drawn: {lost}.")
-    return [*parts, *_panels(curves, scratch / "losses.png")]
+    panels = {name: {name: log.values[name]} for name in shown}
+    return [*parts, *_panels(log, panels, scratch / "losses.png")]
 
 
 def _number(value: float) -> str:
@@ -237,40 +233,40 @@ def _throughput(timing: Columns, scratch: Path) -> list[Part]:
         "data_wait": "share of time waiting for data",
         "memory_mib": "memory, MiB",
     }
-    curves = {
-        label: {label: thin(timing.values["step"], timing.values[name])}
+    panels = {
+        label: {label: timing.values[name]}
         for name, label in names.items()
         if name in timing.values
     }
-    pictures = _panels(curves, scratch / "throughput.png")
+    pictures = _panels(timing, panels, scratch / "throughput.png")
     return [Heading("Throughput"), *pictures] if pictures else []
 
 
 def _watched(watch: Columns, scratch: Path) -> list[Part]:
     """One panel a measure; what was measured of the teacher goes into its student's panel."""
-    steps = watch.values["step"]
-    curves: dict[str, dict[str, Curve]] = {}
+    panels: dict[str, dict[str, Array]] = {}
     rows = []
     for name in sorted(set(watch.values) - {"step"}, key=lambda n: n.startswith("teacher_")):
-        title = name.removeprefix("teacher_")
-        line = "teacher" if title != name else "student"
-        curves.setdefault(title, {})[line] = thin(steps, watch.values[name])
-        known = watch.values[name][np.isfinite(watch.values[name])]
+        title, values = name.removeprefix("teacher_"), watch.values[name]
+        panels.setdefault(title, {})["student" if title == name else "teacher"] = values
+        known = values[np.isfinite(values)]
         if len(known):
             rows.append([name, _number(known[0]), _number(known[-1])])
-    pictures = _panels(curves, scratch / "watch.png")
+    pictures = _panels(watch, panels, scratch / "watch.png")
     if not pictures:
         return []
     table = Table(["", "first look", "last look"], rows)
     return [Heading("On held-out images"), table, *pictures]
 
 
-def _panels(curves: dict[str, dict[str, Curve]], path: Path) -> list[Part]:
-    drawn = {
-        title: {name: curve for name, curve in lines.items() if len(curve.steps)}
-        for title, lines in curves.items()
-    }
-    drawn = {title: lines for title, lines in drawn.items() if lines}
+def _panels(columns: Columns, panels: Mapping[str, Mapping[str, Array]], path: Path) -> list[Part]:
+    """A picture of what has a finite value."""
+    drawn: dict[str, dict[str, Curve]] = {}
+    for title, lines in panels.items():
+        for name, values in lines.items():
+            curve = thin(columns.values["step"], values)
+            if len(curve.steps):
+                drawn.setdefault(title, {})[name] = curve
     if not drawn:
         return []
     save_panels(drawn, path)

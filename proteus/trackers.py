@@ -1,5 +1,6 @@
 """Numbers of a run to TensorBoard, Weights & Biases or MLflow, beside its `log.jsonl`."""
 
+import importlib
 import json
 import os
 import time
@@ -20,10 +21,11 @@ class Tracker(Protocol):
 
 
 def open_tracker(text: str, folder: str | Path, settings: Mapping[str, Any]) -> Tracker:
-    """Open a tracker by name.
+    """Make a tracker by name. It opens its run with the first number it is given.
 
-    A run that is resumed in the same folder goes on in the same run of the tracker: what is needed
-    for that is kept in `folder/trackers`.
+    So a training run that refuses to start leaves no trace. One that is resumed in the same folder
+    goes on in the same run of the tracker: what is needed for that is kept in `folder/trackers`.
+    Steps that are done again after a run was killed are there once.
 
     Args:
         text: `tensorboard`, `wandb` or `mlflow`; the last two also `NAME:PROJECT` (MLflow calls it
@@ -56,23 +58,43 @@ def open_tracker(text: str, folder: str | Path, settings: Mapping[str, Any]) -> 
             f"trackers: the project does not fit. Got {text!r}; expected wandb:PROJECT or "
             f"mlflow:EXPERIMENT (TensorBoard has none)."
         )
-    extra, opener = _OPEN[name]
+    extra, package, opener = _OPEN[name]
     place = Path(folder).resolve() / "trackers"
-    place.mkdir(parents=True, exist_ok=True)
     try:
-        return opener(project or "proteus", place, settings)
+        importlib.import_module(package)
     except ImportError as error:
         raise ValueError(
             f"trackers: {name} is not installed. Got {error}. "
             f"Run: pip install 'proteus-distill[{extra}]'"
         ) from error
+    return _Later(lambda step: opener(project or "proteus", place, settings, step))
+
+
+class _Later:
+    """A tracker that is opened at its first step."""
+
+    def __init__(self, opener: Callable[[int], Tracker]) -> None:
+        self.opener: Callable[[int], Tracker] | None = opener
+        self.tracker: Tracker | None = None
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if self.opener is not None:
+            opener, self.opener = self.opener, None  # once: a server that is away is slow to say so
+            self.tracker = opener(step)
+        if self.tracker is not None:
+            self.tracker.log(values, step)
+
+    def close(self) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 class _TensorBoard:
-    def __init__(self, project: str, place: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, project: str, place: Path, settings: Mapping[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(place / "tensorboard"))
+        # Of a run that was killed, what came after its last checkpoint is done again.
+        self.writer: Any = SummaryWriter(str(place / "tensorboard"), purge_step=step)
         text = json.dumps(settings, indent=2, default=str)
         self.writer.add_text("settings", "".join(f"    {line}\n" for line in text.splitlines()))
 
@@ -85,9 +107,12 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    def __init__(self, project: str, place: Path, settings: Mapping[str, Any]) -> None:
+    """W&B itself leaves out steps that it has already."""
+
+    def __init__(self, project: str, place: Path, settings: Mapping[str, Any], step: int) -> None:
         import wandb
 
+        place.mkdir(parents=True, exist_ok=True)
         known = place / "wandb.id"
         if not known.exists():
             known.write_text(uuid.uuid4().hex)
@@ -108,9 +133,10 @@ class _WeightsAndBiases:
 
 
 class _MLflow:
-    def __init__(self, project: str, place: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, project: str, place: Path, settings: Mapping[str, Any], step: int) -> None:
         from mlflow import MlflowClient
 
+        place.mkdir(parents=True, exist_ok=True)
         server = os.environ.get("MLFLOW_TRACKING_URI")
         self.client: Any = MlflowClient(server or f"sqlite:///{place / 'mlflow.db'}")
         known = place / "mlflow.id"
@@ -125,21 +151,31 @@ class _MLflow:
         self.run_id = known.read_text()
         self.client.update_run(self.run_id, status="RUNNING")
         self.client.log_dict(self.run_id, dict(settings), "settings.json")
+        # Steps that are done again have the same numbers, and MLflow would keep both.
+        self.done = {
+            name: max(one.step for one in self.client.get_metric_history(self.run_id, name))
+            for name in self.client.get_run(self.run_id).data.metrics
+        }
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        metrics = [
+            Metric(name, value, now, step)
+            for name, value in values.items()
+            if step > self.done.get(name, -1)
+        ]
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def close(self) -> None:
         self.client.set_terminated(self.run_id)
 
 
-# Name -> (extra of the package, how to open it).
-_OPEN: dict[str, tuple[str, Callable[[str, Path, Mapping[str, Any]], Tracker]]] = {
-    "tensorboard": ("log", _TensorBoard),
-    "wandb": ("wandb", _WeightsAndBiases),
-    "mlflow": ("mlflow", _MLflow),
+# Name -> (extra of the package, what is imported of it, how to open it).
+_Opener = Callable[[str, Path, Mapping[str, Any], int], Tracker]
+_OPEN: dict[str, tuple[str, str, _Opener]] = {
+    "tensorboard": ("log", "torch.utils.tensorboard", _TensorBoard),
+    "wandb": ("wandb", "wandb", _WeightsAndBiases),
+    "mlflow": ("mlflow", "mlflow", _MLflow),
 }

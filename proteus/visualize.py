@@ -222,27 +222,46 @@ def save_rows(rows: Sequence[Tensor], names: Sequence[str], path: str | Path) ->
     figure.savefig(path, dpi=110)
 
 
-def save_masks(images: Tensor, hidden: Tensor, grid: tuple[int, int], path: str | Path) -> None:
-    """What the student sees: a row of images, and below it the same with hidden patches in grey.
+def save_masks(
+    images: Tensor,
+    hidden: Tensor,
+    grid: tuple[int, int],
+    path: str | Path,
+    *,
+    errors: Tensor | None = None,
+) -> None:
+    """Images, the same with hidden patches in grey, and how wrong the student is about each patch.
 
     Args:
         images: RGB [B, 3, H, W], uint8 or float in [0, 1].
         hidden: bool [B, N], True = hidden from the student.
         grid: (h, w) of the patches, h * w == N.
         path: PNG file.
+        errors: [B, N], for example of `proteus.evaluation.pictures.patch_errors`; the largest is
+            white. None = no third row.
 
     Raises:
-        ShapeError: If `hidden` does not fit the images or the grid.
+        ShapeError: If `hidden` or `errors` does not fit the images or the grid.
     """
-    if hidden.shape != (images.shape[0], grid[0] * grid[1]) or hidden.dtype != torch.bool:
-        raise ShapeError(
-            f"save_masks: `hidden` has the wrong shape. Got {hidden.dtype} {tuple(hidden.shape)}; "
-            f"expected torch.bool [images, patches] = {(images.shape[0], grid[0] * grid[1])}."
-        )
+    expected = (images.shape[0], grid[0] * grid[1])
+    for name, values in (("hidden", hidden), ("errors", errors)):
+        if values is not None and values.shape != expected:
+            raise ShapeError(
+                f"save_masks: {name} does not fit. Got {tuple(values.shape)}; expected "
+                f"[images, patches] = {expected} for {expected[0]} images and a grid of {grid}."
+            )
+    if hidden.dtype != torch.bool:
+        raise ShapeError(f"save_masks: hidden is no mask. Got {hidden.dtype}; expected torch.bool.")
     shown = _enlarged(images)
-    cover = hidden.cpu().view(-1, 1, *grid).float()
-    cover = F.interpolate(cover, size=shown.shape[-2:], mode="nearest")
-    save_rows([shown, shown.lerp(torch.full_like(shown, 0.5), cover)], ["image", "seen"], path)
+
+    def spread(values: Tensor) -> Tensor:
+        maps = values.detach().cpu().float().view(-1, 1, *grid)
+        return F.interpolate(maps, size=shown.shape[-2:], mode="nearest")
+
+    rows = {"image": shown, "seen": shown.lerp(torch.full_like(shown, 0.5), spread(hidden))}
+    if errors is not None:
+        rows["error"] = spread(errors / errors.max().clamp(min=1e-12)).expand_as(shown)
+    save_rows(list(rows.values()), list(rows), path)
 
 
 def new_figure(width: float, height: float) -> Any:

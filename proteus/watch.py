@@ -1,20 +1,19 @@
 """Watch: how close a student is to its teacher while it trains, on images it does not train on."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import ImageSource, center_resize, decode, open_source
 from .data.loader import number_labels
 from .distiller import Distiller
 from .evaluation import knn_predict
+from .evaluation.agreement import add_weighted, compare_projected, mean_over
 from .features import FeatureExtractor, Features, ShapeError
 from .logits import LogitDistiller
-from .losses import ProteusLoss, token_distance
+from .reader import evaluating
 from .teacher import Teacher
 
 Labelled = tuple[Tensor, Tensor]
@@ -82,7 +81,7 @@ class Watch:
                     f"expected 1 to {voters}."
                 )
         self._teacher: Teacher | None = None
-        self._target = Features(torch.empty(0), torch.empty(0), (0, 0))
+        self._targets: list[Features] = []  # of a batch each, on the CPU
         self._teacher_top1 = 0.0
 
     @classmethod
@@ -141,15 +140,19 @@ class Watch:
         Raises:
             ValueError: If there is nothing to measure.
         """
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, float] = {}
         tokens: list[Tensor] = []
-        with _quiet(distiller):
+        device = next(distiller.parameters()).device
+        random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with random, evaluating(distiller):
             self._remember(distiller.teacher)
-            for number, batch in enumerate(self._features(distiller.student, self.images)):
+            batches = self._features(distiller.student, self.images)
+            for batch, target in zip(batches, self._targets, strict=True):
                 tokens.append(batch.cls.float().cpu())
                 if isinstance(distiller, Distiller):
-                    self._add(sums, distiller.loss, batch, number * self.batch_size)
-            result = {name: float(total) / len(self.images) for name, total in sums.items()}
+                    values = compare_projected(distiller.loss, batch, target)
+                    add_weighted(sums, values, len(batch.cls))
+            result = mean_over(sums, len(self.images))
             if self.labels is not None:
                 result["knn_top1"] = self._top1(distiller.student, torch.cat(tokens))
                 result["teacher_knn_top1"] = self._teacher_top1
@@ -164,17 +167,13 @@ class Watch:
         """The teacher's features, once."""
         if teacher is self._teacher:
             return
-        features = [
+        self._targets = [
             Features(f.cls.float().cpu(), f.patches.float().cpu(), f.grid)
             for f in self._features(teacher, self.images)
         ]
-        self._target = Features(
-            torch.cat([f.cls for f in features]),
-            torch.cat([f.patches for f in features]),
-            features[0].grid,
-        )
         if self.labels is not None:
-            self._teacher_top1 = self._top1(teacher, self._target.cls)
+            tokens = torch.cat([target.cls for target in self._targets])
+            self._teacher_top1 = self._top1(teacher, tokens)
         self._teacher = teacher
 
     def _features(self, model: FeatureExtractor, images: Tensor) -> Iterator[Features]:
@@ -182,25 +181,6 @@ class Watch:
         device = next(model.parameters()).device
         for batch in torch.split(images, self.batch_size):
             yield model(batch.to(device))
-
-    def _add(self, sums: dict[str, Tensor], loss: ProteusLoss, batch: Features, start: int) -> None:
-        """Add a batch of the student's to the sums over images; they stay on the device."""
-        part = slice(start, start + len(batch.cls))
-        pairs = {}
-        if loss.token_head is not None:
-            pairs["cls"] = loss.token_head(batch.cls), self._target.cls[part]
-        head = loss.feature_head if loss.feature_head is not None else loss.patch_head
-        if head is not None and batch.grid == self._target.grid and batch.patches.shape[1]:
-            pairs["patch"] = head(batch.patches), self._target.patches[part]
-        for name, (projected, target) in pairs.items():
-            ours, theirs = projected.float(), target.to(projected.device)
-            for measure, values in (
-                ("cosine", F.cosine_similarity(ours, theirs, dim=-1)),
-                ("mse", token_distance(ours, theirs)),
-            ):
-                key = f"{name}_{measure}"
-                total = values.mean() * len(batch.cls)
-                sums[key] = sums[key] + total if key in sums else total
 
     def _top1(self, model: FeatureExtractor, queries: Tensor) -> float:
         """Share of the images, class tokens [n, D], that the k-NN puts into their class."""
@@ -214,20 +194,6 @@ class Watch:
             voters, classes = queries[::2], labels[::2]
             queries, labels = queries[1::2], labels[1::2]
         return float((knn_predict(voters, classes, queries, k=self.k) == labels).float().mean())
-
-
-@contextmanager
-def _quiet(distiller: nn.Module) -> Iterator[None]:
-    """Eval mode within; afterwards every module's own mode and the random numbers are back."""
-    modes = [(module, module.training) for module in distiller.modules()]
-    device = next(distiller.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        distiller.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
 
 def _check_images(images: Tensor, labels: Tensor | None, subject: str) -> None:

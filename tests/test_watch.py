@@ -26,7 +26,7 @@ def test_agreement_is_that_of_all_images_at_once(distiller):
     with torch.no_grad():
         student = distiller.loss.project(distiller.student(images))
         expected = compare_features(student, distiller.teacher(images))
-    assert values == pytest.approx(expected, abs=2e-6)
+    assert values == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_share_of_right_neighbours_is_the_k_nn_s(distiller):

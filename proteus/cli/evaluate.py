@@ -7,6 +7,8 @@ from typing import Any
 
 from .parser import Commands, add_command
 
+_SUITES = "knn,linear,finegrained,segmentation,depth"
+
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
@@ -22,7 +24,7 @@ def add(commands: Commands) -> None:
     add("model", help="a run or export folder, a released name, a teacher, a timm name, hf-hub:…")
     add(
         "--suite",
-        default="knn,linear,finegrained,segmentation,depth",
+        default=_SUITES,
         help="some of knn,linear,finegrained,segmentation,depth,robustness,agreement "
         "(default: the first five, as far as there are sets for them)",
     )
@@ -46,23 +48,27 @@ def add(commands: Commands) -> None:
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:
+    from ..evaluation.suite import SuiteRun, SuiteSettings, plan_jobs
     from ..evaluation.suite_sets import find_sets
 
     sets = find_sets(arguments.data)  # first of all: a wrong path must not cost a download
     suites = _suites(arguments.suite, {one.task for one in sets})
+    plan_jobs(suites, sets, has_teacher=arguments.teacher is not None)
 
     import torch
     from torch import distributed
 
     from ..evaluation.cache import FeatureCache
     from ..evaluation.processes import rank_and_world
-    from ..evaluation.suite import SuiteRun, SuiteSettings
 
     device = _start(arguments.device)
     torch.manual_seed(arguments.seed)
-    model = _extractor(arguments.model, arguments, device)
+    size, checkpoint = arguments.image_size, arguments.checkpoint
+    model = _extractor(arguments.model, size, device, checkpoint, arguments.random_weights)
+    size = model.image_size[0]
+    teacher = arguments.teacher and _extractor(arguments.teacher, size, device)
     settings = SuiteSettings(
-        image_size=model.image_size[0],
+        image_size=size,
         limit=arguments.limit,
         select=arguments.select,
         sweep=arguments.sweep,
@@ -74,28 +80,26 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         settings=settings.as_paper() if arguments.paper else settings,
         cache=FeatureCache(arguments.cache or arguments.out / "cache"),
-        teacher=_teacher(arguments, model.image_size[0], device),
+        teacher=teacher,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         progress=True,
     )
     try:
-        results = run.run(suites, sets)
+        run.run(suites, sets)
         if rank_and_world()[0] == 0:
-            _show(run, results, sets)
+            _show(run, sets)
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
 
-def _suites(text: str, tasks: set[str]) -> list[str]:
+def _suites(text: str, tasks: set[Any]) -> list[str]:
     """What was asked for; of the default, what there are sets for."""
+    from ..evaluation.suite_sets import task_of
+
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if text != "knn,linear,finegrained,segmentation,depth":
-        return names
-    return [
-        n for n in names if (n if n in ("segmentation", "depth") else "classification") in tasks
-    ]
+    return [name for name in names if text != _SUITES or task_of(name) in tasks]
 
 
 def _start(device: str) -> Any:
@@ -119,16 +123,17 @@ def _start(device: str) -> Any:
     return chosen
 
 
-def _extractor(name: str, arguments: argparse.Namespace, device: Any) -> Any:
+def _extractor(
+    name: str, size: int | None, device: Any, checkpoint: Path | None = None, random: bool = False
+) -> Any:
     """The model a user named, at the size asked for."""
     from ..evaluation.extractor import as_extractor
     from ..hub import load_pretrained
     from ..pretrained import PRETRAINED
     from ..teacher import Teacher
 
-    size, checkpoint = arguments.image_size, arguments.checkpoint
     is_file = Path(name).is_dir() or name in PRETRAINED
-    if is_file and (checkpoint is not None or arguments.random_weights):
+    if is_file and (checkpoint is not None or random):
         raise ValueError(
             f"--checkpoint and --random-weights would be ignored. Got {name!r}, which brings its "
             f"own weights; leave them out."
@@ -137,30 +142,24 @@ def _extractor(name: str, arguments: argparse.Namespace, device: Any) -> Any:
     if is_file:
         model = load_pretrained(name, image_size=size)
     else:
-        weights = not arguments.random_weights
-        model = Teacher(name, pretrained=weights, checkpoint=checkpoint, image_size=size)
+        model = Teacher(name, pretrained=not random, checkpoint=checkpoint, image_size=size)
     return as_extractor(model, image_size=size, device=device)
 
 
-def _teacher(arguments: argparse.Namespace, size: int, device: Any) -> Any:
-    if arguments.teacher is None:
-        return None
-    plain = argparse.Namespace(image_size=size, checkpoint=None, random_weights=False)
-    return _extractor(arguments.teacher, plain, device)
-
-
-def _show(run: Any, results: Any, sets: Any) -> None:
+def _show(run: Any, sets: Any) -> None:
+    """Tables and pictures of all that `results.json` holds, earlier runs' too."""
     from dataclasses import asdict
 
     from ..evaluation.suite_pictures import suite_pictures
     from ..evaluation.suite_report import failures, result_tables, write_tables
     from ..report import text_table
 
-    pictures = suite_pictures(run, sets, results)
-    write_tables(run.out, run.name, results, settings=asdict(run.settings), pictures=pictures)
-    for title, table in result_tables(run.name, results).items():
+    pictures = suite_pictures(run, sets, run.results)
+    settings = asdict(run.settings)
+    write_tables(run.out, run.name, run.results, settings=settings, pictures=pictures)
+    for title, table in result_tables(run.name, run.results).items():
         print(f"\n{title}\n{text_table(table)}")
     print(f"\nResults: {run.out / 'results.md'}    Page: {run.out / 'report.html'}")
-    failed = failures(results)
+    failed = failures(run.results)
     if failed:
         raise ValueError("some protocols could not be run.\n" + "\n".join(failed))

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from ..data import ImageLoader, open_source
 from ..distiller import Distiller
-from ..evaluation import compare_features, extract_cls, knn_predict
-from ..features import Features
 from ..report import Picture, Table, text_table, write_report
 from ..student import Student
 from ..teacher import Teacher
-from ..training import compare
+from ..watch import Watch
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = 64
@@ -50,21 +48,9 @@ def run_demo(
     torch.manual_seed(seed)
     teacher, student = Teacher("demo-teacher"), Student("demo-student", image_size=SIZE)
     distiller = Distiller(teacher, student)
-    bank, bank_labels = _labelled(IMAGES / "train.tar")
-    test, test_labels = _labelled(IMAGES / "test.tar")
-
-    def score(model: Teacher | Student) -> float:
-        place = next(model.parameters()).device
-        bank_features, features = (
-            extract_cls(model, [chunk.to(place) for chunk in torch.split(images, 250)])
-            for images in (bank, test)
-        )
-        hits = knn_predict(bank_features, bank_labels, features) == test_labels
-        return float(hits.float().mean()) * 100
-
-    student.eval()
-    scores = {"teacher": score(teacher), "before": score(student)}
-    close_before = _agreement(distiller, test)
+    bank, test = _labelled(IMAGES / "train.tar"), _labelled(IMAGES / "test.tar")
+    watch = Watch(*test, bank, batch_size=250)
+    before = watch(distiller)
     data = ImageLoader(
         open_source(IMAGES / "train.tar"),
         batch_size=32,
@@ -72,7 +58,7 @@ def run_demo(
         seed=seed,
         scale=(0.8, 1.0),
     )
-    preview = test[torch.arange(0, len(test), len(test) // 8)[:8]]
+    preview = test[0][:: len(test[0]) // 8][:8]
     rows = distiller.fit(
         data,
         steps=steps,
@@ -84,9 +70,12 @@ def run_demo(
         overwrite=overwrite,
         preview=preview,
     )
-    student.eval()
-    scores["after"] = score(student)
-    close_after = _agreement(distiller, test)
+    after = watch(distiller)
+    scores = {
+        "teacher": 100 * before["teacher_knn_top1"],
+        "before": 100 * before["knn_top1"],
+        "after": 100 * after["knn_top1"],
+    }
     scores["recovered"] = (scores["after"] - scores["before"]) / (
         scores["teacher"] - scores["before"]
     )
@@ -95,14 +84,24 @@ def run_demo(
         ["", "parameters", "cosine to teacher", "k-NN top-1"],
         [
             ["teacher", sizes[teacher], "1.000", f"{scores['teacher']:.1f} %"],
-            ["student before", sizes[student], f"{close_before:.3f}", f"{scores['before']:.1f} %"],
-            ["student after", sizes[student], f"{close_after:.3f}", f"{scores['after']:.1f} %"],
+            [
+                "student before",
+                sizes[student],
+                f"{before['cls_cosine']:.3f}",
+                f"{scores['before']:.1f} %",
+            ],
+            [
+                "student after",
+                sizes[student],
+                f"{after['cls_cosine']:.3f}",
+                f"{scores['after']:.1f} %",
+            ],
         ],
     )
     scores["seconds"] = time.perf_counter() - started
     summary = (
         f"The student recovered {scores['recovered']:.0%} of the k-NN gap in "
-        f"{scores['seconds']:.0f} s, from {len(bank)} images without labels."
+        f"{scores['seconds']:.0f} s, from {len(bank[0])} images without labels."
     )
     terms = ("total", "token", "feature", "patch")
     losses = Table(
@@ -113,7 +112,7 @@ def run_demo(
         ],
     )
     print(f"\n{text_table(table)}\n\n{text_table(losses)}\n\n{summary}\n")
-    _write_page(out, table, losses, summary, len(test))
+    _write_page(out, table, losses, summary, len(test[0]))
     print(f"Report: {out / 'report.html'}")
     return scores
 
@@ -124,13 +123,6 @@ def _labelled(shard: Path) -> tuple[Tensor, Tensor]:
     loader = ImageLoader(source, batch_size=1, image_size=SIZE, augment="none", workers=0)
     names = [source.name(index).partition(":")[2] for index in range(len(source))]
     return torch.cat(list(loader)), torch.tensor([int(name.split("/")[0]) for name in names])
-
-
-def _agreement(distiller: Distiller, images: Tensor) -> float:
-    """Mean cosine between the student's projected class token and the teacher's."""
-    features = compare(distiller, images)
-    student: Features = features["student"]
-    return compare_features(student, features["teacher"])["cls_cosine"]
 
 
 def _millions(model: Teacher | Student) -> str:

@@ -1,5 +1,6 @@
 """How close a student is to its teacher, on images it was not trained on."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -10,19 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..features import Features, ShapeError
-from ..losses import token_distance
+from ..losses import ProteusLoss, token_distance
+from ..reader import evaluating
 from .datasets import open_labelled
+from .dense_metrics import plain
 from .extractor import Extractor, as_extractor
 from .features import Resized, default_workers, probe_resize
-
-
-@runtime_checkable
-class Projecting(Protocol):
-    """`ProteusLoss`: it has the heads that bring the student to the teacher's width."""
-
-    def project(self, student: Features) -> Features:
-        """Student features in the teacher's space."""
-        ...
 
 
 @runtime_checkable
@@ -33,6 +27,10 @@ class Distilling(Protocol):
 
     def __call__(self, images: Tensor) -> Any:
         """Images to `Losses`."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights, which tell where it is."""
         ...
 
 
@@ -57,12 +55,60 @@ def compare_features(student: Features, teacher: Features) -> dict[str, float]:
         1.0
     """
     pairs = {"cls": (student.cls, teacher.cls), "patch": (student.patches, teacher.patches)}
+    return mean_over(_compare(pairs), 1)
+
+
+@torch.no_grad()
+def compare_projected(
+    loss: ProteusLoss | None, student: Features, teacher: Features
+) -> dict[str, float]:
+    """As `compare_features`, for as much as can be compared; not rounded, to be averaged.
+
+    Args:
+        loss: Its heads bring the student to the teacher's space (patches by the feature head, or by
+            the patch head where there is no other); what it has no head for is left out. None =
+            equal widths are compared as they are, different ones not at all.
+        student: Student features as they are.
+        teacher: Teacher features of the same images; patches are compared on equal grids only.
+    """
+    token: nn.Module | None = nn.Identity()
+    patch = token
+    if loss is not None:
+        token = loss.token_head
+        patch = loss.patch_head if loss.feature_head is None else loss.feature_head
+    elif student.cls.shape != teacher.cls.shape:
+        return {}
+    place = next((p.device for p in loss.parameters()), None) if loss is not None else None
+    pairs = {}
+    if token is not None:
+        pairs["cls"] = token(student.cls.to(place)), teacher.cls
+    if patch is not None and student.grid == teacher.grid and student.patches.shape[1]:
+        pairs["patch"] = patch(student.patches.to(place)), teacher.patches
+    return _compare(pairs)
+
+
+def _compare(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     result = {}
-    for name, (ours, theirs) in pairs.items():
-        result[f"{name}_mse"] = float(token_distance(ours, theirs).mean())
-        cosine = F.cosine_similarity(ours.double(), theirs.double(), dim=-1).mean()
-        result[f"{name}_cosine"] = round(float(cosine), 6)
+    for name, (ours, target) in pairs.items():
+        theirs = target.to(ours.device)
+        squared = token_distance(ours, theirs).mean()  # which checks the shapes
+        wide = torch.float32 if ours.device.type == "mps" else torch.float64  # MPS has no float64
+        cosine = F.cosine_similarity(ours.to(wide), theirs.to(wide), dim=-1).mean()
+        result[f"{name}_cosine"] = float(cosine)
+        result[f"{name}_mse"] = float(squared)
     return result
+
+
+def add_weighted(sums: dict[str, float], values: dict[str, float], count: int) -> None:
+    """Add means over `count` images to sums over images."""
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0.0) + value * count
+
+
+def mean_over(sums: dict[str, float], count: int) -> dict[str, float]:
+    """Means over `count` images; cosines to six digits, so that of equal features they are 1."""
+    means = {name: total / count for name, total in sums.items()}
+    return {n: round(mean, 6) if n.endswith("_cosine") else mean for n, mean in means.items()}
 
 
 @torch.no_grad()
@@ -96,9 +142,18 @@ def linear_cka(ours: Tensor, theirs: Tensor) -> float:
             f"linear_cka: features of the same images are needed. Got {tuple(ours.shape)} and "
             f"{tuple(theirs.shape)}; expected [n, D1] and [n, D2]."
         )
-    x, y = (features.double() - features.double().mean(0) for features in (ours, theirs))
-    cross = (x.T @ y).square().sum()
-    return float(cross / ((x.T @ x).norm() * (y.T @ y).norm()))
+    return _alignment(_centred(ours), _centred(theirs))
+
+
+def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [n, D] about their mean, float64, and the norm of their scatter matrix."""
+    x = features.double() - features.double().mean(0)
+    return x, (x.T @ x).norm()
+
+
+def _alignment(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
+    cross = (ours[0].T @ theirs[0]).square().sum()
+    return float(cross / (ours[1] * theirs[1]))
 
 
 @dataclass(frozen=True)
@@ -108,7 +163,8 @@ class AgreementResult:
     Attributes:
         num_images: Images.
         distances: `cls_cosine`, `cls_mse`, `patch_cosine`, `patch_mse` of the projected student; {}
-            where widths differ and no loss was given; patches only where the grids agree.
+            where widths differ and no loss was given; only what the loss has heads for, and
+            patches only where the grids agree.
         terms: Mean `total`, `token`, `feature`, `patch` of the training objective; {} unless a
             `Distiller` was given.
         cka_cls: Linear CKA of the class tokens, no head involved.
@@ -125,8 +181,10 @@ class AgreementResult:
     cka_layers: tuple[tuple[float, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, ready for JSON."""
-        return {"protocol": "agreement", **vars(self)}
+        """The numbers, ready for JSON; None stands for NaN."""
+        numbers = {"cka_cls": plain(self.cka_cls), "cka_patches": plain(self.cka_patches)}
+        layers = [[plain(cka) for cka in row] for row in self.cka_layers]
+        return {"protocol": "agreement", **vars(self), **numbers, "cka_layers": layers}
 
 
 @torch.no_grad()
@@ -178,84 +236,46 @@ def agreement(
     size = image_size or ours.image_size[0]
     theirs = as_extractor(teacher, image_size=size, device=device)
     heads = loss.loss if isinstance(loss, Distilling) else loss
-    if heads is not None and not isinstance(heads, Projecting):
+    if not isinstance(heads, ProteusLoss | None):
         raise ValueError(
             f"agreement: not a loss. Got {type(loss).__name__}; expected a ProteusLoss, a "
             f"Distiller, or None."
         )
     data = open_labelled(dataset, split=split, labels=False)
     data = data if max_images is None else data.first(max_images)
-    sums: dict[str, float] = {}
+    distances: dict[str, float] = {}
+    terms: dict[str, float] = {}
     kept: dict[str, list[Tensor]] = {}
-    with torch.random.fork_rng(), _evaluating(loss):
+    quiet = contextlib.nullcontext() if loss is None else evaluating(loss)
+    loader = DataLoader(
+        Resized(data, size, probe_resize(size)),
+        batch_size,
+        num_workers=default_workers(workers, len(data)),
+        collate_fn=_images,
+    )
+    with torch.random.fork_rng(), quiet:
         torch.manual_seed(seed)
-        for images in _batches(Resized(data, size, probe_resize(size)), batch_size, workers):
+        for images in loader:
             found = ours(images), theirs(images)
-            _add(sums, _distances(heads, *found), len(images))
+            add_weighted(distances, compare_projected(heads, *found), len(images))
             if isinstance(loss, Distilling):
-                terms = loss(images.to(next(loss.loss.parameters()).device))._asdict()
-                numbers = {f"terms.{name}": float(term) for name, term in terms.items()}
-                _add(sums, numbers, len(images))
+                place = next(loss.parameters()).device
+                losses = loss(images.to(place))._asdict()
+                add_weighted(terms, {n: float(term) for n, term in losses.items()}, len(images))
             _keep(kept, found, (ours, theirs) if layers else (), images)
-    means = {name: total / len(data) for name, total in sums.items()}
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
     return AgreementResult(
         num_images=len(data),
-        distances={k: v for k, v in means.items() if not k.startswith("terms.")},
-        terms={k.removeprefix("terms."): v for k, v in means.items() if k.startswith("terms.")},
+        distances=mean_over(distances, len(data)),
+        terms=mean_over(terms, len(data)),
         cka_cls=linear_cka(joined["cls0"], joined["cls1"]),
         cka_patches=linear_cka(joined["patches0"], joined["patches1"]),
         cka_layers=_layer_table(joined, ours, theirs) if layers else (),
     )
 
 
-class _evaluating:  # noqa: N801  # reads as a statement
-    """A distiller in eval mode for the time being."""
-
-    def __init__(self, loss: Any) -> None:
-        self.modes = (
-            {module: module.training for module in loss.modules()}
-            if isinstance(loss, nn.Module)
-            else {}
-        )
-
-    def __enter__(self) -> None:
-        for module in self.modes:
-            module.training = False
-
-    def __exit__(self, *exception: object) -> None:
-        for module, training in self.modes.items():
-            module.training = training
-
-
-def _batches(images: Resized, batch_size: int, workers: int | None) -> Iterator[Tensor]:
-    count = default_workers(workers, len(images))
-    yield from DataLoader(images, batch_size, num_workers=count, collate_fn=_images)
-
-
 def _images(rows: list[tuple[Tensor, Any]]) -> Tensor:
     return torch.stack([image for image, _ in rows])
-
-
-def _distances(heads: Any, student: Features, teacher: Features) -> dict[str, float]:
-    if heads is not None:
-        place = next(heads.parameters()).device
-        moved = Features(student.cls.to(place), student.patches.to(place), student.grid)
-        student = heads.project(moved)
-    if student.cls.shape != teacher.cls.shape:
-        return {}
-    if student.grid != teacher.grid or not student.patches.shape[1]:
-        alone = {"cls": (student.cls, teacher.cls.to(student.cls))}
-        none = student.cls.new_zeros(1, 1, 1)
-        pair = (Features(c, none, (1, 1)) for c in alone["cls"])
-        return {k: v for k, v in compare_features(*pair).items() if k.startswith("cls")}
-    moved = Features(teacher.cls.to(student.cls), teacher.patches.to(student.cls), teacher.grid)
-    return compare_features(student, moved)
-
-
-def _add(sums: dict[str, float], values: dict[str, float], count: int) -> None:
-    for name, value in values.items():
-        sums[name] = sums.get(name, 0.0) + value * count
 
 
 def _keep(
@@ -276,10 +296,9 @@ def _keep(
 def _layer_table(
     joined: dict[str, Tensor], ours: Extractor, theirs: Extractor
 ) -> tuple[tuple[float, ...], ...]:
-    return tuple(
-        tuple(
-            linear_cka(joined[f"layer0.{i}"], joined[f"layer1.{j}"])
-            for j in range(theirs.num_layers)
-        )
-        for i in range(ours.num_layers)
+    """CKA of every layer with every layer; what one layer needs of itself is computed once."""
+    rows, columns = (
+        [_centred(joined[f"layer{number}.{index}"]) for index in range(model.num_layers)]
+        for number, model in enumerate((ours, theirs))
     )
+    return tuple(tuple(_alignment(row, column) for column in columns) for row in rows)

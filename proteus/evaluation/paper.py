@@ -10,6 +10,7 @@ SETS = (
     "Aircraft", "Cal101", "Cars", "C10", "C100", "DTD", "Flowers", "Food", "Pets", "SUN", "VOC",
     "CUB",
 )  # fmt: skip
+_IMAGENET = ("imagenet", "imagenet1k", "imagenet-1k")  # and not ImageNet-R, Imagenette, …
 _ROBUST = ("ImageNet-Sketch", "ImageNet-A", "ImageNet-R", "ImageNet-C mCE")
 
 
@@ -123,7 +124,7 @@ def paper_score(model: str, protocol: str, name: str) -> float | None:
     known = set_of(name)
     if protocol == "finegrained" and known is not None:
         return row.get(known.title)
-    if protocol == "linear" and name.lower().startswith("imagenet"):
+    if protocol == "linear" and name.lower() in _IMAGENET:
         return row.get("ImageNet")
     if protocol == "segmentation" and name.lower().startswith("ade20k"):
         return row.get("ADE20K linear")

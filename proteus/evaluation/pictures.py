@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..features import Features, ShapeError
-from ..visualize import Basis, new_figure, save_pca, save_rows, to_shown
+from ..visualize import Basis, new_figure, save_masks, save_pca, save_rows, to_shown
 from .datasets import LabelledImages
 from .dense_data import DepthImages, SegmentationImages
 from .dense_metrics import IGNORE
@@ -18,7 +18,15 @@ from .dense_prediction import DensePredictor
 from .extractor import as_extractor
 from .features import FeatureSet, eval_transform
 
-_GREY = 0.5
+__all__ = [
+    "patch_errors",
+    "save_depth",
+    "save_masks",
+    "save_neighbours",
+    "save_segmentation",
+    "save_side_by_side",
+]
+
 _SHOWN = 128  # pixels of a picture in a row
 
 
@@ -98,45 +106,6 @@ def patch_errors(student: Features, teacher: Features) -> Tensor:
     return 1 - F.cosine_similarity(student.patches.float(), teacher.patches.float(), dim=-1)
 
 
-def save_masks(
-    images: Tensor,
-    hidden: Tensor,
-    grid: tuple[int, int],
-    path: str | Path,
-    *,
-    errors: Tensor | None = None,
-) -> None:
-    """Images, what the student sees of them, and how wrong it is about each patch.
-
-    Args:
-        images: RGB [B, 3, H, W], uint8 or float in [0, 1].
-        hidden: bool [B, N], True = the student does not see the patch.
-        grid: (h, w), h * w = N.
-        path: PNG file.
-        errors: [B, N], for example of `patch_errors`; the largest is white.
-
-    Raises:
-        ShapeError: If the shapes do not fit.
-    """
-    count = images.shape[0]
-    for name, values in (("hidden", hidden), ("errors", errors)):
-        if values is not None and tuple(values.shape) != (count, grid[0] * grid[1]):
-            raise ShapeError(
-                f"save_masks: {name} does not fit. Got {tuple(values.shape)}; expected "
-                f"{(count, grid[0] * grid[1])} for {count} images and a grid of {grid}."
-            )
-    shown = to_shown(images)
-    size = shown.shape[-2:]
-    mask = F.interpolate(_maps(hidden.float(), grid), size=size, mode="nearest")
-    rows, names = [shown, shown * (1 - mask) + _GREY * mask], ["image", "seen"]
-    if errors is not None:
-        maps = _maps(errors.float(), grid)
-        scaled = maps / maps.max().clamp(min=1e-12)
-        rows.append(F.interpolate(scaled, size=size, mode="nearest").expand(-1, 3, -1, -1))
-        names.append("error")
-    save_rows(rows, names, path)
-
-
 def save_neighbours(
     queries: FeatureSet,
     bank: FeatureSet,
@@ -195,37 +164,38 @@ def save_segmentation(
     predictor: DensePredictor, data: SegmentationImages, path: str | Path, *, count: int = 6
 ) -> None:
     """Images, their labels and the predictions; what is ignored is black."""
-    colours = _class_colours(data.num_classes)
-    rows: list[list[Tensor]] = [[], [], []]
+    colours = _class_colours(data.num_classes).permute(1, 0)
+    columns = []
     chosen = data.first(count)
     for image, target in (chosen[i] for i in range(len(chosen))):
         found = predictor([image])[0].argmax(0).cpu()
-        labels = target.long().clone()
-        labels[target == IGNORE] = data.num_classes
-        for row, picture in zip(
-            rows, (_pixels(image), colours[labels], colours[found]), strict=True
-        ):
-            row.append(_fit(picture if picture.shape[0] == 3 else picture.permute(2, 0, 1)))
-    save_rows([torch.stack(row) for row in rows], ["image", "labels", "prediction"], path)
+        labels = target.long().masked_fill(target == IGNORE, data.num_classes)
+        columns.append([_pixels(image), colours[:, labels], colours[:, found]])
+    _save_columns(columns, ["image", "labels", "prediction"], path)
 
 
 def save_depth(
     predictor: DensePredictor, data: DepthImages, path: str | Path, *, count: int = 6
 ) -> None:
     """Images, their depths and the predictions, in one scale for each image; near is bright."""
-    rows: list[list[Tensor]] = [[], [], []]
+    columns = []
     chosen = data.first(count)
     for image, target in (chosen[i] for i in range(len(chosen))):
         found = predictor([image])[0, 0].cpu()
         valid = target > 0
         kept = target[valid] if valid.any() else found.flatten()
         low, high = kept.quantile(0.02), kept.quantile(0.98)
-        maps = [1 - ((m - low) / (high - low).clamp(min=1e-6)).clamp(0, 1) for m in (target, found)]
-        maps[0] = maps[0] * valid
-        pictures = (_pixels(image), *(one.expand(3, *one.shape) for one in maps))
-        for row, picture in zip(rows, pictures, strict=True):
-            row.append(_fit(picture))
-    save_rows([torch.stack(row) for row in rows], ["image", "depth", "prediction"], path)
+        near, guess = (1 - ((m - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+                       for m in (target, found))  # fmt: skip
+        maps = [one.expand(3, *one.shape) for one in (near * valid, guess)]
+        columns.append([_pixels(image), *maps])
+    _save_columns(columns, ["image", "depth", "prediction"], path)
+
+
+def _save_columns(columns: Sequence[Sequence[Tensor]], names: Sequence[str], path: Any) -> None:
+    """Pictures [3, H, W] of several images, one below the other for each image."""
+    rows = [torch.stack([_fit(picture) for picture in row]) for row in zip(*columns, strict=True)]
+    save_rows(rows, names, path)
 
 
 def _squares(images: Sequence[Image.Image] | Tensor, size: int) -> Tensor:
@@ -238,19 +208,11 @@ def _squares(images: Sequence[Image.Image] | Tensor, size: int) -> Tensor:
     return torch.stack([transform(image.convert("RGB")) for image in images]).float() / 255
 
 
-def _maps(values: Tensor, grid: tuple[int, int]) -> Tensor:
-    return values.detach().cpu().reshape(values.shape[0], 1, *grid)
-
-
 def _pixels(image: Image.Image) -> Tensor:
-    return to_shown(_to_tensor(image)[None])[0]
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
+    """[3, H, W] in [0, 1]."""
     from torchvision.transforms.functional import pil_to_tensor
 
-    pixels: Tensor = pil_to_tensor(image)
-    return pixels
+    return to_shown(pil_to_tensor(image))
 
 
 def _fit(picture: Tensor) -> Tensor:

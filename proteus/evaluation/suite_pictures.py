@@ -8,10 +8,13 @@ from .charts import save_bars
 from .pictures import save_neighbours, save_side_by_side
 from .processes import rank_and_world
 from .suite import SuiteRun
+from .suite_protocols import OpenSet
 from .suite_report import TITLES, value_of
 from .suite_sets import EvaluationSet
 
 _SHOWN = 6  # images
+_NEIGHBOURS = 5
+_PAPER_SIZE = 518  # pixels, of the paper's feature maps
 
 
 def suite_pictures(
@@ -29,11 +32,16 @@ def suite_pictures(
         k-NN was run in one process, and bars of the classification scores.
     """
     pictures = []
-    readable = [one for one in sets if one.task == "classification" and one.root is None]
+    failed = {key.partition("/")[2] for key, one in results.items() if "error" in one}
+    readable = [
+        one
+        for one in sets
+        if one.task == "classification" and one.root is None and one.name not in failed
+    ]
     if readable and 0 not in run.model.patch_size:
         pictures.append(_maps(run, readable[0]))
     if rank_and_world()[1] == 1:  # the others would have to help where the cache was deleted
-        found = [one for one in readable if "best" in results.get(f"knn/{one.name}", {})]
+        found = [one for one in readable if f"knn/{one.name}" in results]
         if found:
             pictures.append(_neighbours(run, found[0]))
     scores = {
@@ -52,10 +60,11 @@ def suite_pictures(
 
 
 def _maps(run: SuiteRun, one: EvaluationSet) -> Picture:
-    data = run.images(one, "test").first(_SHOWN)
+    data = OpenSet(run, one).split("test").first(_SHOWN)
     images = [data.image(n) for n in range(len(data))]
     models = {"teacher": run.teacher, run.name: run.model} if run.teacher else {run.name: run.model}
-    size = 4 * run.settings.image_size
+    native = run.settings.image_size
+    size = max(native, min(4 * native, _PAPER_SIZE))
     save_side_by_side(models, images, run.out / "pca.png", image_size=size)
     caption = (
         f"Patch features on test images of {one.name} at {size} px: the first three principal "
@@ -65,8 +74,11 @@ def _maps(run: SuiteRun, one: EvaluationSet) -> Picture:
 
 
 def _neighbours(run: SuiteRun, one: EvaluationSet) -> Picture:
-    train, test = (run.features(one, split, probe=True) for split in ("train", "test"))
-    images = run.images(one, "test"), run.images(one, "train")
-    save_neighbours(test, train, *images, run.out / "neighbours.png")
+    opened = OpenSet(run, one)
+    train, test = (opened.features(split, probe=True) for split in ("train", "test"))
+    save_neighbours(
+        test, train, opened.split("test"), opened.split("train"), run.out / "neighbours.png",
+        count=min(_SHOWN, len(test)), neighbours=min(_NEIGHBOURS, len(train)),
+    )  # fmt: skip
     caption = f"Test images of {one.name} and the nearest training images; green = same class."
     return Picture(run.out / "neighbours.png", caption)

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report import Picture, Table, write_report
+from ..report import Heading, Part, Picture, Table, write_report
 from .paper import paper_score
 
-_CLASSIFICATION = ("knn", "linear", "finegrained")
 TITLES = {"knn": "k-NN (k)", "linear": "linear probe", "finegrained": "logistic regression"}
 _DENSE = {
     "segmentation": ("mIoU", "mAcc", "aAcc"),
@@ -44,41 +43,34 @@ def result_tables(model: str, results: Results) -> dict[str, Table]:
 
 
 def _classification(model: str, results: Results) -> Table:
-    ran = [p for p in _CLASSIFICATION if any(key.startswith(f"{p}/") for key in results)]
+    ran = [p for p in TITLES if any(key.startswith(f"{p}/") for key in results)]
     names = list(dict.fromkeys(_name(key) for key in results if key.split("/")[0] in ran))
-    papers = {
-        p: [_paper(model, p, name, results.get(f"{p}/{name}", {})) for name in names] for p in ran
-    }
-    header, rows = ["set"], [[name] for name in names]
-    mean = ["mean"]
+    columns: list[list[str]] = []
     for protocol in ran:
-        header.append(TITLES[protocol])
         found = [results.get(f"{protocol}/{name}", {}) for name in names]
-        for row, one in zip(rows, found, strict=True):
-            row.append(_cell(one))
-        values = [value_of(one) for one in found if value_of(one) is not None]
-        mean.append(
-            f"{sum(v for v in values if v is not None) / len(values):.1f}" if values else ""
-        )
-        if any(papers[protocol]):
-            header.append("paper")
-            for row, text in zip(rows, papers[protocol], strict=True):
-                row.append(text)
-            mean.append("")
-    return Table(header, [*rows, mean] if rows else [])
+        values = [value for one in found if (value := value_of(one)) is not None]
+        # A mean over fewer sets than the one beside it would look like another model.
+        mean = f"{sum(values) / len(values):.1f}" if len(values) == len(names) else ""
+        columns.append([TITLES[protocol], *map(_cell, found), mean])
+        papers = [_paper(model, protocol, *pair) for pair in zip(names, found, strict=True)]
+        if any(papers):
+            columns.append(["paper", *papers, ""])
+    rows = zip(["set", *names, "mean"], *columns, strict=True)
+    header, *lines = [list(row) for row in rows]
+    return Table(header, lines if names else [])
 
 
 def _dense(model: str, results: Results, protocol: str, columns: Sequence[str]) -> Table:
     rows = []
+    scale, digits = (100, 1) if protocol == "segmentation" else (1, 3)
     for key, one in results.items():
         if not key.startswith(f"{protocol}/"):
             continue
-        if "error" in one:
-            rows.append([_name(key), *["error"] * len(columns), ""])
-            continue
-        scale, digits = (100, 1) if protocol == "segmentation" else (1, 3)
-        numbers = [f"{scale * _look_up(one, column):.{digits}f}" for column in columns]
-        rows.append([_name(key), *numbers, _paper(model, protocol, _name(key), one)])
+        found = [
+            "error" if "error" in one else _text(one[column.lower()], scale, digits)
+            for column in columns
+        ]
+        rows.append([_name(key), *found, _paper(model, protocol, _name(key), one)])
     header = ["set", *columns]
     if any(row[-1] for row in rows):
         return Table([*header, "paper"], rows)
@@ -89,11 +81,8 @@ def _agreement(results: Results) -> Table:
     rows = []
     for key, one in results.items():
         if key.startswith("agreement/") and "error" not in one:
-            numbers = {**one["distances"], "CKA cls": one["cka_cls"]}
-            wanted = ("cls_cosine", "patch_cosine", "CKA cls")
-            rows.append(
-                [_name(key), *(f"{numbers[n]:.3f}" if n in numbers else "" for n in wanted)]
-            )
+            cosines = [one["distances"].get(name) for name in ("cls_cosine", "patch_cosine")]
+            rows.append([_name(key), *(_text(n, 1, 3) for n in (*cosines, one["cka_cls"]))])
     return Table(["set", "cosine of cls", "cosine of patches", "CKA of cls"], rows)
 
 
@@ -101,16 +90,21 @@ def _robustness(results: Results) -> Table:
     rows = []
     for key, one in results.items():
         if key.startswith("robustness/") and "error" not in one:
-            worst = min(one["accuracy"].items(), key=lambda item: min(item[1].values()))
+            worst, by_severity = min(one["accuracy"].items(), key=lambda i: min(i[1].values()))
+            lowest = _text(min(by_severity.values()), 100, 1)
             rows.append(
                 [
                     _name(key),
-                    f"{100 * one['clean']:.1f}",
-                    f"{100 * one['corrupted']:.1f}",
-                    f"{worst[0]} {100 * min(worst[1].values()):.1f}",
+                    *(_text(one[name], 100, 1) for name in ("clean", "corrupted")),
+                    f"{worst} {lowest}",
                 ]
             )
     return Table(["set", "clean", "corrupted", "worst"], rows)
+
+
+def _text(value: float | None, scale: int, digits: int) -> str:
+    """A number of a table; None, for what could not be measured, is left empty."""
+    return "" if value is None else f"{scale * value:.{digits}f}"
 
 
 def _name(key: str) -> str:
@@ -139,15 +133,6 @@ def _paper(model: str, protocol: str, name: str, one: Mapping[str, Any]) -> str:
     if score is None:
         return ""
     return f"({score})" if one.get("subset") else f"{score}"
-
-
-def _look_up(one: Mapping[str, Any], name: str) -> float:
-    """A number by its name, whatever its capitals, at the top or one level below."""
-    for place in (one, *(value for value in one.values() if isinstance(value, dict))):
-        for key, value in place.items():
-            if key.lower() == name.lower() and isinstance(value, int | float):
-                return float(value)
-    return float("nan")
 
 
 def markdown(table: Table) -> str:
@@ -183,21 +168,19 @@ def write_tables(
     Args:
         out: Folder.
         model: Its name.
-        results: As `SuiteRun.run` returns them.
+        results: As in `SuiteRun.results`.
         settings: How the protocols were run; they are written down.
         pictures: For the page.
     """
     out = Path(out)
     tables = result_tables(model, results)
     how = "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."
-    failed = failures(results)
-    lines = [f"# Evaluation of {model}", ""]
-    for title, table in tables.items():
-        lines += [f"## {title}", "", markdown(table), ""]
-    lines += [*_NOTES, how, *[f"Failed: {reason}" for reason in failed], ""]
-    (out / "results.md").write_text("\n".join(lines), encoding="utf-8")
-    parts: list[str | Table | Picture] = []
-    for title, table in tables.items():
-        parts += [title, table]
-    parts += [*_NOTES, how, *[f"Failed: {reason}" for reason in failed], *pictures]
-    write_report(out / "report.html", f"Evaluation of {model}", parts)
+    notes = [*_NOTES, how, *(f"Failed: {reason}" for reason in failures(results))]
+    title = f"Evaluation of {model}"
+    lines = [f"# {title}", ""]
+    parts: list[Part] = []
+    for name, table in tables.items():
+        lines += [f"## {name}", "", markdown(table), ""]
+        parts += [Heading(name), table]
+    (out / "results.md").write_text("\n".join([*lines, *notes, ""]), encoding="utf-8")
+    write_report(out / "report.html", title, [*parts, *notes, *pictures])

@@ -35,6 +35,17 @@ class EvaluationSet:
     subset: bool = False
 
 
+def task_of(word: str) -> Task:
+    """What a protocol needs sets of, and what a pack is for.
+
+    Examples:
+        >>> task_of("knn"), task_of("depth")
+        ('classification', 'depth')
+    """
+    tasks: dict[str, Task] = {"segmentation": "segmentation", "depth": "depth"}
+    return tasks.get(word, "classification")
+
+
 def find_sets(words: Sequence[str]) -> list[EvaluationSet]:
     """The sets that `--data` names.
 
@@ -73,9 +84,10 @@ def _open(name: str, path: str) -> list[EvaluationSet]:
         packs = read_packs(folder).values()
         return [_of_pack(pack, pack.name) for pack in packs if pack.role in _EVALUATED]
     if not folder.exists() and is_pack(folder):
-        pack = read_packs(folder.parent).get(folder.name) if _has_index(folder) else None
-        if pack is not None:
-            return [_of_pack(pack, name or pack.name)]
+        if (folder.parent / "index.json").is_file():
+            pack = read_packs(folder.parent).get(folder.name)
+            if pack is not None:
+                return [_of_pack(pack, name or pack.name)]
         return [EvaluationSet(name or folder.name, "classification", path)]
     if name in NAMED_SETS and not _is_split(folder):
         return [EvaluationSet(name, "classification", name, path, has_val=NAMED_SETS[name].has_val)]
@@ -107,22 +119,14 @@ def _are_deep(maps: Path) -> bool:
 
 
 def _of_pack(pack: Pack, name: str) -> EvaluationSet:
-    task: Task = "classification"
-    if pack.task == "segmentation":
-        task = "segmentation"
-    elif pack.task == "depth":
-        task = "depth"
     if not {"train", "test"} <= set(pack.splits):
         raise ValueError(
             f"data: a set without train and test cannot be evaluated. Got {pack.name!r} with "
             f"{', '.join(pack.splits)}; expected both."
         )
     has_val = "val" in pack.splits
+    task = task_of(pack.task)
     return EvaluationSet(name, task, str(pack.path), has_val=has_val, subset=True)
-
-
-def _has_index(path: Path) -> bool:
-    return (path.parent / "index.json").is_file()
 
 
 def _is_split(folder: Path) -> bool:

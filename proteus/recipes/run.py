@@ -52,6 +52,7 @@ def run(
     science, machine = recipe.science, recipe.machine
     folder = None if out is None else Path(out)
     world = join(machine.device)
+    trackers = _trackers(recipe, folder)
     going_on = False
     if folder is not None:  # first of all: a wrong folder must not cost a download
         going_on = claim(folder, world, resume, overwrite)
@@ -86,7 +87,7 @@ def run(
             save_every=machine.save_every,
             keep=machine.keep,
             watch=_watch(recipe),
-            trackers=_trackers(recipe, folder) if world.first else (),
+            trackers=trackers,
             details=details(recipe),
             progress=progress,
         )

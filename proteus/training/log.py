@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
+from .. import checkpoint
 from ..curves import NO_TERMS
 from ..saving import sync
 from ..trackers import Tracker
@@ -240,9 +241,7 @@ class RunLog:
         return read_rows(self.folder / LOG)
 
     def _stop(self, what: str, values: Mapping[str, float]) -> None:
-        kept = None
-        if self.folder is not None:
-            kept = max((self.folder / "checkpoint").glob("step-*"), default=None)
+        kept = None if self.folder is None else checkpoint.newest(self.folder)
         rescue = (
             f"The last good checkpoint is kept: {kept}." if kept else "No checkpoint exists yet."
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import curves, visualize
 from ..distiller import Distiller
 from ..features import Features
+from ..reader import evaluating
 from ..saving import save_pretrained
 from .engine import Engine
 from .log import RunLog, summary_of
@@ -54,9 +55,7 @@ def write_results(
 @torch.no_grad()
 def compare(distiller: Distiller, images: Tensor) -> dict[str, Features]:
     """Teacher features and the student's, projected to the teacher's width, of the same images."""
-    training = distiller.training
-    distiller.eval()
     images = images.to(next(distiller.parameters()).device)
-    student = distiller.loss.project(distiller.student(images))
-    distiller.train(training)
-    return {"teacher": distiller.teacher(images), "student": student}
+    with evaluating(distiller):
+        student = distiller.loss.project(distiller.student(images))
+        return {"teacher": distiller.teacher(images), "student": student}

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import proteus
 from proteus import Features
 from proteus.evaluate import agreement
 from proteus.evaluation import compare_features, linear_cka
@@ -58,6 +61,27 @@ def test_a_distiller_gives_the_terms_of_its_objective_with_the_same_masks_each_t
     assert distiller.student.training
     with pytest.raises(ValueError, match="not a loss"):
         agreement(*parts, loss=torch.nn.Linear(2, 2))
+
+
+def test_what_a_loss_has_no_head_or_no_weight_for_is_no_obstacle(student, teacher):
+    same = proteus.Student(student.backbone, image_size=32)
+    plain = agreement(student, same, pictures(4))
+    identity = proteus.ProteusLoss(24, 24, head="identity")  # heads without a parameter
+    assert agreement(student, same, pictures(4), loss=identity).distances == plain.distances
+    alone = proteus.ProteusLoss(24, 36, feature=0, patch=0)
+    found = agreement(student, teacher, pictures(4), loss=alone).distances
+    assert set(found) == {"cls_cosine", "cls_mse"}
+    masked = proteus.ProteusLoss(24, 36, feature=0)
+    assert len(agreement(student, teacher, pictures(4), loss=masked).distances) == 4
+
+
+def test_a_number_that_does_not_exist_is_null_in_json(student):
+    vector = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    found = agreement(vector, student, pictures(4), image_size=32).to_dict()
+    assert found["cka_patches"] is None
+    json.dumps(found, allow_nan=False)
 
 
 def test_cka_is_the_formula_on_gram_matrices_and_ignores_rotation():

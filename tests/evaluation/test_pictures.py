@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from proteus import Features
+from proteus import Features, visualize
 from proteus.evaluation import pictures
 from proteus.evaluation.datasets import open_labelled
 from proteus.evaluation.dense_data import open_depth, open_segmentation
@@ -32,6 +32,7 @@ def drawn(monkeypatch):
         real(rows, names, path)
 
     monkeypatch.setattr(pictures, "save_rows", watch)
+    monkeypatch.setattr(visualize, "save_rows", watch)
     return found
 
 
@@ -66,13 +67,15 @@ def test_hidden_patches_are_grey_and_errors_white(tmp_path, drawn):
     hidden = torch.tensor([[True, False, False, False], [False, False, False, True]])
     errors = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0.5]])
     save_masks(images, hidden, (2, 2), tmp_path / "m.png", errors=errors)
-    assert drawn["seen"][0, :, :4, :4].unique().tolist() == [0.5]
-    assert drawn["seen"][0, :, 4:].unique().tolist() == [0]
-    assert drawn["error"][0, 0, 0, 0] == 1 and drawn["error"][1, 0, 7, 7] == 0.5
+    assert drawn["seen"][0, :, :64, :64].unique().tolist() == [0.5]
+    assert drawn["seen"][0, :, 64:].unique().tolist() == [0]
+    assert drawn["error"][0, 0, 0, 0] == 1 and drawn["error"][1, 0, 127, 127] == 0.5
     with pytest.raises(ShapeError, match=r"hidden does not fit. Got \(2, 4\)"):
         save_masks(images, hidden, (2, 3), tmp_path / "m.png")
     with pytest.raises(ShapeError, match=r"errors does not fit"):
         save_masks(images, hidden, (2, 2), tmp_path / "m.png", errors=errors[:1])
+    with pytest.raises(ShapeError, match=r"Got torch.float32; expected torch.bool"):
+        save_masks(images, errors, (2, 2), tmp_path / "m.png")
 
 
 def test_the_error_of_a_patch_is_about_its_direction():

@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+import proteus
 from conftest import vit
 from proteus.cli import main
-from proteus.evaluation import FeatureCache, as_extractor
+from proteus.evaluation import FeatureCache, as_extractor, suite
 from proteus.evaluation.paper import PAPER, SETS, TEACHER_CHOICE, known_models, paper_score
 from proteus.evaluation.suite import SuiteRun, SuiteSettings
+from proteus.evaluation.suite_protocols import OpenSet
 from proteus.evaluation.suite_report import failures, result_tables, write_tables
 from proteus.evaluation.suite_sets import find_sets
 from proteus.pretrained import PRETRAINED
@@ -119,7 +121,7 @@ def test_what_is_finished_is_not_repeated_unless_something_changed(packs, tmp_pa
     sets = find_sets([str(packs / "digits")])
     first = run_of(packs, tmp_path / "out").run(["knn"], sets)
     ran = []
-    monkeypatch.setattr(SuiteRun, "_knn", lambda self, one: ran.append(one.name) or {"best": 0.0})
+    monkeypatch.setattr(OpenSet, "_knn", lambda self: ran.append(self.one.name) or {"best": 0.0})
     assert run_of(packs, tmp_path / "out").run(["knn"], sets) == json.loads(json.dumps(first))
     assert not ran
     run_of(packs, tmp_path / "out", limit=20).run(["knn"], sets)
@@ -143,17 +145,129 @@ def test_a_set_that_cannot_be_measured_is_told_and_the_others_go_on(packs, tmp_p
     )  # tried again, not taken from the file
 
 
-def test_a_file_of_results_never_mixes_models_or_settings(packs, tmp_path, monkeypatch):
-    monkeypatch.setattr(SuiteRun, "_knn", lambda self, one: {"best": 0.0})
+def test_a_file_of_results_never_mixes_models_or_settings(packs, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(OpenSet, "_knn", lambda self: {"best": 0.0})
     digits, flowers = find_sets([str(packs / "digits"), str(packs / "flowers5")])
     file = tmp_path / "out" / "results.json"
     run_of(packs, tmp_path / "out").run(["knn"], [digits])
     run_of(packs, tmp_path / "out").run(["knn"], [flowers])
     assert set(json.loads(file.read_text())["results"]) == {"knn/digits", "knn/flowers5"}
+    assert not caplog.records
     run_of(packs, tmp_path / "out", model=vit(depth=3)).run(["knn"], [flowers])
     assert set(json.loads(file.read_text())["results"]) == {"knn/flowers5"}
+    assert "are replaced" in caplog.text
     run_of(packs, tmp_path / "out", model=vit(depth=3), limit=5).run(["knn"], [digits])
     assert set(json.loads(file.read_text())["results"]) == {"knn/digits"}
+
+
+def test_results_of_another_version_of_the_library_are_not_reused(packs, tmp_path, monkeypatch):
+    sets, ran = find_sets([str(packs / "digits")]), []
+    monkeypatch.setattr(OpenSet, "_knn", lambda self: ran.append(1) or {"best": 0.0})
+    run_of(packs, tmp_path / "out").run(["knn"], sets)
+    monkeypatch.setattr(suite, "__version__", "0.0.0")
+    run_of(packs, tmp_path / "out").run(["knn"], sets)
+    assert len(ran) == 2
+
+
+def test_a_second_run_sees_the_set_that_is_there_now(packs, tmp_path):
+    run = run_of(packs, tmp_path / "out")
+    sets = find_sets([str(packs / "digits")])
+    assert run.run(["knn"], sets)["knn/digits"]["num_train"] == 24
+    write_pack(packs, "digits", {"train": 30, "test": 16})
+    assert run.run(["knn"], sets)["knn/digits"]["num_train"] == 30
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "index.json").write_text(
+        json.dumps({"sets": [write_pack(other, "digits", {"train": 20, "test": 10})]})
+    )
+    assert run.run(["knn"], find_sets([str(other)]))["knn/digits"]["num_train"] == 20
+
+
+def test_a_row_never_mixes_two_sets_of_one_name(packs, tmp_path, monkeypatch):
+    for name in ("_knn", "_linear"):
+        monkeypatch.setattr(OpenSet, name, lambda self: {"best": 0.0})
+    digits, flowers = find_sets([str(packs / "digits"), str(packs / "flowers5")])
+    run_of(packs, tmp_path / "out").run(["knn"], [digits, flowers])
+    write_pack(packs, "digits", {"train": 30, "test": 16})
+    run = run_of(packs, tmp_path / "out")
+    run.run(["linear"], [digits])
+    assert set(run.results) == {"knn/flowers5", "linear/digits"}
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert stored == run.results
+
+
+def test_a_run_that_is_killed_keeps_what_is_finished(packs, tmp_path, monkeypatch):
+    ran = []
+
+    def measure(self):
+        ran.append(self.one.name)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return {"best": 0.0}
+
+    monkeypatch.setattr(OpenSet, "_knn", measure)
+    sets = find_sets([str(packs / "digits"), str(packs / "flowers5")])
+    with pytest.raises(KeyboardInterrupt):
+        run_of(packs, tmp_path / "out").run(["knn"], sets)
+    found = run_of(packs, tmp_path / "out").run(["knn"], sets)
+    assert ran == ["digits", "flowers5", "flowers5"]
+    assert set(found) == {"knn/digits", "knn/flowers5"}
+
+
+def test_what_cannot_be_known_again_is_measured_again(packs, tmp_path, monkeypatch):
+    class Callable:
+        embed_dim = 3
+
+        def __call__(self, images):
+            pixels = images.float()
+            return proteus.Features(pixels.mean((2, 3)), pixels[:, :, :1].flatten(2).mT, (1, 32))
+
+    ran = []
+    monkeypatch.setattr(OpenSet, "_agreement", lambda self: ran.append(1) or {"best": 0.0})
+    for _ in range(2):
+        run = run_of(packs, tmp_path / "out")
+        run.teacher = as_extractor(Callable(), image_size=32)
+        run.run(["agreement"], find_sets([str(packs / "digits")]))
+    assert len(ran) == 2
+
+
+def test_a_result_reads_the_same_when_it_is_new_and_from_the_file(packs, tmp_path):
+    sets = find_sets([str(packs / "digits")])
+    assert run_of(packs, tmp_path / "out").run(["knn"], sets) == run_of(
+        packs, tmp_path / "out"
+    ).run(["knn"], sets)
+
+
+def test_of_a_part_of_a_set_the_paper_s_number_is_in_brackets(packs, tmp_path):
+    folder = tmp_path / "flowers"
+    for split in ("train", "test"):
+        for label in range(2):
+            (folder / split / str(label)).mkdir(parents=True)
+            for n in range(6):
+                Image.new("RGB", (40, 40), (100 * label + n,) * 3).save(
+                    folder / split / str(label) / f"{n}.png"
+                )
+    sets = find_sets([f"flowers={folder}"])
+    for limit, score in ((None, "99.4"), (10, "(99.4)")):
+        run = run_of(packs, tmp_path / "out", limit=limit)
+        run.run(["finegrained"], sets)
+        (table,) = result_tables(run.name, run.results).values()
+        assert table.rows[0][2] == score
+
+
+def test_a_mean_over_fewer_sets_than_its_neighbour_is_not_told():
+    one = {"best": 50.0}
+    results = {"knn/a": one, "knn/b": one, "linear/a": one, "linear/b": {"error": "no"}}
+    table = result_tables("mine", results)["Classification"]
+    assert table.rows == [["a", "50.0", "50.0"], ["b", "50.0", "error"], ["mean", "50.0", ""]]
+
+
+def test_numbers_that_could_not_be_measured_are_left_empty():
+    agreement = {"distances": {"cls_cosine": 0.5}, "cka_cls": None}
+    depth = {"rmse": None, "abs_rel": 0.25, "d1": 0.5}
+    tables = result_tables("mine", {"agreement/a": agreement, "depth/b": depth})
+    assert tables["Agreement with the teacher"].rows == [["a", "0.500", "", ""]]
+    assert tables["Depth"].rows == [["b", "", "0.250", "0.500"]]
 
 
 def test_a_set_that_cannot_be_opened_does_not_end_the_suite(packs, tmp_path):
@@ -167,7 +281,7 @@ def test_a_set_that_cannot_be_opened_does_not_end_the_suite(packs, tmp_path):
 def test_another_teacher_repeats_the_agreement_only(packs, tmp_path, monkeypatch):
     sets, ran = find_sets([str(packs / "digits")]), []
     for name in ("_knn", "_agreement"):
-        monkeypatch.setattr(SuiteRun, name, lambda self, one, name=name: ran.append(name) or {})
+        monkeypatch.setattr(OpenSet, name, lambda self, name=name: ran.append(name) or {})
     for depth in (1, 2):
         run = run_of(packs, tmp_path / "out")
         run.teacher = as_extractor(vit(depth=depth))
@@ -198,8 +312,27 @@ def test_the_command_writes_tables_pictures_and_a_plain_error(packs, tmp_path, c
     assert {"pca.png", "neighbours.png", "scores.png"} <= written
     assert main([*words[:2], "--data", "nowhere", "--out", str(out)]) == 2
     assert "no set there" in capsys.readouterr().err
+    for word in ("tsne", "agreement"):  # said before the model is looked for
+        assert main(["evaluate", "no-model", "--suite", word, *words[7:9], "--out", str(out)]) == 2
+        assert "suite: " in capsys.readouterr().err
     assert main(["evaluate", str(packs), "--checkpoint", "x", *words[7:9], "--out", str(out)]) == 2
     assert "--checkpoint" in capsys.readouterr().err
+
+
+def test_tables_hold_what_the_file_of_results_holds(packs, tmp_path, capsys):
+    words = ["evaluate", "demo-student", "--random-weights", "--image-size", "32",
+             "--device", "cpu", "--out", str(tmp_path / "out"), "--data"]  # fmt: skip
+    assert main([*words, str(packs / "digits"), "--suite", "knn"]) == 0
+    assert main([*words, str(packs / "digits"), "--suite", "finegrained"]) == 0
+    assert "k-NN (k)" in (tmp_path / "out" / "results.md").read_text()
+    # The first set cannot be read, and gets its line; the pictures are of another one.
+    (packs / "digits-test-000.tar").write_bytes(b"cut off")
+    capsys.readouterr()
+    assert main([*words, str(packs), "--suite", "knn", "--limit", "5"]) == 2
+    assert "knn/digits" in capsys.readouterr().err
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| digits | error |" in text and "| flowers5 |" in text
+    assert (tmp_path / "out" / "neighbours.png").exists()
 
 
 def test_the_paper_s_rows_are_consistent_with_themselves_and_with_the_released_models():
@@ -219,6 +352,8 @@ def test_the_paper_s_rows_are_consistent_with_themselves_and_with_the_released_m
         assert PAPER[name].get("NYUd fine-tune") == released.scores.get("NYU-Depth V2 RMSE")
     assert paper_score("dinov2_vits14", "segmentation", "ade20k") == 45.7
     assert paper_score("nobody", "finegrained", "flowers") is None
+    assert paper_score("dinov2_vits14", "linear", "ImageNet") == 81.1
+    assert paper_score("dinov2_vits14", "linear", "imagenet100") is None
     assert known_models()[0] == "proteus-vit-ti14"
 
 

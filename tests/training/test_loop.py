@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import proteus
 from proteus.checkpoint import CheckpointError
-from proteus.training import NonFiniteLossError, World
+from proteus.training import NonFiniteLossError, World, compare
 from proteus.training import folder as training_folder
 
 QUIET = {"device": "cpu", "progress": False}
@@ -276,3 +276,11 @@ def test_half_precision_resumes_bit_for_bit_the_scaler_included(
     assert runs[2].fit(batches, lr=lives, out=tmp_path, resume=True, **options) == expected
     for ours, theirs in zip(runs[2].parameters(), runs[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_pictures_at_the_end_leave_every_module_in_its_own_mode(distiller):
+    distiller.train()
+    distiller.student.backbone.norm.eval()
+    before = [module.training for module in distiller.modules()]
+    compare(distiller, torch.rand(2, 3, 32, 32))
+    assert [module.training for module in distiller.modules()] == before
