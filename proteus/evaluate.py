@@ -6,14 +6,14 @@ tensors beneath them are in `proteus.evaluation`.
 """
 
 from .evaluation.agreement import AgreementResult, agreement
-from .evaluation.depth import DepthResult, depth
+from .evaluation.dense.depth import DepthResult, depth
+from .evaluation.dense.segmentation import SegmentationResult, segmentation
 from .evaluation.extraction import extract_features
 from .evaluation.features import FeatureSet
-from .evaluation.knn import KnnResult, knn
-from .evaluation.linear_probe import LinearProbeResult, linear_probe
-from .evaluation.logistic import LogisticResult, logistic_regression
+from .evaluation.probes.knn import KnnResult, knn
+from .evaluation.probes.linear_probe import LinearProbeResult, linear_probe
+from .evaluation.probes.logistic import LogisticResult, logistic_regression
 from .evaluation.robustness import RobustnessResult, robustness
-from .evaluation.segmentation import SegmentationResult, segmentation
 
 __all__ = [
     "AgreementResult",

@@ -48,8 +48,8 @@ def add(commands: Commands) -> None:
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:
-    from ..evaluation.suite import SuiteRun, SuiteSettings, plan_jobs
-    from ..evaluation.suite_sets import find_sets
+    from ..evaluation.suite.run import SuiteRun, SuiteSettings, plan_jobs
+    from ..evaluation.suite.sets import find_sets
 
     sets = find_sets(arguments.data)  # first of all: a wrong path must not cost a download
     suites = _suites(arguments.suite, {one.task for one in sets})
@@ -96,7 +96,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
 
 def _suites(text: str, tasks: set[Any]) -> list[str]:
     """What was asked for; of the default, what there are sets for."""
-    from ..evaluation.suite_sets import task_of
+    from ..evaluation.suite.sets import task_of
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     return [name for name in names if text != _SUITES or task_of(name) in tasks]
@@ -150,8 +150,8 @@ def _show(run: Any, sets: Any) -> None:
     """Tables and pictures of all that `results.json` holds, earlier runs' too."""
     from dataclasses import asdict
 
-    from ..evaluation.suite_pictures import suite_pictures
-    from ..evaluation.suite_report import failures, result_tables, write_tables
+    from ..evaluation.suite.pictures import suite_pictures
+    from ..evaluation.suite.report import failures, result_tables, write_tables
     from ..report import text_table
 
     pictures = suite_pictures(run, sets, run.results)

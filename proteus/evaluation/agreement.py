@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from ..features import Features, ShapeError
 from ..losses import ProteusLoss, token_distance
 from ..reader import evaluating
-from .datasets import open_labelled
-from .dense_metrics import plain
+from .dense.metrics import plain
 from .extractor import Extractor, as_extractor
 from .features import Resized, default_workers, probe_resize
+from .sets.labelled import open_labelled
 
 
 @runtime_checkable

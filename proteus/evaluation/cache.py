@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .datasets import LabelledImages
+from .sets.labelled import LabelledImages
 
 _VERSION = 1  # raise it when the same inputs would give other features
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from .extractor import Extractor
 from .features import check_finite, read_vectors
-from .neighbours import votes_in_pieces
-from .probe_heads import probe_inputs
+from .probes.linear_heads import probe_inputs
+from .probes.neighbours import votes_in_pieces
 
 
 @runtime_checkable

@@ -10,7 +10,6 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
 from .cache import FeatureCache
-from .datasets import open_labelled
 from .extractor import Extractor, as_extractor
 from .features import (
     FeatureSet,
@@ -23,6 +22,7 @@ from .features import (
     square_size,
 )
 from .processes import gather, rank_and_world, together
+from .sets.labelled import open_labelled
 
 _PART_BATCHES = 4  # a part is what is stored, and dealt to a process, at once
 _MOST_PARTS = 256

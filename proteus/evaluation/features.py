@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..features import ShapeError
-from .datasets import LabelledImages
 from .extractor import Extractor
-from .targets import Target, check_labels
+from .sets.labelled import LabelledImages
+from .sets.targets import Target, check_labels
 
 _WORTH_WORKERS = 2000  # images
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .classifier import Classifier
 from .corruptions import SEVERITIES
-from .datasets import open_labelled
 from .robustness import accuracies, check_classes
+from .sets.labelled import open_labelled
 
 # Error of AlexNet in per cent, mean over the five severities (Hendrycks & Dietterich 2019, their
 # published code): what an error on ImageNet-C is divided by.

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..features import Features, ShapeError
 from ..visualize import Basis, new_figure, save_masks, save_pca, save_rows, to_shown
-from .datasets import LabelledImages
-from .dense_data import DepthImages, SegmentationImages
-from .dense_metrics import IGNORE
-from .dense_prediction import DensePredictor
+from .dense.data import DepthImages, SegmentationImages
+from .dense.metrics import IGNORE
+from .dense.prediction import DensePredictor
 from .extractor import as_extractor
 from .features import FeatureSet, eval_transform
+from .sets.labelled import LabelledImages
 
 __all__ = [
     "patch_errors",

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Subset
 
 from .classifier import Classifier
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from .datasets import LabelledImages, open_labelled
 from .features import Resized
 from .processes import gather, rank_and_world, together
-from .targets import check_labels
+from .sets.labelled import LabelledImages, open_labelled
+from .sets.targets import check_labels
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from torch import nn
 
 from proteus import Features, visualize
 from proteus.evaluation import pictures
-from proteus.evaluation.datasets import open_labelled
-from proteus.evaluation.dense_data import open_depth, open_segmentation
+from proteus.evaluation.dense.data import open_depth, open_segmentation
 from proteus.evaluation.features import FeatureSet
 from proteus.evaluation.pictures import (
     patch_errors,
@@ -18,6 +17,7 @@ from proteus.evaluation.pictures import (
     save_segmentation,
     save_side_by_side,
 )
+from proteus.evaluation.sets.labelled import open_labelled
 from proteus.features import ShapeError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from proteus.evaluation.dense_metrics import (
+from proteus.evaluation.dense.metrics import (
     add_areas,
     reduce_zero_label,
     segmentation_areas,

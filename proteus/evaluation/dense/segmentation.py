@@ -1,0 +1,279 @@
+"""Semantic segmentation: how well the patches of a model tell what is where."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..extractor import Extractor, as_extractor
+from ..processes import gather
+from .crops import SEGMENTATION
+from .data import SegmentationImages, open_both, open_segmentation
+from .metrics import (
+    IGNORE,
+    Areas,
+    SegmentationScores,
+    add_areas,
+    segmentation_areas,
+    segmentation_scores,
+)
+from .prediction import DensePredictor, predict_set
+from .training import Settings, train_dense
+
+_REFERENCE_SIZE = 512
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """What `segmentation` measured.
+
+    Attributes:
+        scores: Of the test set.
+        classes: Names of the classes, () where unknown.
+        settings: How the head was trained.
+        num_train: Training images.
+        num_test: Test images.
+        predictor: The model with its head: `predictor([image])` gives logits [1, C, H, W].
+    """
+
+    scores: SegmentationScores
+    classes: tuple[str, ...]
+    settings: dict[str, Any]
+    num_train: int
+    num_test: int
+    predictor: DensePredictor = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return {
+            **self.scores.to_dict(),
+            "classes": list(self.classes),
+            "num_train": self.num_train,
+            "num_test": self.num_test,
+            **self.settings,
+        }
+
+
+def segmentation(
+    model: Any,
+    train: Any,
+    test: Any = None,
+    *,
+    mode: Literal["linear", "upernet", "dpt"] = "linear",
+    finetune: bool = False,
+    image_size: int | None = None,
+    iterations: int = 60_000,
+    batch_size: int = 16,
+    lr: float | None = None,
+    weight_decay: float = 0.05,
+    warmup: int | None = None,
+    layer_decay: float | None = None,
+    augment: bool | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    workers: int = 0,
+    cache_bytes: int = 4 << 30,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> SegmentationResult:
+    """Train a head for segmentation on the training images and score it on the test images.
+
+    Images keep their ratio; windows of `image_size` slide over them with two thirds of it as
+    distance (518 / 345), and sizes that are no multiples of the patch are filled up with the
+    border. Labels are compared at their own size.
+
+    In a distributed run the test images are shared out; every process trains the same head.
+
+    Args:
+        model: Anything `as_extractor` takes, except models without patches.
+        train: Anything `open_segmentation` takes; a path is opened with the split `train`.
+        test: The same, with the split `test`; None = of `train`, then a path with splits.
+        mode: The head. "linear" = one 1x1 convolution (the paper's Linear), "upernet" (the paper's
+            Fine-tune) or "dpt", which need the extra `export`.
+        finetune: Train the model, too, on a copy; not with "linear".
+        image_size: Short side of the images and side of the windows; None = the multiple of the
+            patch next to 512, as in the paper.
+        iterations: Training steps; the paper takes 60,000, or 160,000 to fine-tune a ViT-L.
+        batch_size: Images in a step.
+        lr: Peak; None = 8e-4, or 1e-4 with `finetune`.
+        weight_decay: Not for biases and norms when fine-tuning.
+        warmup: Steps; None = 1,500 of 60,000, in proportion.
+        layer_decay: Factor on the learning rate from block to block, down to the patch embedding,
+            when fine-tuning; None = 0.65.
+        augment: Scale, crop, mirror and recolour the training images; None = only with `finetune`.
+            Without it a frozen model's features are computed once, if they fit `cache_bytes`.
+        channels: Width of "upernet" (None = the features') or "dpt" (None = 256).
+        num_classes: For sets that do not tell.
+        workers: Processes that prepare training images, where they are not kept.
+        cache_bytes: Memory for features.
+        seed: Of the head's weights, the order and the augmentation.
+        device: Where to run; None = where the model is.
+        progress: Show bars.
+
+    Returns:
+        A `SegmentationResult`; `result.scores.miou` is the number of the paper, as a fraction.
+
+    Raises:
+        ValueError: If a set is empty, does not fit or is ignored as a whole, a label is no class, a
+            setting would be ignored, or features, losses or weights are not finite.
+
+    Examples:
+        >>> from PIL import Image
+        >>> halves = torch.cat([torch.zeros(8, 4), torch.ones(8, 4)], 1).long()
+        >>> image = Image.fromarray((halves * 255).byte().numpy()).convert("RGB")
+        >>> model = torch.nn.Conv2d(3, 8, 4, stride=4)
+        >>> result = segmentation(
+        ...     model,
+        ...     [(image, halves)],
+        ...     [(image, halves)],
+        ...     num_classes=2,
+        ...     image_size=8,
+        ...     iterations=50,
+        ...     batch_size=2,
+        ...     lr=0.1,
+        ... )
+        >>> result.scores.miou
+        1.0
+
+    Source:
+        Proteus A.1.4; `eval/dense_prediction/configs/mae`.
+        *Same:* un-normed outputs of four blocks, heads, AdamW, schedule, learning rates, layer
+        decay, windows, mmseg's scores. *Different:* `augment` is off for frozen models; no relative
+        position bias is added to the model; no drop path; float32, not fp16; Pillow's resizing.
+    """
+    extractor = as_extractor(model, device=device)
+    open_set = partial(open_segmentation, num_classes=num_classes)
+    train_set, test_set = open_both(open_set, train, test)
+    if train_set.num_classes != test_set.num_classes:
+        raise ValueError(
+            f"segmentation: the sets differ in their number of classes. Got "
+            f"{train_set.num_classes} (train) and {test_set.num_classes} (test)."
+        )
+    for role, data in (("training", train_set), ("test", test_set)):
+        if not data.any_pixel(lambda labels: labels != IGNORE):
+            raise ValueError(
+                f"segmentation: no pixel of the {role} maps has a class. Got {len(data)} images in "
+                f"{data.description} with the label {IGNORE} (ignored) everywhere."
+            )
+    if layer_decay is not None and not finetune:
+        raise ValueError(
+            f"segmentation: layer_decay= belongs to fine-tuning. Got {layer_decay} and "
+            f"finetune=False."
+        )
+    size = default_size(extractor) if image_size is None else image_size
+    rate = 1e-4 if finetune else 8e-4
+    settings = Settings(
+        head=mode, finetune=finetune, image_size=size,
+        stride=max(size * 2 // 3, 1), flip=False, iterations=iterations, batch_size=batch_size,
+        lr=rate if lr is None else lr, weight_decay=weight_decay,
+        warmup=iterations * 1500 // 60_000 if warmup is None else warmup,
+        augmentation=SEGMENTATION if (finetune if augment is None else augment) else None,
+        channels=channels, workers=workers, cache_bytes=cache_bytes, seed=seed, progress=progress,
+    )  # fmt: skip
+    decay = 0.65 if layer_decay is None else layer_decay
+    predictor = train_dense(
+        extractor,
+        train_set,
+        settings,
+        num_outputs=train_set.num_classes,
+        loss=segmentation_loss,
+        finetuned=partial(
+            layer_decay_groups,
+            lr=settings.lr,
+            weight_decay=weight_decay,
+            decay=decay,
+            num_layers=extractor.num_layers,
+        ),
+    )
+    scores = score_segmentation(predictor, test_set, progress=progress)
+    described = settings.describe()
+    if finetune:
+        described["layer_decay"] = decay
+    return SegmentationResult(
+        scores, train_set.classes, described, len(train_set), len(test_set), predictor
+    )
+
+
+def default_size(extractor: Extractor) -> int:
+    """The multiple of the patch that is next to 512: 512 for patch 16, 518 for patch 14."""
+    patch = max(extractor.patch_size[0], 1)
+    return round(_REFERENCE_SIZE / patch) * patch
+
+
+def segmentation_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy, averaged over all pixels, those that are ignored included, as in mmseg."""
+    return F.cross_entropy(output, target.long(), ignore_index=IGNORE, reduction="none").mean()
+
+
+def score_segmentation(
+    predictor: DensePredictor, data: SegmentationImages, *, progress: bool = False
+) -> SegmentationScores:
+    """Predict every image of a set and score the areas of the whole set.
+
+    In a distributed run every process takes its share and all get the same scores.
+    """
+    areas = {
+        number: Areas(
+            *(part.cpu() for part in segmentation_areas(output.argmax(0), target, data.num_classes))
+        )
+        for number, output, target in predict_set(predictor, data, progress=progress)
+    }
+    return segmentation_scores(add_areas(gather(areas).values()))
+
+
+def layer_decay_groups(
+    backbone: nn.Module,
+    decoder: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    decay: float,
+    num_layers: int,
+) -> list[dict[str, Any]]:
+    """Parameter groups with a learning rate that falls from the head to the patch embedding.
+
+    The head and the final norm have `lr`, block i of n has `lr * decay ** (n - i)`, embeddings have
+    `lr * decay ** (n + 1)`. Biases and norms are not decayed.
+
+    Raises:
+        ValueError: If the model is not a transformer with `blocks`.
+
+    Source:
+        mmseg `LayerDecayOptimizerConstructor` (BEiT's).
+        *Same:* factors; positions and class token are decayed (its rule against that never meets
+        their names). *Different:* register tokens count as embeddings.
+    """
+    has_blocks = any(name.startswith("blocks.") for name, _ in backbone.named_parameters())
+    if decay != 1 and not has_blocks:
+        raise ValueError(
+            f"segmentation: layer decay needs a transformer with blocks. Got "
+            f"{type(backbone).__name__}; use layer_decay=1.0 for one learning rate."
+        )
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    rows = [
+        *((_depth_of(n, num_layers), n, p) for n, p in backbone.named_parameters()),
+        *((num_layers + 1, n, p) for n, p in decoder.named_parameters()),
+    ]
+    for depth, name, parameter in rows:
+        plain = parameter.ndim == 1 or name.endswith(".bias")
+        key = (lr * decay ** (num_layers + 1 - depth), 0.0 if plain else weight_decay)
+        found.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": shrink}
+        for (rate, shrink), parameters in found.items()
+    ]
+
+
+_EMBEDDINGS = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "mask_token")
+
+
+def _depth_of(name: str, num_layers: int) -> int:
+    if name.startswith(_EMBEDDINGS):
+        return 0
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return num_layers + 1

@@ -1,0 +1,167 @@
+"""What each protocol of a suite does with one set."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..agreement import agreement
+from ..classifier import LinearClassifier
+from ..dense.data import DenseImages, open_depth, open_segmentation
+from ..dense.depth import depth
+from ..dense.segmentation import segmentation
+from ..extraction import extract_features
+from ..features import FeatureSet, probe_resize
+from ..probes.knn import score_knn
+from ..probes.linear_probe import LinearProbeResult, fitting_blocks, score_linear
+from ..probes.logistic import score_logistic
+from ..probes.neighbours import KS
+from ..robustness import robustness
+from ..sets.labelled import open_labelled
+from ..sets.named import metric_of
+from .sets import EvaluationSet
+
+if TYPE_CHECKING:
+    from .run import SuiteRun
+
+
+class OpenSet:
+    """A set while its protocols run: what they share is made once, and goes when it goes.
+
+    Args:
+        run: What is measured, and how.
+        one: The set.
+    """
+
+    def __init__(self, run: "SuiteRun", one: EvaluationSet) -> None:
+        self.run, self.one, self.settings = run, one, run.settings
+        self._made: dict[Any, Any] = {}
+
+    def measure(self, protocol: str) -> dict[str, Any]:
+        """The numbers of a protocol of `SUITES`."""
+        return {
+            "knn": self._knn,
+            "linear": self._linear,
+            "finegrained": self._finegrained,
+            "segmentation": self._segmentation,
+            "depth": self._depth,
+            "robustness": self._robustness,
+            "agreement": self._agreement,
+        }[protocol]()
+
+    def stamp(self) -> str:
+        """A hash of the images of all splits, and of their labels or maps."""
+        return str(self._once("stamp", self._hash))
+
+    def _hash(self) -> str:
+        splits = ("train", "test", "val") if self.one.has_val else ("train", "test")
+        classified = self.one.task == "classification"
+        hash_of = self.run.cache.data_hash if classified else DenseImages.stamp
+        parts = [hash_of(self.split(name)) for name in splits]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def split(self, name: str) -> Any:
+        """Images of one split, at most `limit`, with their labels or maps."""
+        return self._once(name, lambda: self._read(name))
+
+    def features(self, split: str, *, probe: bool) -> FeatureSet:
+        """Features for k-NN and the linear probe, or for logistic regression."""
+        size = self.settings.image_size
+        found: FeatureSet = self._once(
+            (split, probe),
+            lambda: extract_features(
+                self.run.model, self.split(split), image_size=size,
+                resize=probe_resize(size) if probe else size,
+                blocks=max(fitting_blocks(self.run.model)) if probe else 0,
+                batch_size=self.run.batch_size, workers=self.run.workers, cache=self.run.cache,
+                progress=self.run.progress,
+            ),
+        )  # fmt: skip
+        return found
+
+    def _once(self, name: Any, make: Callable[[], Any]) -> Any:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def _read(self, split: str) -> Any:
+        one, limit = self.one, self.settings.limit
+        data: Any
+        if one.task == "segmentation":
+            data = open_segmentation(one.source, split=split)
+        elif one.task == "depth":
+            data = open_depth(one.source, split=split)
+        else:
+            # A test folder that lacks a class must not shift the numbers of the others.
+            known = split == "train" or one.root is not None
+            classes = () if known else self.split("train").classes
+            data = open_labelled(one.source, split=split, root=one.root, classes=classes)
+        return data if limit is None else data.first(limit)
+
+    def _knn(self) -> dict[str, Any]:
+        train, test = (self.features(split, probe=True) for split in ("train", "test"))
+        ks = KS if len(train) >= min(KS) else (1,)
+        return score_knn(train, test, ks=ks, device=self.run.model.device).to_dict()
+
+    def _linear(self) -> dict[str, Any]:
+        return self._probe().to_dict()
+
+    def _probe(self) -> LinearProbeResult:
+        """The linear probe; `robustness` takes the one that `linear` has trained."""
+        settings = self.settings
+        found: LinearProbeResult = self._once(
+            "probe",
+            lambda: score_linear(
+                self.features("train", probe=True), self.features("test", probe=True),
+                select=settings.select, iterations=settings.linear_iterations,
+                batch_size=settings.linear_batch, seed=settings.seed,
+                device=self.run.model.device, progress=self.run.progress,
+            ),
+        )  # fmt: skip
+        return found
+
+    def _robustness(self) -> dict[str, Any]:
+        probe, size = self._probe(), self.settings.image_size
+        classifier = LinearClassifier(
+            self.run.model, probe.weight, probe.bias, image_size=size, resize=probe_resize(size),
+            blocks=probe.head.blocks, avgpool=probe.head.avgpool,
+        )  # fmt: skip
+        result = robustness(
+            classifier, self.split("test"), severities=self.settings.severities,
+            batch_size=self.run.batch_size, progress=self.run.progress,
+        )  # fmt: skip
+        return {"protocol": "robustness", **result.to_dict()}
+
+    def _finegrained(self) -> dict[str, Any]:
+        train, test = (self.features(split, probe=False) for split in ("train", "test"))
+        val = self.features("val", probe=False) if self.one.has_val else None
+        metric = metric_of(self.one.name) if train.labels.ndim == 1 else "map_11"
+        result = score_logistic(
+            train, test, val=val, metric=metric, sweep=self.settings.sweep,
+            device=self.run.model.device,
+        )  # fmt: skip
+        return result.to_dict()
+
+    def _segmentation(self) -> dict[str, Any]:
+        result = segmentation(
+            self.run.model, self.split("train"), self.split("test"), mode="linear",
+            image_size=self.settings.image_size, seed=self.settings.seed,
+            iterations=self.settings.segmentation_iterations, progress=self.run.progress,
+        )  # fmt: skip
+        return {"protocol": "segmentation", **result.to_dict()}
+
+    def _depth(self) -> dict[str, Any]:
+        result = depth(
+            self.run.model, self.split("train"), self.split("test"),
+            mode=self.settings.depth_head, image_size=self.settings.image_size,
+            iterations=self.settings.depth_iterations, seed=self.settings.seed,
+            progress=self.run.progress,
+        )  # fmt: skip
+        return {"protocol": "depth", **result.to_dict()}
+
+    def _agreement(self) -> dict[str, Any]:
+        result = agreement(
+            self.run.model, self.run.teacher, self.split("test"),
+            image_size=self.settings.image_size, batch_size=self.run.batch_size, layers=True,
+        )  # fmt: skip
+        return result.to_dict()

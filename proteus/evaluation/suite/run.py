@@ -1,0 +1,236 @@
+"""All protocols on all sets in one go: resumable, cached, and written down as it goes."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import distributed
+
+from ...version import __version__
+from ..cache import FeatureCache
+from ..extractor import Extractor
+from ..processes import rank_and_world, together
+from .protocols import OpenSet
+from .sets import EvaluationSet, task_of
+
+_logger = logging.getLogger(__name__)
+
+SUITES = ("knn", "linear", "finegrained", "segmentation", "depth", "robustness", "agreement")
+
+
+@dataclass(frozen=True)
+class SuiteSettings:
+    """How long and how each protocol runs; `quick` fits small sets on two cores, `paper` is A.1.
+
+    Attributes:
+        image_size: Pixels, of all protocols.
+        limit: At most this many images of each split; None = all.
+        linear_iterations: Steps of the linear probe, on features of the centre.
+        linear_batch: Images in such a step.
+        select: `test` = the best head on the test set, as the paper; or `holdout`.
+        sweep: Of the logistic regression.
+        segmentation_iterations: Steps of the linear head.
+        depth_iterations: Steps of the depth head.
+        depth_head: `linear`, or `dpt` as in the paper.
+        severities: Of the corruptions, of twelve kinds.
+        seed: Of everything random.
+    """
+
+    image_size: int
+    limit: int | None = None
+    linear_iterations: int = 500
+    linear_batch: int = 256
+    select: Literal["test", "holdout"] = "test"
+    sweep: Literal["paper", "official"] = "paper"
+    segmentation_iterations: int = 500
+    depth_iterations: int = 300
+    depth_head: Literal["linear", "dpt"] = "linear"
+    severities: tuple[int, ...] = (3,)
+    seed: int = 0
+
+    def as_paper(self) -> "SuiteSettings":
+        """The paper's lengths and heads; augmentation excepted, see `linear_probe`."""
+        return replace(
+            self,
+            linear_iterations=12_500,
+            linear_batch=512,
+            segmentation_iterations=60_000,
+            depth_iterations=25_000,
+            depth_head="dpt",
+            severities=(1, 2, 3, 4, 5),
+        )
+
+
+@dataclass
+class SuiteRun:
+    """A run of the suite in a folder: what is finished, and how to go on.
+
+    Args:
+        model: The model.
+        name: What the user calls it.
+        out: Folder of `results.json`.
+        settings: How.
+        cache: Where features are kept.
+        teacher: For `agreement`.
+        batch_size: Images in a forward pass.
+        workers: Processes that decode images.
+        progress: Show bars.
+    """
+
+    model: Extractor
+    name: str
+    out: Path
+    settings: SuiteSettings
+    cache: FeatureCache
+    teacher: Extractor | None = None
+    batch_size: int = 64
+    workers: int | None = None
+    progress: bool = False
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _head: dict[str, Any] = field(default_factory=dict)
+
+    def run(
+        self, suites: Sequence[str], sets: Sequence[EvaluationSet]
+    ) -> dict[str, dict[str, Any]]:
+        """Run what is not finished yet; `results.json` is written after each protocol.
+
+        A set on which a protocol cannot be run (unreadable, one class, features that are not
+        finite) gets the reason as its result, under `error`, and the others go on.
+
+        Args:
+            suites: Of `SUITES`.
+            sets: Of `find_sets`.
+
+        Returns:
+            `PROTOCOL/SET` -> numbers, as JSON gives them back. `results` also has those of earlier
+            runs in this folder, with the same model, settings and version.
+
+        Raises:
+            ValueError: If a protocol is unknown or fits none of the sets.
+        """
+        from tqdm import tqdm
+
+        jobs = plan_jobs(suites, sets, has_teacher=self.teacher is not None)
+        self._head = self._describe()
+        self.results = self._stored()
+        chief = rank_and_world()[0] == 0
+        bar = tqdm(jobs, unit="protocol", disable=None if self.progress and chief else True)
+        opened = OpenSet(self, jobs[0][1])
+        for protocol, one in bar:
+            if one != opened.one:  # one at a time: the features of all of them may not fit
+                opened = OpenSet(self, one)
+            key = f"{protocol}/{one.name}"
+            bar.set_description(key)
+            begun = time.perf_counter()
+            try:
+                # It opens the set, which may fail, too; then in all processes.
+                (stamp,) = together(map(self._stamp, [protocol], [opened]))
+                self._forget_other_data(opened)
+                if stamp and self.results.get(key, {}).get("stamp") == stamp:
+                    continue
+                found = {**opened.measure(protocol), "data": opened.stamp(), "stamp": stamp}
+            except (ValueError, OSError) as error:
+                found = {"error": str(error)}
+            # Of a part of the images, published numbers are not comparable.
+            found["subset"] = one.subset or self.settings.limit is not None
+            found["seconds"] = round(time.perf_counter() - begun, 2)
+            self.results[key] = _as_json(found)
+            self._write()
+        self._write()  # also where nothing was left to do but to drop what is out of date
+        return {key: self.results[key] for key in (f"{name}/{one.name}" for name, one in jobs)}
+
+    def _stamp(self, protocol: str, opened: OpenSet) -> str:
+        """A hash of everything that a result depends on; "" where that cannot be known."""
+        data = opened.stamp()
+        teachers = [self.teacher.fingerprint()] if self.teacher and protocol == "agreement" else []
+        if None in (self._head["fingerprint"], *teachers):
+            return ""
+        parts = (self._head, teachers, protocol, data)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def _forget_other_data(self, opened: OpenSet) -> None:
+        """Drop what was measured on other images of the same name: a row of a table is one set."""
+        ending, data = f"/{opened.one.name}", opened.stamp()
+        self.results = {
+            key: found
+            for key, found in self.results.items()
+            if not key.endswith(ending) or found.get("data", data) == data
+        }
+
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        """Results of an earlier run of this model with these settings; the same for all processes.
+
+        The file has one model and one set of settings at its head, so others' results go.
+        """
+        found: list[Any] = [{}]
+        file = self.out / "results.json"
+        if rank_and_world()[0] == 0 and file.is_file():
+            try:
+                page = json.loads(file.read_text(encoding="utf-8"))
+                if {key: page.get(key) for key in self._head} == self._head:
+                    # Without a stamp are failures, which are tried again.
+                    found = [{k: one for k, one in page["results"].items() if one.get("stamp")}]
+                else:
+                    _logger.warning(
+                        "suite: the results in %s are replaced: they are of another model, other "
+                        "settings or another version.", file,
+                    )  # fmt: skip
+            except (ValueError, KeyError, AttributeError):
+                found = [{}]  # cut off while it was written by another program
+        if rank_and_world()[1] > 1:
+            distributed.broadcast_object_list(found)
+        return dict(found[0])
+
+    def _describe(self) -> dict[str, Any]:
+        """What all results of the file share."""
+        return _as_json(
+            {
+                "version": __version__,
+                "fingerprint": self.model.fingerprint(),
+                "settings": asdict(self.settings),
+            }
+        )
+
+    def _write(self) -> None:
+        if rank_and_world()[0]:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        page = {"model": self.name, **self._head, "results": self.results}
+        part = self.out / "results.json.part"
+        part.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
+        part.replace(self.out / "results.json")
+
+
+def plan_jobs(
+    suites: Sequence[str], sets: Sequence[EvaluationSet], *, has_teacher: bool
+) -> list[tuple[str, EvaluationSet]]:
+    """Which protocol runs on which set, set by set, so that features stay while they are needed.
+
+    Raises:
+        ValueError: If a protocol is unknown or fits none of the sets, or has no teacher.
+    """
+    unknown = [suite for suite in suites if suite not in SUITES]
+    if unknown or not suites:
+        raise ValueError(
+            f"suite: unknown protocol. Got {', '.join(unknown)!r}; expected some of "
+            f"{', '.join(SUITES)}."
+        )
+    if "agreement" in suites and not has_teacher:
+        raise ValueError("suite: agreement needs a teacher. Pass --teacher NAME.")
+    for suite in suites:
+        if not any(one.task == task_of(suite) for one in sets):
+            raise ValueError(
+                f"suite: no set for {suite}. Got {', '.join(one.name for one in sets)}; "
+                f"expected at least one for {task_of(suite)}."
+            )
+    return [(suite, one) for one in sets for suite in suites if one.task == task_of(suite)]
+
+
+def _as_json(facts: dict[str, Any]) -> dict[str, Any]:
+    """As they will be read: the same whether a result is new or from the file."""
+    return dict(json.loads(json.dumps(facts)))
