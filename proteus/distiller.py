@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .features import Features, ShapeError
 from .losses import Losses, ProteusLoss, grids_differ
-from .masking import MaskGenerator
+from .masking import Hidden, MaskGenerator
 from .student import Student
 from .teacher import Teacher
 
@@ -86,7 +86,7 @@ class Distiller(nn.Module):
     def forward(
         self,
         images: Tensor,
-        hidden: Tensor | None = None,
+        hidden: Tensor | Hidden | None = None,
         *,
         generator: torch.Generator | None = None,
         part: tuple[int, int] = (0, 1),
@@ -95,8 +95,9 @@ class Distiller(nn.Module):
 
         Args:
             images: RGB [B, 3, H, W], uint8 or float in [0, 1].
-            hidden: bool [B, N] to fix the masks; None = drawn by `masks`. Give it on the CPU: which
-                images have a mask must be known to the host, and asking a GPU stalls it.
+            hidden: bool [B, N] to fix the masks, or what `masks.draw` gave; None = drawn here. Give
+                a tensor on the CPU: which images have a mask must be known to the host, and asking
+                a GPU stalls it.
             generator: Of the masks, on the images' device; None = torch's global one.
             part: (n, of): the images are every `of`-th one of a larger batch, which processes or
                 accumulated steps share. The mean of the parts' losses is the larger batch's, if
@@ -113,25 +114,22 @@ class Distiller(nn.Module):
                     "leave it out, or build the loss with patch > 0."
                 )
             return cast("Losses", self.loss(self.student(images), target))
-        chosen: slice | Tensor
-        hidden_count: Tensor | None = None
         if hidden is None:
-            hidden, chosen, hidden_count = self.masks.draw(
-                images.shape[0], generator, images.device, part
-            )
-        else:
+            hidden = self.masks.draw(images.shape[0], generator, images.device, part)
+        elif isinstance(hidden, Tensor):
             self._check_hidden(hidden, images)
-            chosen = hidden.any(dim=1).nonzero().squeeze(1).to(images.device)
-            hidden = hidden.to(images.device)
+            hidden = Hidden(hidden, hidden.any(dim=1).nonzero().squeeze(1))
+        masks, chosen = hidden.hidden.to(images.device, non_blocking=True), hidden.images
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(images.device, non_blocking=True)
         # One call for both views: the whole images first, then the masked ones once more.
         views = torch.cat([images, images[chosen]])
-        seen = torch.zeros_like(hidden)
-        both = self.student(views, torch.cat([seen, hidden[chosen]]))
+        both = self.student(views, torch.cat([torch.zeros_like(masks), masks[chosen]]))
         count = images.shape[0]
         student = Features(both.cls[:count], both.patches[:count], both.grid)
         masked = Features(both.cls[count:], both.patches[count:], both.grid)
         losses = self.loss(
-            student, target, masked, hidden, images=chosen, hidden_count=hidden_count
+            student, target, masked, masks, images=chosen, hidden_count=hidden.hidden_count
         )
         return cast("Losses", losses)
 

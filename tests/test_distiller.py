@@ -127,3 +127,13 @@ def test_hidden_of_the_wrong_shape_says_which_is_right(distiller, images, hidden
 def test_hidden_must_be_bool(distiller, images):
     with pytest.raises(ShapeError, match=r"torch\.float32"):
         distiller(images, torch.zeros(4, 16))
+
+
+@pytest.mark.parametrize("strategy", ["random", "block"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_nothing_in_the_step_waits_for_the_device(teacher, student, images, strategy, shuffle):
+    masks = proteus.MaskGenerator(student.grid, strategy=strategy, shuffle=shuffle)
+    distiller = proteus.Distiller(teacher, student, masks=masks).to("meta")  # which has no answers
+    distiller(images.to("meta")).total.backward()
+    hidden = masks.masks(len(images))
+    distiller(images.to("meta"), hidden).total.backward()
