@@ -80,7 +80,8 @@ def distill(images, out, **options):
         "--out": out,
         **options,
     }
-    return main(["distill", *(str(word) for pair in options.items() for word in pair)])
+    words = [str(word) for pair in options.items() for word in pair if word is not None]
+    return main(["distill", *words])
 
 
 def test_recipes_are_listed_with_their_cost_and_shown_as_json(capsys):
@@ -171,6 +172,9 @@ def test_a_run_then_a_refusal_then_an_overwrite(images, tmp_path, capsys):
     ]  # fmt: skip
     assert distill(images, out) == 2
     assert "--overwrite" in capsys.readouterr().err
+    log = (out / "log.jsonl").read_text()
+    assert distill(tmp_path / "nowhere", out, **{"--overwrite": None}) == 2
+    assert (out / "log.jsonl").read_text() == log  # replaced only when the new run can start
     arguments = [
         "distill",
         "--teacher",

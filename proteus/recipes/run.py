@@ -17,7 +17,7 @@ from ..masking import MaskGenerator
 from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, World, fit, join
-from ..training.folder import Resume, claim
+from ..training.folder import Resume, begin, claim, note_skipped
 from .recipe import Logits, Loss, Masks, Recipe, Science, proxy_of, to_json
 
 RUN = "run.json"
@@ -59,6 +59,9 @@ def run(
     torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
     model = build(recipe)
     steps = count_steps(science, data)
+    watch = _watch(recipe)
+    if folder is not None:  # nothing of an older run is removed before all of this was found to fit
+        begin(folder, world, going_on)
     if folder is not None and world.first and not going_on:
         found = {"recipe": to_json(recipe), "versions": versions(), "system": platform.platform()}
         text = json.dumps(found, indent=2, default=str) + "\n"
@@ -85,16 +88,16 @@ def run(
             resume=going_on,
             save_every=machine.save_every,
             keep=machine.keep,
-            watch=_watch(recipe),
+            watch=watch,
             trackers=_trackers(recipe, folder) if world.first else (),
             details=details(recipe),
             progress=progress,
         )
     finally:  # also of a run that was stopped
-        if folder is not None and world.first and data.skipped:
-            lines = "".join(f"{name}\t{reason}\n" for name, reason in data.skipped.items())
-            (folder / "skipped.tsv").write_text(lines, encoding="utf-8")
-            say(f"Skipped {len(data.skipped)} corrupt images: {folder / 'skipped.tsv'}")
+        if folder is not None and world.first:
+            count = note_skipped(folder, data.skipped)
+            if count:
+                say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
 
 
 def details(recipe: Recipe) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Batches of a run, from any step on."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -33,6 +33,13 @@ class _Shared(Protocol):
 
     rank: int
     world_size: int
+
+
+@runtime_checkable
+class _Skips(Protocol):
+    """Data that leave out what they cannot read, such as `proteus.data.ImageLoader`."""
+
+    skipped: Mapping[str, str]
 
 
 def count_steps(data: Iterable[Any] | Resumable, steps: int | None, epochs: float | None) -> int:
@@ -127,6 +134,11 @@ def _rounds(data: Iterable[Any], seed: int) -> Iterator[Any]:
             yield batch
         if count == 0:
             raise ValueError("fit: data ran out. Got an iterable that gives nothing (any more).")
+
+
+def skipped_by(data: Any) -> Mapping[str, str]:
+    """Name -> reason, of the images that could not be read so far."""
+    return data.skipped if isinstance(data, _Skips) else {}
 
 
 def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:

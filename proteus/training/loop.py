@@ -16,9 +16,9 @@ from torch import Tensor
 from ..distiller import Distiller
 from ..logits import LogitDistiller
 from ..trackers import Tracker
-from .batches import Resumable, batches, check_shares, count_steps, to_device
+from .batches import Resumable, batches, check_shares, count_steps, skipped_by, to_device
 from .engine import Engine, Objective, Precision
-from .folder import Resume, claim, resume_run, save_run
+from .folder import Resume, begin, claim, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
 from .log import Row, RunLog
 from .parallel import Parallel, join
@@ -150,6 +150,8 @@ def fit(
         parallel=parallel, compile=compile, activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     start = resume_run(folder, engine, settings) if folder and going_on else 0
+    if folder is not None:
+        begin(folder, world, going_on)
     images = preview
     log = RunLog(
         folder, start, total, world, progress=progress, overflows=precision == "fp16",
@@ -166,7 +168,15 @@ def fit(
                 log.watch(watch(distiller))
             done, images = step + 1, batch[0]
             if folder and (done % save_every == 0 or done == total or log.stop_agreed):
-                save_run(folder, done, engine, log, settings=settings, keep=keep)
+                save_run(
+                    folder,
+                    done,
+                    engine,
+                    log,
+                    settings=settings,
+                    keep=keep,
+                    skipped=skipped_by(data),
+                )
             if log.stop_agreed and done < total:
                 raise RunStopped(_stopped(folder, done, total))
         log.flush(durable=True)
