@@ -200,7 +200,8 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: Naming what differs.
     """
-    saved, now = checkpoint.settings, json.loads(json.dumps(dict(settings)))
+    saved = flatten(checkpoint.settings)
+    now = flatten(json.loads(json.dumps(dict(settings))))
     changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
     if changed:
         lines = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed)
@@ -208,3 +209,18 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
             f"checkpoint: {checkpoint.path} was made with other settings. Got {lines}. Resume with "
             f"the settings of the run, or start a new one in another folder."
         )
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested data as path -> value.
+
+    Examples:
+        >>> flatten({"a": {"b": 1}, "c": 2})
+        {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{path}.") if nested else {path: value}
+    return flat

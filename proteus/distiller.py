@@ -76,12 +76,10 @@ class Distiller(nn.Module):
             patch=float("patch" in teacher.objectives),
         )
         self._check(masks)
-        self.masks = masks
-        if self.loss.patch:
-            self.masks = masks or MaskGenerator(student.grid)
-        elif student.mask_token is not None:
+        self.masks = (masks or MaskGenerator(student.grid)) if self.loss.patch else None
+        if student.mask_token is not None:
             # A parameter that never gets a gradient stops DDP.
-            student.mask_token.requires_grad_(False)
+            student.mask_token.requires_grad_(bool(self.loss.patch))
 
     def forward(
         self,

@@ -111,6 +111,14 @@ def test_a_run_is_repeated_from_its_own_record(images, tmp_path, capsys):
     assert state["settings"]["recipe"]["science"]["seed"] == 3
 
 
+def test_a_run_does_not_go_on_with_other_images(images, tmp_path, capsys):
+    assert distill(images, tmp_path / "run") == 0
+    Image.new("RGB", (40, 40)).save(images / "new.png")
+    assert distill(images, tmp_path / "run", **{"--resume": None}) == 2
+    assert "images.count was 8, is 9" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/run.json").read_text())["images"]["count"] == 8
+
+
 def test_options_and_settings_are_taken_together(images, tmp_path):
     # Each alone would not fit the recipe's other settings.
     options = {"--recipe": "s14-dinov2-b14", "--warmup": 0.1, "--precision": "fp32"}

@@ -46,6 +46,17 @@ def test_without_patch_term_too_every_trainable_parameter_gets_one(teacher, stud
     assert all(p.grad is not None for p in distiller.trainable_parameters())
 
 
+def test_a_student_used_without_patch_term_before_trains_its_mask_token(teacher, student, images):
+    proteus.Distiller(teacher, student, proteus.ProteusLoss(24, 36, patch=0))
+    proteus.Distiller(teacher, student)(images).total.backward()
+    assert student.mask_token.grad.abs().sum() > 0
+
+
+def test_a_single_image_without_a_mask_gives_every_parameter_a_gradient_too(distiller, images):
+    distiller(images[:1]).total.backward()  # or DDP would wait for the missing ones
+    assert all(p.grad is not None for p in distiller.parameters())
+
+
 def test_the_teacher_follows_the_distiller_s_dtype(distiller, images):
     distiller.double()
     assert next(distiller.teacher.parameters()).dtype == torch.float64

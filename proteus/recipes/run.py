@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from ..card import versions
-from ..data import make_loader, merge, open_source, single_image, sub_class, sub_data
+from ..data import (
+    ImageLoader,
+    StreamLoader,
+    make_loader,
+    merge,
+    open_source,
+    single_image,
+    sub_class,
+    sub_data,
+)
+from ..data.proxy import digest_of
 from ..distiller import Distiller
 from ..features import IMAGENET
 from ..losses import ProteusLoss
@@ -47,7 +57,8 @@ def run(
         The log, see `proteus.training.fit`.
 
     Raises:
-        ValueError: If the recipe does not fit the machine, the models or the images.
+        ValueError: If the recipe does not fit the machine, the models or the images; on resuming,
+            if it or the images are not those of the run.
     """
     science, machine = recipe.science, recipe.machine
     folder = None if out is None else Path(out)
@@ -59,11 +70,17 @@ def run(
     torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
     model = build(recipe)
     steps = count_steps(science, data)
+    images = describe(data)
     watch = _watch(recipe)
     if folder is not None:  # nothing of an older run is removed before all of this was found to fit
         begin(folder, world, going_on)
     if folder is not None and world.first and not going_on:
-        found = {"recipe": to_json(recipe), "versions": versions(), "system": platform.platform()}
+        found = {
+            "recipe": to_json(recipe),
+            "images": images,
+            "versions": versions(),
+            "system": platform.platform(),
+        }
         text = json.dumps(found, indent=2, default=str) + "\n"
         (folder / RUN).write_text(text, encoding="utf-8")
     try:
@@ -90,7 +107,7 @@ def run(
             keep=machine.keep,
             watch=watch,
             trackers=_trackers(recipe, folder) if world.first else (),
-            details=details(recipe),
+            details=details(recipe) | {"images": images},
             progress=progress,
         )
     finally:  # also of a run that was stopped
@@ -98,6 +115,13 @@ def run(
             count = note_skipped(folder, data.skipped)
             if count:
                 say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
+
+
+def describe(data: ImageLoader | StreamLoader) -> dict[str, Any]:
+    """Which images these are: a run goes on with the same ones only."""
+    if isinstance(data, StreamLoader):
+        return {}
+    return {"count": len(data.source), "digest": digest_of(data.source)}
 
 
 def details(recipe: Recipe) -> dict[str, Any]:
