@@ -16,15 +16,63 @@ if TYPE_CHECKING:
     from .training import History, Resumable
 
 
-class Distiller(nn.Module):
+class TeacherAndStudent(nn.Module):
+    """What the distillers share: a student that learns, and frozen models beside it.
+
+    The frozen ones are no submodules: they are in no `state_dict`, no optimizer and no DDP bucket,
+    and `.train()` does not reach them. They do follow `.to(...)`.
+
+    Args:
+        teacher: A `Teacher`.
+        student: A `Student`.
+        hides: Whether patches are hidden from the student.
+        frozen: Other frozen models, by the attribute's name.
+
+    Raises:
+        ShapeError: If the two take images of different sizes.
+    """
+
+    teacher: Teacher
+
+    def __init__(
+        self, teacher: Teacher, student: Student, *, hides: bool, **frozen: nn.Module
+    ) -> None:
+        super().__init__()
+        if student.image_size != teacher.image_size:
+            raise ShapeError(
+                f"{type(self).__name__}: student and teacher take images of different sizes. Got "
+                f"student {student.image_size} and teacher {teacher.image_size}; expected equal "
+                f"sizes. Build the teacher with image_size={student.image_size}, or the student "
+                f"with image_size={teacher.image_size}."
+            )
+        self._frozen = ("teacher", *frozen)
+        # Not `self.teacher = ...`: nn.Module would register it as a submodule.
+        self.__dict__.update(teacher=teacher, **frozen)
+        self.student = student
+        if student.mask_token is not None:
+            # A parameter that never gets a gradient stops DDP.
+            student.mask_token.requires_grad_(hides)
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Everything an optimizer should have: student, mask token, heads; never the teacher."""
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TeacherAndStudent":
+        # `.to()`, `.cuda()`, `.double()` go through here; the frozen models must come along.
+        for name in self._frozen:
+            self.__dict__[name]._apply(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Distiller(TeacherAndStudent):
     """Teacher, student, loss and masks as one module whose forward is the whole step.
 
     All trainable forwards happen inside this one `forward`, so DDP and FSDP see them. Only the
     masked images go through the masked view, in one student call together with the whole images:
     1.5 student passes instead of 2 with the default masks, for the same losses and gradients.
 
-    The teacher is not a submodule: it is in no `state_dict`, no optimizer and no DDP bucket, and
-    `distiller.train()` does not reach it. It does follow `.to(...)`.
+    The teacher is not a submodule, see `TeacherAndStudent`.
 
     Args:
         teacher: A `Teacher`.
@@ -54,7 +102,6 @@ class Distiller(nn.Module):
         ignore the rest). With drop path or batch norm in the student the two are not identical.
     """
 
-    teacher: Teacher
     num_inputs: int = 1  # what the loop takes from each batch: the images alone
 
     def __init__(
@@ -64,22 +111,13 @@ class Distiller(nn.Module):
         loss: ProteusLoss | None = None,
         masks: MaskGenerator | None = None,
     ) -> None:
-        super().__init__()
-        # Not `self.teacher = ...`: nn.Module would register it as a submodule.
-        self.__dict__["teacher"] = teacher
-        self.student = student
-        self.loss = loss or ProteusLoss(
-            student.embed_dim,
-            teacher.embed_dim,
-            token=float("token" in teacher.objectives),
-            feature=float("feature" in teacher.objectives),
-            patch=float("patch" in teacher.objectives),
+        loss = loss or ProteusLoss(
+            student.embed_dim, teacher.embed_dim, **supported_weights(teacher)
         )
+        super().__init__(teacher, student, hides=bool(loss.patch))
+        self.loss = loss
         self._check(masks)
-        self.masks = (masks or MaskGenerator(student.grid)) if self.loss.patch else None
-        if student.mask_token is not None:
-            # A parameter that never gets a gradient stops DDP.
-            student.mask_token.requires_grad_(bool(self.loss.patch))
+        self.masks = (masks or MaskGenerator(student.grid)) if loss.patch else None
 
     def forward(
         self,
@@ -131,21 +169,11 @@ class Distiller(nn.Module):
         )
         return cast("Losses", losses)
 
-    def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything an optimizer should have: student, mask token, heads; never the teacher."""
-        return (p for p in self.parameters() if p.requires_grad)
-
     def fit(self, data: "Iterable[Any] | Resumable", **options: Any) -> "History":
         """Train with the library's minimal loop: see `proteus.training.fit` for the options."""
         from .training import fit
 
         return fit(self, data, **options)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
-        # `.to()`, `.cuda()`, `.double()` go through here; the teacher must come along.
-        self.teacher._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def _check(self, masks: MaskGenerator | None) -> None:
         teacher, student, loss = self.teacher, self.student, self.loss
@@ -154,13 +182,6 @@ class Distiller(nn.Module):
             raise ShapeError(
                 f"Distiller: the loss was built for other widths. Got ProteusLoss"
                 f"{(loss.student_dim, loss.teacher_dim)}; expected ProteusLoss{widths}."
-            )
-        if student.image_size != teacher.image_size:
-            raise ShapeError(
-                f"Distiller: student and teacher take images of different sizes. Got student "
-                f"{student.image_size} and teacher {teacher.image_size}; expected equal sizes. "
-                f"Build the teacher with image_size={student.image_size}, or the student with "
-                f"image_size={teacher.image_size}."
             )
         if (loss.feature or loss.patch) and student.grid != teacher.grid:
             raise ShapeError(grids_differ("Distiller", student.grid, teacher.grid))
@@ -184,3 +205,9 @@ class Distiller(nn.Module):
                 f"Distiller: `hidden` has the wrong shape. Got {hidden.dtype} "
                 f"{tuple(hidden.shape)}; expected torch.bool [images, patches] = {expected}."
             )
+
+
+def supported_weights(teacher: Teacher, **given: float | None) -> dict[str, Any]:
+    """Weights of the terms: as given, else 1 where the teacher supports the term, 0 elsewhere."""
+    supported = {term: float(term in teacher.objectives) for term in ("token", "feature", "patch")}
+    return supported | {term: weight for term, weight in given.items() if weight is not None}

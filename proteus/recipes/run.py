@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from ..card import versions
 from ..data import (
     ImageLoader,
+    ImageSource,
     StreamLoader,
     make_loader,
     merge,
@@ -20,15 +22,17 @@ from ..data import (
     sub_data,
 )
 from ..data.proxy import digest_of
-from ..distiller import Distiller
+from ..distiller import Distiller, supported_weights
 from ..features import IMAGENET
+from ..inheritance import select_weights
+from ..logits import LogitDistiller, load_linear_head
 from ..losses import ProteusLoss
 from ..masking import MaskGenerator
 from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, World, fit, join
 from ..training.folder import Resume, begin, claim, note_skipped
-from .recipe import Logits, Loss, Masks, Recipe, Science, proxy_of, to_json
+from .recipe import Logits, Masks, Recipe, Science, proxy_of, to_json
 
 RUN = "run.json"
 
@@ -70,14 +74,14 @@ def run(
     torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
     model = build(recipe)
     steps = count_steps(science, data)
-    images = describe(data)
+    details = describe(recipe, data)
     watch = _watch(recipe)
     if folder is not None:  # nothing of an older run is removed before all of this was found to fit
         begin(folder, world, going_on)
     if folder is not None and world.first and not going_on:
         found = {
             "recipe": to_json(recipe),
-            "images": images,
+            "images": details["images"],
             "versions": versions(),
             "system": platform.platform(),
         }
@@ -107,7 +111,7 @@ def run(
             keep=machine.keep,
             watch=watch,
             trackers=_trackers(recipe, folder) if world.first else (),
-            details=details(recipe) | {"images": images},
+            details=details,
             progress=progress,
         )
     finally:  # also of a run that was stopped
@@ -117,23 +121,20 @@ def run(
                 say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
 
 
-def describe(data: ImageLoader | StreamLoader) -> dict[str, Any]:
-    """Which images these are: a run goes on with the same ones only."""
-    if isinstance(data, StreamLoader):
-        return {}
-    return {"count": len(data.source), "digest": digest_of(data.source)}
-
-
-def details(recipe: Recipe) -> dict[str, Any]:
-    """What checkpoints and the card say of the recipe: the science, not the machine."""
-    data = to_json(recipe)
+def describe(recipe: Recipe, data: ImageLoader | StreamLoader) -> dict[str, Any]:
+    """What a run goes on with only, and its card tells: the science and the images."""
+    images = {}
+    if isinstance(data, ImageLoader):
+        images = {"count": len(data.source), "digest": digest_of(data.source)}
+    plain = to_json(recipe)
     return {
         "data": ", ".join(recipe.science.data.paths),
-        "recipe": {key: data[key] for key in ("name", "preset", "science")},
+        "recipe": {key: plain[key] for key in ("name", "preset", "science")},
+        "images": images,
     }
 
 
-def build(recipe: Recipe) -> Any:
+def build(recipe: Recipe) -> Distiller | LogitDistiller:
     """The `Distiller` (or `LogitDistiller`) of a recipe, on the CPU.
 
     The student's first weights come from torch's global generator.
@@ -160,62 +161,32 @@ def build(recipe: Recipe) -> Any:
         drop_path=model.drop_path,
     )
     if model.init == "select":
-        from ..inheritance import select_weights
-
         select_weights(student.backbone, teacher.backbone)
     if science.logits is not None:
         return _logit_distiller(teacher, student, science.logits)
-    weights = loss_weights(science.loss, teacher)
-    loss = ProteusLoss(
-        student.embed_dim,
-        teacher.embed_dim,
-        head=science.loss.head,
-        distance=science.loss.distance,
-        **weights,
+    settings = asdict(science.loss)
+    settings |= supported_weights(
+        teacher, **{t: settings[t] for t in ("token", "feature", "patch")}
     )
-    masks = None
+    loss = ProteusLoss(student.embed_dim, teacher.embed_dim, **settings)
     if not loss.patch and science.masks != Masks():
         raise ValueError(
             f"recipe: science.masks would be ignored, because {teacher.name} supports no patch "
             f"term. Set it to its default: --set science.masks={{}}"
         )
-    if loss.patch:
-        chosen = science.masks
-        masks = MaskGenerator(
-            student.grid,
-            ratio=chosen.ratio,
-            probability=chosen.probability,
-            strategy=chosen.strategy,
-            shuffle=chosen.shuffle,
-        )
+    masks = MaskGenerator(student.grid, **asdict(science.masks)) if loss.patch else None
     return Distiller(teacher, student, loss, masks)
 
 
-def loss_weights(loss: Loss, teacher: Teacher) -> dict[str, float]:
-    """The weights of the terms, with what the teacher supports where none is given."""
-    given = {"token": loss.token, "feature": loss.feature, "patch": loss.patch}
-    return {
-        name: float(name in teacher.objectives) if weight is None else weight
-        for name, weight in given.items()
-    }
+def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> LogitDistiller:
+    settings = asdict(logits)
+    head = load_linear_head(settings.pop("classifier"), teacher.embed_dim)
+    return LogitDistiller(teacher, student, head, **settings)
 
 
-def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> Any:
-    from ..logits import LogitDistiller, load_linear_head
-
-    return LogitDistiller(
-        teacher,
-        student,
-        load_linear_head(logits.classifier, teacher.embed_dim),
-        num_classes=logits.num_classes,
-        kl=logits.kl,
-        ce=logits.ce,
-        hard=logits.hard,
-        temperature=logits.temperature,
-    )
-
-
-def open_data(recipe: Recipe, world: World, say: Callable[[str], None]) -> Any:
+def open_data(
+    recipe: Recipe, world: World, say: Callable[[str], None]
+) -> ImageLoader | StreamLoader:
     """The loader of this process.
 
     Raises:
@@ -266,11 +237,18 @@ def _source(recipe: Recipe, say: Callable[[str], None]) -> Any:
     return source
 
 
-def _images(paths: str | Sequence[str]) -> Any:
-    return open_source(paths if isinstance(paths, str) else list(paths))
+def _images(paths: str | list[str]) -> ImageSource:
+    """Images that can be asked for one by one."""
+    source = open_source(paths)
+    if not isinstance(source, ImageSource):
+        raise ValueError(
+            f"recipe: a proxy set cannot be made of a stream. Got {paths!r}; expected images in "
+            f"files, or science.data.proxy='all'."
+        )
+    return source
 
 
-def count_steps(science: Science, data: Any) -> int:
+def count_steps(science: Science, data: ImageLoader | StreamLoader) -> int:
     """Optimizer steps of a recipe on these images."""
     length = science.data
     if length.steps is not None:
@@ -285,10 +263,8 @@ def count_steps(science: Science, data: Any) -> int:
     return max(1, round(length.epochs * _batches_of_an_epoch(data)))
 
 
-def _batches_of_an_epoch(data: Any) -> int:
-    from collections.abc import Sized
-
-    if not isinstance(data, Sized):
+def _batches_of_an_epoch(data: ImageLoader | StreamLoader) -> int:
+    if isinstance(data, StreamLoader):
         raise ValueError(
             "recipe: a stream has no length. Set science.data.steps or images in place of epochs, "
             "and science.optimizer.schedule='cosine'."
@@ -296,7 +272,9 @@ def _batches_of_an_epoch(data: Any) -> int:
     return len(data)
 
 
-def _schedule(science: Science, steps: int, data: Any) -> float | EpochSchedule:
+def _schedule(
+    science: Science, steps: int, data: ImageLoader | StreamLoader
+) -> float | EpochSchedule:
     chosen = science.optimizer
     if chosen.schedule == "cosine":
         return chosen.lr
