@@ -86,6 +86,24 @@ def _check_sampler(data: Any, world: World) -> None:
         )
 
 
+def check_last_batch(data: Any, steps: int, accumulate: int) -> None:
+    """Refuse an incomplete last batch that cannot be divided, hours before it comes."""
+    if (
+        isinstance(data, DataLoader)
+        and type(data.batch_sampler) is BatchSampler
+        and isinstance(data.sampler, Sized)
+        and not data.drop_last
+        and steps >= len(data)
+    ):
+        last = len(data.sampler) % data.batch_sampler.batch_size
+        if last % accumulate:
+            raise ValueError(
+                f"accumulate: the last batch of a pass cannot be divided. Got {last} images and "
+                f"accumulate={accumulate}; expected a multiple. Build the DataLoader with "
+                f"drop_last=True."
+            )
+
+
 def batches(
     data: Iterable[Any] | Resumable, start: int, stop: int, *, inputs: int, seed: int
 ) -> Iterator[tuple[Tensor, ...]]:

@@ -16,7 +16,15 @@ from torch import Tensor
 from ..distiller import Distiller
 from ..logits import LogitDistiller
 from ..trackers import Tracker
-from .batches import Resumable, batches, check_shares, count_steps, skipped_by, to_device
+from .batches import (
+    Resumable,
+    batches,
+    check_last_batch,
+    check_shares,
+    count_steps,
+    skipped_by,
+    to_device,
+)
 from .engine import Engine, Objective, Precision
 from .folder import Resume, begin, claim, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
@@ -134,6 +142,7 @@ def fit(
     schedule, described = _schedule(lr, warmup, total)
     world = join(device)
     check_shares(data, world)
+    check_last_batch(data, total, accumulate)
     settings = {
         "steps": total, **described, "weight_decay": weight_decay,
         "undecayed": None if undecayed is None else sorted(undecayed),

@@ -170,3 +170,13 @@ def test_a_loader_that_shows_all_processes_the_same_images_is_refused():
             check_shares(plain, second)
     sampler = DistributedSampler(images, num_replicas=2, rank=1)
     check_shares(DataLoader(images, batch_size=2, sampler=sampler), second)
+
+
+def test_a_last_batch_that_cannot_be_divided_is_refused_before_the_first(distiller):
+    images = TensorDataset(torch.rand(7, 3, 32, 32))
+    options = {"accumulate": 2, "device": "cpu", "progress": False}
+    with pytest.raises(ValueError, match=r"Got 3 images and accumulate=2.*drop_last=True"):
+        distiller.fit(DataLoader(images, batch_size=4), steps=2, **options)
+    assert len(distiller.fit(DataLoader(images, batch_size=4), steps=1, **options)) == 1
+    whole = DataLoader(images, batch_size=4, drop_last=True)
+    assert len(distiller.fit(whole, steps=2, **options)) == 2
