@@ -5,13 +5,14 @@ random state to repeat what an uninterrupted one would have done.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distiller import Distiller
 from ..logits import LogitDistiller
@@ -148,6 +149,7 @@ def fit(
         "undecayed": None if undecayed is None else sorted(undecayed),
         "clip_grad": clip_grad, "ema": ema, "precision": precision, "seed": seed,
         "teacher": distiller.teacher.name, "student": distiller.student.name,
+        "teacher_digest": world.once(lambda: _digest(distiller.teacher)),
         **_objective(distiller), **(details or {}),
     }  # fmt: skip
     _check_describable(settings)
@@ -206,6 +208,15 @@ def _objective(model: Objective) -> dict[str, Any]:
     if isinstance(model, LogitDistiller):
         return {"loss": _some(model, "kl", "ce", "hard", "temperature", "num_classes")}
     return {}
+
+
+def _digest(model: nn.Module) -> str:
+    """Of the first few numbers of each tensor: a name does not tell whose weights it got."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.flatten()[:16].double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _some(thing: object, *names: str) -> dict[str, Any]:

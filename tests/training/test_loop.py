@@ -207,6 +207,15 @@ def test_a_run_goes_on_with_the_same_objective_only(distiller, batches, tmp_path
         )
 
 
+@pytest.mark.usefixtures("without_results")
+def test_a_run_goes_on_with_the_same_teacher_only(distiller, batches, tmp_path):
+    distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+    with torch.no_grad():
+        distiller.teacher.backbone.norm.bias += 1  # another file under the same name
+    with pytest.raises(CheckpointError, match="teacher_digest was"):
+        distiller.fit(batches, steps=2, out=tmp_path, resume=True, **QUIET)
+
+
 class TestAfterARestartByTorchrun:
     """It starts the same command again, with a number: the run goes on, whatever was asked for."""
 
