@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .features import Features, ShapeError
 from .losses import Losses, ProteusLoss, grids_differ
-from .masking import Hidden, MaskGenerator
+from .masking import Hidden, MaskGenerator, check_hidden
 from .student import Student
 from .teacher import Teacher
 
@@ -153,7 +153,7 @@ class Distiller(TeacherAndStudent):
         if hidden is None:
             hidden = self.masks.draw(images.shape[0], generator, images.device, part)
         elif isinstance(hidden, Tensor):
-            self._check_hidden(hidden, images)
+            check_hidden("Distiller", hidden, images.shape[0], self.student.grid)
             hidden = Hidden(hidden, hidden.any(dim=1).nonzero().squeeze(1))
         masks, chosen = hidden.hidden.to(images.device, non_blocking=True), hidden.images
         if isinstance(chosen, Tensor):
@@ -196,14 +196,6 @@ class Distiller(TeacherAndStudent):
             raise ShapeError(
                 f"Distiller: the masks do not fit the student's grid. Got {masks.grid}; "
                 f"expected MaskGenerator({student.grid})."
-            )
-
-    def _check_hidden(self, hidden: Tensor, images: Tensor) -> None:
-        expected = (images.shape[0], self.student.grid[0] * self.student.grid[1])
-        if hidden.shape != expected or hidden.dtype != torch.bool:
-            raise ShapeError(
-                f"Distiller: `hidden` has the wrong shape. Got {hidden.dtype} "
-                f"{tuple(hidden.shape)}; expected torch.bool [images, patches] = {expected}."
             )
 
 

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .features import ShapeError
+
 Strategy = Literal["random", "block"]
 
 _ATTEMPTS = 10  # proposals for a block, after which iBOT gives up on an image
@@ -218,3 +220,13 @@ def _order(count: int, generator: torch.Generator | None) -> Tensor:
         state = generator.get_state().numpy().tobytes()
         generator = torch.Generator().manual_seed(random.Random(state).getrandbits(32))
     return torch.randperm(count, generator=generator)
+
+
+def check_hidden(subject: str, hidden: Tensor, images: int, grid: tuple[int, int]) -> None:
+    """Raise `ShapeError` unless `hidden` is bool [B, N]."""
+    expected = (images, math.prod(grid))
+    if hidden.shape != expected or hidden.dtype != torch.bool:
+        raise ShapeError(
+            f"{subject}: `hidden` has the wrong shape. Got {hidden.dtype} {tuple(hidden.shape)}; "
+            f"expected torch.bool [images, patches] = {expected}."
+        )

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageModel, load_backbone
-from .features import Features, ShapeError
+from .features import Features
+from .masking import check_hidden
 from .reader import Statistics
 
 
@@ -126,12 +127,7 @@ class Student(ImageModel):
             return self._read(self.backbone, self.inputs(images))
         if self.mask_token is None:
             raise ValueError(self.cannot_hide())
-        patches = self.grid[0] * self.grid[1]
-        if hidden.shape != (images.shape[0], patches) or hidden.dtype != torch.bool:
-            raise ShapeError(
-                f"Student: `hidden` has the wrong shape. Got {hidden.dtype} {tuple(hidden.shape)}; "
-                f"expected torch.bool [images, patches] = {(images.shape[0], patches)}."
-            )
+        check_hidden("Student", hidden, images.shape[0], self.grid)
         self._hide.hidden, self._hide.token = hidden, self.mask_token
         try:
             return self._read(self.backbone, self.inputs(images))

@@ -58,50 +58,38 @@ def count_steps(data: Iterable[Any] | Resumable, steps: int | None, epochs: floa
     return steps
 
 
-def check_shares(data: Any, world: World) -> None:
-    """Refuse data that was built for another number of processes than there are."""
+def check_data(data: Any, world: World, steps: int, accumulate: int) -> None:
+    """Refuse, before any work is done, data that would go wrong.
+
+    Raises:
+        ValueError: If the data were built for another number of processes, if a plain `DataLoader`
+            would give every process the same images, or if its last batch cannot be divided.
+    """
     if isinstance(data, _Shared) and (data.rank, data.world_size) != (world.rank, world.size):
         raise ValueError(
             f"fit: the data are shared among other processes than there are. Got rank={data.rank}, "
             f"world_size={data.world_size}; expected rank={world.rank}, world_size={world.size}. "
             f"Build the loader with those."
         )
-    _check_sampler(data, world)
-
-
-def _check_sampler(data: Any, world: World) -> None:
-    """A plain `DataLoader` gives every process the same images."""
-    plain = (RandomSampler, SequentialSampler)
-    if (
-        world.size > 1
-        and isinstance(data, DataLoader)
-        and type(data.batch_sampler) is BatchSampler
-        and isinstance(data.sampler, plain)
-        and not isinstance(data.dataset, IterableDataset)
-    ):
+    if not isinstance(data, DataLoader) or type(data.batch_sampler) is not BatchSampler:
+        return
+    if isinstance(data.dataset, IterableDataset):
+        return
+    if world.size > 1 and isinstance(data.sampler, RandomSampler | SequentialSampler):
         raise ValueError(
             f"fit: all {world.size} processes would see the same images. Got a DataLoader with a "
             f"{type(data.sampler).__name__}; expected one with a DistributedSampler, or an "
             f"ImageLoader with rank and world_size."
         )
-
-
-def check_last_batch(data: Any, steps: int, accumulate: int) -> None:
-    """Refuse an incomplete last batch that cannot be divided, hours before it comes."""
-    if (
-        isinstance(data, DataLoader)
-        and type(data.batch_sampler) is BatchSampler
-        and isinstance(data.sampler, Sized)
-        and not data.drop_last
-        and steps >= len(data)
-    ):
-        last = len(data.sampler) % data.batch_sampler.batch_size
-        if last % accumulate:
-            raise ValueError(
-                f"accumulate: the last batch of a pass cannot be divided. Got {last} images and "
-                f"accumulate={accumulate}; expected a multiple. Build the DataLoader with "
-                f"drop_last=True."
-            )
+    last = (
+        len(data.sampler) % data.batch_sampler.batch_size if isinstance(data.sampler, Sized) else 0
+    )
+    if last % accumulate and not data.drop_last and steps >= len(data):
+        raise ValueError(
+            f"accumulate: the last batch of a pass cannot be divided. Got {last} images and "
+            f"accumulate={accumulate}; expected a multiple. Build the DataLoader with "
+            f"drop_last=True."
+        )
 
 
 def batches(

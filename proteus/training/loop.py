@@ -4,7 +4,6 @@ Everything random in step n depends on the seed and on n only, so a resumed run 
 random state to repeat what an uninterrupted one would have done.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,15 +16,7 @@ from torch import Tensor, nn
 from ..distiller import Distiller
 from ..logits import LogitDistiller
 from ..trackers import Tracker
-from .batches import (
-    Resumable,
-    batches,
-    check_last_batch,
-    check_shares,
-    count_steps,
-    skipped_by,
-    to_device,
-)
+from .batches import Resumable, batches, check_data, count_steps, skipped_by, to_device
 from .engine import Engine, Objective, Precision
 from .folder import Resume, begin, claim, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
@@ -142,8 +133,7 @@ def fit(
     total = count_steps(data, steps, epochs)
     schedule, described = _schedule(lr, warmup, total)
     world = join(device)
-    check_shares(data, world)
-    check_last_batch(data, total, accumulate)
+    check_data(data, world, total, accumulate)
     settings = {
         "steps": total, **described, "weight_decay": weight_decay,
         "undecayed": None if undecayed is None else sorted(undecayed),
@@ -252,8 +242,8 @@ def _schedule(
                 f"fit: warmup is out of range. Got {warmup}; expected a share of the steps, such "
                 f"as 0.05."
             )
-        schedule = functools.partial(_warmup_and_cosine, steps=steps, peak=lr, warmup=share)
-        return schedule, {"lr": lr, "warmup": share}
+        peak = lr
+        return lambda step: learning_rate(step, steps, peak, share), {"lr": lr, "warmup": share}
     if warmup is not None:
         raise ValueError(
             f"fit: warmup would be ignored. Got warmup={warmup} with a function for lr; leave "
@@ -261,10 +251,6 @@ def _schedule(
         )
     described = dict(vars(lr)) if isinstance(lr, EpochSchedule) else lr.__class__.__name__
     return lr, {"lr": described}
-
-
-def _warmup_and_cosine(step: int, *, steps: int, peak: float, warmup: float) -> float:
-    return learning_rate(step, steps, peak, warmup)
 
 
 def _stopped(folder: Path | None, done: int, total: int) -> str:
