@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -145,8 +144,3 @@ def _rounds(data: Iterable[Any], seed: int) -> Iterator[Any]:
 def skipped_by(data: Any) -> Mapping[str, str]:
     """Name -> reason, of the images that could not be read so far."""
     return data.skipped if isinstance(data, _Skips) else {}
-
-
-def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """All tensors of a batch, without waiting where memory is pinned."""
-    return tuple(item.to(device, non_blocking=True) for item in batch)

@@ -147,15 +147,6 @@ def save_run(
 ) -> None:
     """Write a checkpoint after `step` steps; all processes must call it together.
 
-    Args:
-        folder: The run's.
-        step: Steps done.
-        engine: What is saved.
-        log: Put on the disk first.
-        settings: See `proteus.checkpoint.save`.
-        keep: See `proteus.checkpoint.save`.
-        skipped: Images that this process could not read; those of all go to `skipped.tsv`.
-
     Raises:
         NonFiniteLossError: If a loss was not finite: then nothing is saved.
         OSError: If it cannot be written; what was saved before stays.
@@ -183,10 +174,8 @@ def save_run(
 def note_skipped(folder: Path, skipped: Mapping[str, str]) -> int:
     """Add images that could not be read to the run's `skipped.tsv`; how many it then lists."""
     file = folder / _SKIPPED
-    listed = {}
-    if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        listed = dict(line.split("\t", 1) for line in lines)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    listed = {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
     listed |= {name: " ".join(reason.split()) for name, reason in skipped.items()}
     if listed:
         text = "".join(f"{name}\t{reason}\n" for name, reason in listed.items())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..distiller import Distiller
 from ..logits import LogitDistiller
 from ..trackers import Tracker
-from .batches import Resumable, batches, check_data, count_steps, skipped_by, to_device
+from .batches import Resumable, batches, check_data, count_steps, skipped_by
 from .engine import Engine, Objective, Precision
 from .folder import Resume, begin, claim, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
@@ -162,7 +162,8 @@ def fit(
     with log, Interrupt() as interrupt:
         for step, batch in enumerate(log.timed(stream), start):
             rate = schedule(step)
-            names, values = engine.step(to_device(batch, world.device), step, rate)
+            inputs = [item.to(world.device, non_blocking=True) for item in batch]
+            names, values = engine.step(inputs, step, rate)
             log.add(names, values, rate, len(batch[0]), stop=interrupt.requested)
             if watch is not None and (step + 1) % watch.every == 0:
                 log.flush()  # a loss that is not finite is said first: there is nothing to measure
