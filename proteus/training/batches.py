@@ -80,10 +80,9 @@ def check_data(data: Any, world: World, steps: int, accumulate: int) -> None:
             f"{type(data.sampler).__name__}; expected one with a DistributedSampler, or an "
             f"ImageLoader with rank and world_size."
         )
-    last = (
-        len(data.sampler) % data.batch_sampler.batch_size if isinstance(data.sampler, Sized) else 0
-    )
-    if last % accumulate and not data.drop_last and steps >= len(data):
+    images = len(data.sampler) if isinstance(data.sampler, Sized) else 0
+    last = 0 if data.drop_last else images % data.batch_sampler.batch_size
+    if accumulate > 1 and last % accumulate and steps >= len(data):
         raise ValueError(
             f"accumulate: the last batch of a pass cannot be divided. Got {last} images and "
             f"accumulate={accumulate}; expected a multiple. Build the DataLoader with "

@@ -140,12 +140,14 @@ def save_run(
     step: int,
     engine: Engine,
     log: RunLog,
+    skipped: Mapping[str, str],
     *,
     settings: Mapping[str, Any],
     keep: int,
-    skipped: Mapping[str, str],
 ) -> None:
-    """Write a checkpoint after `step` steps; all processes must call it together.
+    """Write a checkpoint after `step` steps, and list the images that any process skipped.
+
+    All processes must call it together.
 
     Raises:
         NonFiniteLossError: If a loss was not finite: then nothing is saved.

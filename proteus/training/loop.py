@@ -170,15 +170,7 @@ def fit(
                 log.watch(watch(distiller))
             done, images = step + 1, batch[0]
             if folder and (done % save_every == 0 or done == total or log.stop_agreed):
-                save_run(
-                    folder,
-                    done,
-                    engine,
-                    log,
-                    settings=settings,
-                    keep=keep,
-                    skipped=skipped_by(data),
-                )
+                save_run(folder, done, engine, log, skipped_by(data), settings=settings, keep=keep)
             if log.stop_agreed and done < total:
                 raise RunStopped(_stopped(folder, done, total))
         log.flush(durable=True)
