@@ -196,9 +196,10 @@ def _objective(model: Objective) -> dict[str, Any]:
 def _digest(model: nn.Module) -> str:
     """Of the first few numbers of each tensor: a name does not tell whose weights it got."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.flatten()[:16].double().cpu().numpy().tobytes())
+        if isinstance(value, Tensor):  # a module may keep other things in its state
+            digest.update(value.flatten()[:16].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
