@@ -7,9 +7,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import nn
 
 from .catalog import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
-from .features import IMAGENET
+from .features import IMAGENET, Features
 from .positions import Resizable, check_image_size, fit_positions, to_pair
-from .reader import Statistics
+from .reader import ImageInput, Statistics, probe, reader_for
 from .weights import load_checkpoint
 from .weights.folder import load_folder
 
@@ -47,6 +47,34 @@ class Backbone:
 @runtime_checkable
 class _HasConfig(Protocol):
     pretrained_cfg: Any
+
+
+class ImageModel(nn.Module):
+    """What `Teacher` and `Student` share: the way in, the plain model, the way out.
+
+    Args:
+        loaded: The plain model.
+        normalize: True = its own statistics; (mean, std) = these; False = none.
+    """
+
+    def __init__(self, loaded: Backbone, normalize: bool | Statistics) -> None:
+        super().__init__()
+        self.name, self.image_size = loaded.name, loaded.image_size
+        self.backbone = loaded.model
+        statistics = loaded.statistics if normalize is True else normalize or None
+        self.inputs = ImageInput(statistics, type(self).__name__).like(self.backbone)
+        self._read = reader_for(self.backbone)
+        sample = self._probe()
+        self.embed_dim: int = sample.cls.shape[-1]
+        self.grid = sample.grid
+
+    def _probe(self) -> Features:
+        """`Features` of one grey image."""
+        return probe(self._read, self.backbone, self.inputs, self.image_size)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` says first."""
+        return f"{self.name!r}, embed_dim={self.embed_dim}, grid={self.grid}"
 
 
 def load_backbone(

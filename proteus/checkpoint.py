@@ -47,63 +47,6 @@ class Checkpoint:
     path: Path
 
 
-def holds_run(out: Path) -> bool:
-    """Whether a run wrote here."""
-    return (out / "log.jsonl").exists() or (out / "checkpoint").exists()
-
-
-def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that a run may write here, before any work is done.
-
-    Args:
-        out: The run's folder; created if missing.
-        resume: It must hold a run, which goes on.
-        overwrite: What a run wrote there before is removed. Other files stay.
-
-    Raises:
-        ValueError: If the folder holds a run and neither is set, or holds none and `resume` is, or
-            if nothing can be written there.
-    """
-    if resume and overwrite:
-        raise ValueError("run folder: resume and overwrite exclude each other. Got both.")
-    if holds_run(out) and not (resume or overwrite):
-        raise ValueError(
-            f"run folder: {str(out)!r} already holds a run. Pass resume (--resume) to go on with "
-            f"it, overwrite (--overwrite) to replace it, or another folder."
-        )
-    if resume and newest(out) is None:
-        raise CheckpointError(
-            f"run folder: nothing to resume. Got {str(out)!r}, which holds no checkpoint; expected "
-            f"the folder of a run that was saved at least once. Leave resume (--resume) out."
-        )
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"run folder: not a folder. Got {str(out)!r}, which is a file.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".tmp-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"run folder: nothing can be written there. Got {str(out)!r} and {error}. Choose "
-            f"another folder, or mend its rights. What it holds was not touched."
-        ) from error
-    if overwrite:
-        for name in ("checkpoint", "export", "export-ema", "trackers"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for pattern in (
-            "*.jsonl",
-            "run.json",
-            "skipped.tsv",
-            "curves.png",
-            "pca.png",
-            "masks.png",
-            "report.html",
-        ):
-            for file in out.glob(pattern):
-                file.unlink()
-
-
 def all_steps(out: Path) -> list[Path]:
     """The checkpoints of a run that were completed, oldest first."""
     return sorted((out / "checkpoint").glob("step-*"))
@@ -257,7 +200,8 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: Naming what differs.
     """
-    saved, now = checkpoint.settings, json.loads(json.dumps(dict(settings)))
+    saved = flatten(checkpoint.settings)
+    now = flatten(json.loads(json.dumps(dict(settings))))
     changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
     if changed:
         lines = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed)
@@ -265,3 +209,18 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
             f"checkpoint: {checkpoint.path} was made with other settings. Got {lines}. Resume with "
             f"the settings of the run, or start a new one in another folder."
         )
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested data as path -> value.
+
+    Examples:
+        >>> flatten({"a": {"b": 1}, "c": 2})
+        {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{path}.") if nested else {path: value}
+    return flat

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .features import Features, ShapeError
 from .losses import Losses, ProteusLoss, grids_differ
-from .masking import MaskGenerator
+from .masking import Hidden, MaskGenerator, check_hidden
 from .student import Student
 from .teacher import Teacher
 
@@ -16,15 +16,63 @@ if TYPE_CHECKING:
     from .training import History, Resumable
 
 
-class Distiller(nn.Module):
+class TeacherAndStudent(nn.Module):
+    """What the distillers share: a student that learns, and frozen models beside it.
+
+    The frozen ones are no submodules: they are in no `state_dict`, no optimizer and no DDP bucket,
+    and `.train()` does not reach them. They do follow `.to(...)`.
+
+    Args:
+        teacher: A `Teacher`.
+        student: A `Student`.
+        hides: Whether patches are hidden from the student.
+        frozen: Other frozen models, by the attribute's name.
+
+    Raises:
+        ShapeError: If the two take images of different sizes.
+    """
+
+    teacher: Teacher
+
+    def __init__(
+        self, teacher: Teacher, student: Student, *, hides: bool, **frozen: nn.Module
+    ) -> None:
+        super().__init__()
+        if student.image_size != teacher.image_size:
+            raise ShapeError(
+                f"{type(self).__name__}: student and teacher take images of different sizes. Got "
+                f"student {student.image_size} and teacher {teacher.image_size}; expected equal "
+                f"sizes. Build the teacher with image_size={student.image_size}, or the student "
+                f"with image_size={teacher.image_size}."
+            )
+        self._frozen = ("teacher", *frozen)
+        # Not `self.teacher = ...`: nn.Module would register it as a submodule.
+        self.__dict__.update(teacher=teacher, **frozen)
+        self.student = student
+        if student.mask_token is not None:
+            # A parameter that never gets a gradient stops DDP.
+            student.mask_token.requires_grad_(hides)
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Everything an optimizer should have: student, mask token, heads; never the teacher."""
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TeacherAndStudent":
+        # `.to()`, `.cuda()`, `.double()` go through here; the frozen models must come along.
+        for name in self._frozen:
+            self.__dict__[name]._apply(fn)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Distiller(TeacherAndStudent):
     """Teacher, student, loss and masks as one module whose forward is the whole step.
 
     All trainable forwards happen inside this one `forward`, so DDP and FSDP see them. Only the
     masked images go through the masked view, in one student call together with the whole images:
     1.5 student passes instead of 2 with the default masks, for the same losses and gradients.
 
-    The teacher is not a submodule: it is in no `state_dict`, no optimizer and no DDP bucket, and
-    `distiller.train()` does not reach it. It does follow `.to(...)`.
+    The teacher is not a submodule, see `TeacherAndStudent`.
 
     Args:
         teacher: A `Teacher`.
@@ -54,7 +102,6 @@ class Distiller(nn.Module):
         ignore the rest). With drop path or batch norm in the student the two are not identical.
     """
 
-    teacher: Teacher
     num_inputs: int = 1  # what the loop takes from each batch: the images alone
 
     def __init__(
@@ -64,29 +111,18 @@ class Distiller(nn.Module):
         loss: ProteusLoss | None = None,
         masks: MaskGenerator | None = None,
     ) -> None:
-        super().__init__()
-        # Not `self.teacher = ...`: nn.Module would register it as a submodule.
-        self.__dict__["teacher"] = teacher
-        self.student = student
-        self.loss = loss or ProteusLoss(
-            student.embed_dim,
-            teacher.embed_dim,
-            token=float("token" in teacher.objectives),
-            feature=float("feature" in teacher.objectives),
-            patch=float("patch" in teacher.objectives),
+        loss = loss or ProteusLoss(
+            student.embed_dim, teacher.embed_dim, **supported_weights(teacher)
         )
+        super().__init__(teacher, student, hides=bool(loss.patch))
+        self.loss = loss
         self._check(masks)
-        self.masks = masks
-        if self.loss.patch:
-            self.masks = masks or MaskGenerator(student.grid)
-        elif student.mask_token is not None:
-            # A parameter that never gets a gradient stops DDP.
-            student.mask_token.requires_grad_(False)
+        self.masks = (masks or MaskGenerator(student.grid)) if loss.patch else None
 
     def forward(
         self,
         images: Tensor,
-        hidden: Tensor | None = None,
+        hidden: Tensor | Hidden | None = None,
         *,
         generator: torch.Generator | None = None,
         part: tuple[int, int] = (0, 1),
@@ -95,8 +131,9 @@ class Distiller(nn.Module):
 
         Args:
             images: RGB [B, 3, H, W], uint8 or float in [0, 1].
-            hidden: bool [B, N] to fix the masks; None = drawn by `masks`. Give it on the CPU: which
-                images have a mask must be known to the host, and asking a GPU stalls it.
+            hidden: bool [B, N] to fix the masks, or what `masks.draw` gave; None = drawn here. Give
+                a tensor on the CPU: which images have a mask must be known to the host, and asking
+                a GPU stalls it.
             generator: Of the masks, on the images' device; None = torch's global one.
             part: (n, of): the images are every `of`-th one of a larger batch, which processes or
                 accumulated steps share. The mean of the parts' losses is the larger batch's, if
@@ -113,43 +150,30 @@ class Distiller(nn.Module):
                     "leave it out, or build the loss with patch > 0."
                 )
             return cast("Losses", self.loss(self.student(images), target))
-        chosen: slice | Tensor
-        hidden_count: Tensor | None = None
         if hidden is None:
-            hidden, chosen, hidden_count = self.masks.draw(
-                images.shape[0], generator, images.device, part
-            )
-        else:
-            self._check_hidden(hidden, images)
-            chosen = hidden.any(dim=1).nonzero().squeeze(1).to(images.device)
-            hidden = hidden.to(images.device)
+            hidden = self.masks.draw(images.shape[0], generator, images.device, part)
+        elif isinstance(hidden, Tensor):
+            check_hidden("Distiller", hidden, images.shape[0], self.student.grid)
+            hidden = Hidden(hidden, hidden.any(dim=1).nonzero().squeeze(1))
+        masks, chosen = hidden.hidden.to(images.device, non_blocking=True), hidden.images
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(images.device, non_blocking=True)
         # One call for both views: the whole images first, then the masked ones once more.
         views = torch.cat([images, images[chosen]])
-        seen = torch.zeros_like(hidden)
-        both = self.student(views, torch.cat([seen, hidden[chosen]]))
+        both = self.student(views, torch.cat([torch.zeros_like(masks), masks[chosen]]))
         count = images.shape[0]
         student = Features(both.cls[:count], both.patches[:count], both.grid)
         masked = Features(both.cls[count:], both.patches[count:], both.grid)
         losses = self.loss(
-            student, target, masked, hidden, images=chosen, hidden_count=hidden_count
+            student, target, masked, masks, images=chosen, hidden_count=hidden.hidden_count
         )
         return cast("Losses", losses)
-
-    def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything an optimizer should have: student, mask token, heads; never the teacher."""
-        return (p for p in self.parameters() if p.requires_grad)
 
     def fit(self, data: "Iterable[Any] | Resumable", **options: Any) -> "History":
         """Train with the library's minimal loop: see `proteus.training.fit` for the options."""
         from .training import fit
 
         return fit(self, data, **options)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
-        # `.to()`, `.cuda()`, `.double()` go through here; the teacher must come along.
-        self.teacher._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def _check(self, masks: MaskGenerator | None) -> None:
         teacher, student, loss = self.teacher, self.student, self.loss
@@ -158,13 +182,6 @@ class Distiller(nn.Module):
             raise ShapeError(
                 f"Distiller: the loss was built for other widths. Got ProteusLoss"
                 f"{(loss.student_dim, loss.teacher_dim)}; expected ProteusLoss{widths}."
-            )
-        if student.image_size != teacher.image_size:
-            raise ShapeError(
-                f"Distiller: student and teacher take images of different sizes. Got student "
-                f"{student.image_size} and teacher {teacher.image_size}; expected equal sizes. "
-                f"Build the teacher with image_size={student.image_size}, or the student with "
-                f"image_size={teacher.image_size}."
             )
         if (loss.feature or loss.patch) and student.grid != teacher.grid:
             raise ShapeError(grids_differ("Distiller", student.grid, teacher.grid))
@@ -181,10 +198,8 @@ class Distiller(nn.Module):
                 f"expected MaskGenerator({student.grid})."
             )
 
-    def _check_hidden(self, hidden: Tensor, images: Tensor) -> None:
-        expected = (images.shape[0], self.student.grid[0] * self.student.grid[1])
-        if hidden.shape != expected or hidden.dtype != torch.bool:
-            raise ShapeError(
-                f"Distiller: `hidden` has the wrong shape. Got {hidden.dtype} "
-                f"{tuple(hidden.shape)}; expected torch.bool [images, patches] = {expected}."
-            )
+
+def supported_weights(teacher: Teacher, **given: float | None) -> dict[str, Any]:
+    """Weights of the terms: as given, else 1 where the teacher supports the term, 0 elsewhere."""
+    supported = {term: float(term in teacher.objectives) for term in ("token", "feature", "patch")}
+    return supported | {term: weight for term, weight in given.items() if weight is not None}

@@ -1,6 +1,6 @@
 """select_weights: start a smaller transformer from evenly chosen weights of a larger one."""
 
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -37,19 +37,11 @@ class Inherited(NamedTuple):
     layers: tuple[int, int]
 
 
-class _Attention(Protocol):
-    num_heads: int
-
-
-class _Block(Protocol):
-    attn: _Attention
-
-
 @runtime_checkable
 class _Transformer(Protocol):
     """timm's ViT and EVA / DINOv3: a row of equal blocks."""
 
-    blocks: nn.Sequential
+    blocks: Any
     embed_dim: int
 
 
@@ -130,16 +122,13 @@ def _plain(model: nn.Module) -> nn.Module:
 
 def _head_width(ours: _Transformer, theirs: _Transformer) -> int:
     """Channels of a head, where they are the same in both."""
-    widths = []
-    for model in (ours, theirs):
-        block: _Block = model.blocks[0]  # type: ignore[assignment]
-        widths.append(model.embed_dim // block.attn.num_heads)
+    widths = [model.embed_dim // model.blocks[0].attn.num_heads for model in (ours, theirs)]
     if widths[0] != widths[1]:
         raise ShapeError(
             f"select_weights: heads differ in width. Got {widths[0]} channels in the student's and "
             f"{widths[1]} in the teacher's; expected equal widths. Use heads='elements'."
         )
-    return widths[0]
+    return int(widths[0])
 
 
 def _check_parts(

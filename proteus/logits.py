@@ -1,6 +1,5 @@
 """LogitDistiller: conventional distillation through class logits (the paper's Table 1)."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distiller import TeacherAndStudent
 from .features import Features, ShapeError
+from .losses import at_least_float32
 from .student import Student
 from .teacher import Teacher
 from .weights.files import read_state_dict
@@ -99,12 +100,11 @@ def load_linear_head(path: str | Path, teacher_dim: int) -> LinearHead:
     return head.requires_grad_(False)
 
 
-class LogitDistiller(nn.Module):
+class LogitDistiller(TeacherAndStudent):
     """Teacher with a classifier, student with a linear layer, as one module: the whole step.
 
-    It takes the place of a `Distiller` in a loop. Teacher and classifier are no submodules: they
-    are in no `state_dict`, no optimizer and no DDP bucket, and stay in eval; both follow
-    `.to(...)`.
+    It takes the place of a `Distiller` in a loop. Teacher and classifier are no submodules, see
+    `TeacherAndStudent`, and stay in eval.
 
     Args:
         teacher: A `Teacher`.
@@ -142,7 +142,6 @@ class LogitDistiller(nn.Module):
         class token serves both terms, where DeiT has a second one on a distillation token.
     """
 
-    teacher: Teacher
     classifier: nn.Module
     num_inputs: int
 
@@ -158,26 +157,16 @@ class LogitDistiller(nn.Module):
         hard: bool = False,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__()
         _check_weights(kl, ce, hard, temperature)
-        if student.image_size != teacher.image_size:
-            raise ShapeError(
-                f"LogitDistiller: student and teacher take images of different sizes. Got student "
-                f"{student.image_size} and teacher {teacher.image_size}; expected equal sizes."
-            )
-        # As in `Distiller`: what is assigned in the usual way becomes a submodule.
-        self.__dict__["teacher"] = teacher
-        self.__dict__["classifier"] = classifier.requires_grad_(False).eval()
-        self.student, self.num_classes = student, num_classes
+        frozen = classifier.requires_grad_(False).eval()
+        super().__init__(teacher, student, hides=False, classifier=frozen)
+        self.num_classes = num_classes
         self.kl, self.ce, self.hard, self.temperature = kl, ce, hard, temperature
         self.num_inputs = 2 if ce else 1
         self._check_classifier()
         self.head = nn.Linear(student.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        if student.mask_token is not None:
-            # A parameter that never gets a gradient stops DDP.
-            student.mask_token.requires_grad_(False)
         self._labels_seen = False
 
     def forward(
@@ -205,10 +194,10 @@ class LogitDistiller(nn.Module):
         """
         if self.ce:
             self._check_labels(images, labels)
-        logits = _wide(self.head(self.student(images).cls))
+        logits = at_least_float32(self.head(self.student(images).cls))
         kl = ce = logits.new_zeros(())
         if self.kl:
-            kl = self._distance(logits, _wide(self._target(images)))
+            kl = self._distance(logits, at_least_float32(self._target(images)))
         if self.ce:
             assert labels is not None  # _check_labels saw to it
             ce = F.cross_entropy(logits, labels)
@@ -226,17 +215,6 @@ class LogitDistiller(nn.Module):
         ours, theirs = ((logits / self.temperature).log_softmax(1) for logits in (student, teacher))
         divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         return divergence * self.temperature**2
-
-    def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything an optimizer should have: student and its linear layer; never the teacher."""
-        return (p for p in self.parameters() if p.requires_grad)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogitDistiller":
-        # `.to()`, `.cuda()`, `.double()` go through here; teacher and classifier must come along.
-        self.teacher._apply(fn)  # type: ignore[no-untyped-call]
-        self.classifier._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def _check_classifier(self) -> None:
         """Try it on features of nothing: what does not fit should fail here, not in a step."""
@@ -286,10 +264,6 @@ class LogitDistiller(nn.Module):
                     f"{self.num_classes - 1}."
                 )
             self._labels_seen = True
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _check_weights(kl: float, ce: float, hard: bool, temperature: float) -> None:

@@ -36,28 +36,26 @@ class Losses(NamedTuple):
     patch: Tensor
 
 
-def _wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Half precision to float32: a mean of squares loses too much in 8 or 11 bits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _mse(student: Tensor, teacher: Tensor) -> Tensor:
-    return (student - teacher).square().mean(-1)
-
-
-def _smooth_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.smooth_l1_loss(student, teacher, reduction="none").mean(-1)
-
-
-def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    return 1 - F.cosine_similarity(student, teacher, dim=-1)
-
-
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": _mse,
-    "smooth_l1": _smooth_l1,
-    "cosine": _cosine,
+    "mse": lambda student, teacher: (student - teacher).square().mean(-1),
+    "smooth_l1": lambda student, teacher: F.smooth_l1_loss(student, teacher, reduction="none").mean(
+        -1
+    ),
+    "cosine": lambda student, teacher: 1 - F.cosine_similarity(student, teacher, dim=-1),
 }
+
+
+def _check_distance(name: str) -> None:
+    if name not in _DISTANCES:
+        raise ValueError(
+            f"loss: unknown distance. Got {name!r}; "
+            f"expected one of {', '.join(get_args(Distance))}."
+        )
 
 
 def token_distance(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
@@ -81,12 +79,8 @@ def token_distance(student: Tensor, teacher: Tensor, distance: Distance = "mse")
             f"{tuple(teacher.shape)}; expected equal shapes. Project the student to the teacher's "
             f"width with ProjectionHead and use equal patch grids."
         )
-    if distance not in _DISTANCES:
-        raise ValueError(
-            f"loss: unknown distance. Got {distance!r}; "
-            f"expected one of {', '.join(get_args(Distance))}."
-        )
-    return _DISTANCES[distance](_wide(student), _wide(teacher))
+    _check_distance(distance)
+    return _DISTANCES[distance](at_least_float32(student), at_least_float32(teacher))
 
 
 def token_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
@@ -234,11 +228,7 @@ class ProteusLoss(nn.Module):
                 f"ProteusLoss: weights must be >= 0 and not all 0. Got {weights}; "
                 f"expected for example token=1, feature=1, patch=1."
             )
-        if distance not in _DISTANCES:
-            raise ValueError(
-                f"ProteusLoss: unknown distance. Got {distance!r}; "
-                f"expected one of {', '.join(get_args(Distance))}."
-            )
+        _check_distance(distance)
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
         self.token, self.feature, self.patch = token, feature, patch
         self.distance: Distance = distance
@@ -280,7 +270,9 @@ class ProteusLoss(nn.Module):
             ValueError: If the patch term is on without a masked view, or the reverse.
         """
         self._check(student, teacher, masked, hidden)
-        token = feature = patch = teacher.cls.new_zeros((), dtype=_wide(teacher.cls[:0]).dtype)
+        token = feature = patch = teacher.cls.new_zeros(
+            (), dtype=at_least_float32(teacher.cls[:0]).dtype
+        )
         if self.token_head is not None:
             class_term = token_loss(self.token_head(student.cls), teacher.cls, self.distance)
             token = class_term if self.token else token

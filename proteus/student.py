@@ -5,9 +5,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .backbone import load_backbone
-from .features import Features, ShapeError
-from .reader import ImageInput, Statistics, probe, reader_for
+from .backbone import ImageModel, load_backbone
+from .features import Features
+from .masking import check_hidden
+from .reader import Statistics
 
 
 @runtime_checkable
@@ -45,7 +46,7 @@ class _HideHook:
         return torch.where(hidden, self.token.to(output.dtype), output)
 
 
-class Student(nn.Module):
+class Student(ImageModel):
     """A trainable model that returns `Features`, of the whole image or with patches hidden.
 
     Args:
@@ -94,7 +95,6 @@ class Student(nn.Module):
         normalize: bool | Statistics = True,
         drop_path: float = 0.0,
     ) -> None:
-        super().__init__()
         loaded = load_backbone(
             model,
             subject="Student",
@@ -102,22 +102,14 @@ class Student(nn.Module):
             image_size=image_size,
             drop_path=drop_path,
         )
-        self.name, self.image_size = loaded.name, loaded.image_size
+        super().__init__(loaded, normalize)
         self.architecture, self.arguments = loaded.architecture, loaded.arguments
-        self.backbone = loaded.model
-        self.statistics = loaded.statistics
-        statistics = loaded.statistics if normalize is True else normalize or None
-        if statistics is not None:
-            self.statistics = statistics
-        self.inputs = ImageInput(statistics, "Student").like(self.backbone)
-        self._read = reader_for(self.backbone)
-        sample = probe(self._read, self.backbone, self.inputs, self.image_size)
-        self.embed_dim: int = sample.cls.shape[-1]
-        self.grid = sample.grid
+        # Of the export, which normalises even where this student does not.
+        self.statistics = loaded.statistics if isinstance(normalize, bool) else normalize
         self._hide = _HideHook()
         self.mask_token: nn.Parameter | None = None
         if isinstance(self.backbone, _EmbedsPatches) and self._embeds_one_token_a_patch():
-            self.mask_token = nn.Parameter(self._first_mask_token(sample.cls))
+            self.mask_token = nn.Parameter(self._first_mask_token())
             self.backbone.patch_embed.register_forward_hook(self._hide)
 
     def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
@@ -135,12 +127,7 @@ class Student(nn.Module):
             return self._read(self.backbone, self.inputs(images))
         if self.mask_token is None:
             raise ValueError(self.cannot_hide())
-        patches = self.grid[0] * self.grid[1]
-        if hidden.shape != (images.shape[0], patches) or hidden.dtype != torch.bool:
-            raise ShapeError(
-                f"Student: `hidden` has the wrong shape. Got {hidden.dtype} {tuple(hidden.shape)}; "
-                f"expected torch.bool [images, patches] = {(images.shape[0], patches)}."
-            )
+        check_hidden("Student", hidden, images.shape[0], self.grid)
         self._hide.hidden, self._hide.token = hidden, self.mask_token
         try:
             return self._read(self.backbone, self.inputs(images))
@@ -165,19 +152,18 @@ class Student(nn.Module):
             )
         )
         try:
-            probe(self._read, self.backbone, self.inputs, self.image_size)
+            self._probe()
         finally:
             hook.remove()
         flat, map_ = (1, self.grid[0] * self.grid[1]), (1, *self.grid)
         return shapes in ([(*flat, self.embed_dim)], [(*map_, self.embed_dim)])
 
-    def _first_mask_token(self, like: Tensor) -> Tensor:
+    def _first_mask_token(self) -> Tensor:
         """Zero, or the trained one that came with the backbone: [1, D]."""
+        like = self.inputs.mean
         token = self.backbone.mask_token if isinstance(self.backbone, _HasMaskToken) else None
+        if isinstance(token, nn.Parameter):
+            token.requires_grad_(False)  # it gets no gradient, which would stop DDP
         if isinstance(token, Tensor) and token.numel() == self.embed_dim:
             return token.detach().to(like).reshape(1, -1).clone()
         return like.new_zeros(1, self.embed_dim)
-
-    def extra_repr(self) -> str:
-        """What `print(student)` says first."""
-        return f"{self.name!r}, embed_dim={self.embed_dim}, grid={self.grid}"

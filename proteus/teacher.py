@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .backbone import load_backbone
+from .backbone import ImageModel, load_backbone
 from .features import Features
-from .reader import ImageInput, Statistics, probe, reader_for
+from .reader import Statistics
 
 
-class Teacher(nn.Module):
+class Teacher(ImageModel):
     """A frozen model that returns `Features`.
 
     It cannot be unfrozen by accident: `.train()` on it or on anything around it leaves it in eval,
@@ -68,7 +68,6 @@ class Teacher(nn.Module):
         image_size: int | tuple[int, int] | None = None,
         normalize: bool | Statistics = True,
     ) -> None:
-        super().__init__()
         loaded = load_backbone(
             model,
             subject="Teacher",
@@ -76,16 +75,10 @@ class Teacher(nn.Module):
             checkpoint=checkpoint,
             image_size=image_size,
         )
-        self.name, self.image_size = loaded.name, loaded.image_size
+        super().__init__(loaded, normalize)
         self.objectives, self.license = loaded.objectives, loaded.license
-        self.backbone = loaded.model.requires_grad_(False)
-        statistics = loaded.statistics if normalize is True else normalize or None
-        self.inputs = ImageInput(statistics, "Teacher").like(self.backbone)
-        self._read = reader_for(self.backbone)
+        self.backbone.requires_grad_(False)
         self.train(False)
-        sample = probe(self._read, self.backbone, self.inputs, self.image_size)
-        self.embed_dim: int = sample.cls.shape[-1]
-        self.grid = sample.grid
 
     # `no_grad`, never `inference_mode`: the loss saves its target for backward, which inference
     # tensors refuse.
@@ -97,7 +90,3 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval whatever is asked, dropout and batch norm included."""
         return super().train(False)
-
-    def extra_repr(self) -> str:
-        """What `print(teacher)` says first."""
-        return f"{self.name!r}, embed_dim={self.embed_dim}, grid={self.grid}"

@@ -1,5 +1,7 @@
 """Slow and obvious, written from the paper; never imported outside tests."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -26,6 +28,27 @@ def two_passes(distiller, images, hidden):
         patch = mse(loss.patch_head(masked.patches)[hidden], target.patches[hidden])
     total = loss.token * token + loss.feature * feature + loss.patch * patch
     return Losses(total, token, feature, patch)
+
+
+def block_mask(grid, wanted, generator):
+    """A block mask of iBOT, one patch at a time: 0 or 1, [h, w]."""
+    mask, left = torch.zeros(grid), wanted
+    smallest = (min(grid) // 3) ** 2
+    tries = 10
+    while left > 0 and tries > 0:
+        tries -= 1
+        area = generator.uniform(smallest, left)
+        aspect = math.exp(generator.uniform(math.log(0.3), math.log(1 / 0.3)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if height >= grid[0] or width >= grid[1]:
+            continue
+        top, side = generator.randint(0, grid[0] - height), generator.randint(0, grid[1] - width)
+        block = mask[top : top + height, side : side + width]
+        gain = block.numel() - int(block.sum())
+        if 0 < gain <= left:
+            block[:] = 1
+            left, tries = left - gain, 10
+    return mask
 
 
 def clip_visual_tower(weights, images, heads):

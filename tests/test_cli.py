@@ -80,7 +80,8 @@ def distill(images, out, **options):
         "--out": out,
         **options,
     }
-    return main(["distill", *(str(word) for pair in options.items() for word in pair)])
+    words = [str(word) for pair in options.items() for word in pair if word is not None]
+    return main(["distill", *words])
 
 
 def test_recipes_are_listed_with_their_cost_and_shown_as_json(capsys):
@@ -108,6 +109,14 @@ def test_a_run_is_repeated_from_its_own_record(images, tmp_path, capsys):
     )
     state = json.loads((again / "checkpoint/step-00000001/state.json").read_text())
     assert state["settings"]["recipe"]["science"]["seed"] == 3
+
+
+def test_a_run_does_not_go_on_with_other_images(images, tmp_path, capsys):
+    assert distill(images, tmp_path / "run") == 0
+    Image.new("RGB", (40, 40)).save(images / "new.png")
+    assert distill(images, tmp_path / "run", **{"--resume": None}) == 2
+    assert "images.count was 8, is 9" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/run.json").read_text())["images"]["count"] == 8
 
 
 def test_options_and_settings_are_taken_together(images, tmp_path):
@@ -171,6 +180,9 @@ def test_a_run_then_a_refusal_then_an_overwrite(images, tmp_path, capsys):
     ]  # fmt: skip
     assert distill(images, out) == 2
     assert "--overwrite" in capsys.readouterr().err
+    log = (out / "log.jsonl").read_text()
+    assert distill(tmp_path / "nowhere", out, **{"--overwrite": None}) == 2
+    assert (out / "log.jsonl").read_text() == log  # replaced only when the new run can start
     arguments = [
         "distill",
         "--teacher",

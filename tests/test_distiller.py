@@ -46,6 +46,17 @@ def test_without_patch_term_too_every_trainable_parameter_gets_one(teacher, stud
     assert all(p.grad is not None for p in distiller.trainable_parameters())
 
 
+def test_a_student_used_without_patch_term_before_trains_its_mask_token(teacher, student, images):
+    proteus.Distiller(teacher, student, proteus.ProteusLoss(24, 36, patch=0))
+    proteus.Distiller(teacher, student)(images).total.backward()
+    assert student.mask_token.grad.abs().sum() > 0
+
+
+def test_a_single_image_without_a_mask_gives_every_parameter_a_gradient_too(distiller, images):
+    distiller(images[:1]).total.backward()  # or DDP would wait for the missing ones
+    assert all(p.grad is not None for p in distiller.parameters())
+
+
 def test_the_teacher_follows_the_distiller_s_dtype(distiller, images):
     distiller.double()
     assert next(distiller.teacher.parameters()).dtype == torch.float64
@@ -127,3 +138,13 @@ def test_hidden_of_the_wrong_shape_says_which_is_right(distiller, images, hidden
 def test_hidden_must_be_bool(distiller, images):
     with pytest.raises(ShapeError, match=r"torch\.float32"):
         distiller(images, torch.zeros(4, 16))
+
+
+@pytest.mark.parametrize("strategy", ["random", "block"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_nothing_in_the_step_waits_for_the_device(teacher, student, images, strategy, shuffle):
+    masks = proteus.MaskGenerator(student.grid, strategy=strategy, shuffle=shuffle)
+    distiller = proteus.Distiller(teacher, student, masks=masks).to("meta")  # which has no answers
+    distiller(images.to("meta")).total.backward()
+    hidden = masks.masks(len(images))
+    distiller(images.to("meta"), hidden).total.backward()

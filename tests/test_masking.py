@@ -1,7 +1,10 @@
+import random
+
 import pytest
 import torch
+from oracles import block_mask
 
-from proteus import MaskGenerator
+from proteus import MaskGenerator, masking
 
 
 def test_the_default_is_the_authors_half_of_the_first_half():
@@ -48,6 +51,16 @@ def test_the_images_said_to_be_masked_are_the_masked_ones(shuffle):
     assert sorted(rows.tolist()) == hidden.any(1).nonzero().squeeze(1).tolist()
 
 
+@pytest.mark.parametrize("strategy", ["random", "block"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_drawing_never_asks_the_device(strategy, shuffle):
+    masks = MaskGenerator(8, strategy=strategy, shuffle=shuffle, ratio=(0.2, 0.6))
+    # The meta device has no answers.
+    hidden, images, count = masks.draw(6, device="meta", part=(1, 2)).part(0, 3)
+    assert (hidden.device.type, hidden.shape, count.shape) == ("meta", (2, 64), ())
+    assert isinstance(images, slice) or images.device.type == "cpu"
+
+
 @pytest.mark.parametrize(("probability", "count"), [(0.0, 0), (0.5, 3), (1.0, 7)])
 def test_probability_is_the_share_of_masked_images(probability, count):
     hidden = MaskGenerator(4, probability=probability).masks(7)
@@ -80,12 +93,27 @@ class TestBlock:
         alike = (grid[:, 1:] == grid[:, :-1]).float().mean()
         assert alike > 0.85  # 0.5 for independent patches
 
-    def test_more_rounds_would_change_almost_nothing(self, monkeypatch, hidden):
-        from proteus import masking
+    def test_more_rounds_would_change_nothing(self, monkeypatch, hidden):
+        monkeypatch.setattr(masking, "_ROUNDS", 100)
+        longer = MaskGenerator(16, probability=1, strategy="block")
+        assert torch.equal(longer.masks(4000, torch.Generator().manual_seed(0)), hidden)
 
-        monkeypatch.setattr(masking, "_ROUNDS", 300)
-        longer = MaskGenerator(16, probability=1, strategy="block").masks(4000)
-        assert longer.float().mean() == pytest.approx(float(hidden.float().mean()), abs=0.001)
+    @pytest.mark.parametrize(("grid", "ratio"), [((16, 16), 0.3), ((5, 12), 0.5), ((9, 9), 0.75)])
+    def test_masks_are_distributed_as_those_of_the_plain_loop(self, grid, ratio):
+        count, generator = 1500, random.Random(0)
+        wanted = int(ratio * grid[0] * grid[1])
+        ours = MaskGenerator(grid, ratio=ratio, probability=1, strategy="block")
+        ours = ours.masks(count).float().unflatten(1, grid)
+        theirs = torch.stack([block_mask(grid, wanted, generator) for _ in range(count)])
+        for statistic in (
+            lambda masks: masks.flatten(1),  # how often each patch is hidden
+            lambda masks: masks.sum((1, 2))[:, None],
+            lambda masks: (masks[:, 1:] == masks[:, :-1]).float().mean((1, 2))[:, None],
+            lambda masks: (masks[:, :, 1:] == masks[:, :, :-1]).float().mean((1, 2))[:, None],
+        ):
+            mine, other = statistic(ours), statistic(theirs)
+            error = ((mine.var(0) + other.var(0)) / count).sqrt().clamp(min=1e-3)
+            assert ((mine.mean(0) - other.mean(0)) / error).abs().max() < 4.5
 
     def test_it_works_on_grids_of_any_shape(self):
         for grid in [(1, 1), (2, 3), (4, 4), (5, 20)]:

@@ -112,6 +112,15 @@ def test_swin_has_a_patch_embedding_but_cannot_have_patches_hidden():
     assert student.mask_token is None
 
 
+def test_a_backbone_s_own_mask_token_which_nothing_uses_is_frozen():
+    model = vit(24)
+    model.mask_token = torch.nn.Parameter(torch.ones(1, 24))
+    student = proteus.Student(model, image_size=32)
+    assert [n for n, p in student.named_parameters() if not p.requires_grad] == [
+        "backbone.mask_token"
+    ]
+
+
 def test_a_trained_mask_token_is_kept():
     model = vit(24)
     model.mask_token = torch.full((1, 24), 3.0)

@@ -266,7 +266,12 @@ def _manifest(
     parts: Mapping[str, int],
     settings: Mapping[str, Any],
 ) -> Manifest:
+    return Manifest(kind, len(source), seed, parts, settings, digest_of(source))
+
+
+def digest_of(source: ImageSource) -> str:
+    """sha256 of the names in order: equal digests are equal sets."""
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.name(index).encode() + b"\0")
-    return Manifest(kind, len(source), seed, parts, settings, digest.hexdigest())
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from .cost import Cost as Cost
 from .cost import cost as cost
+from .images import open_data as open_data
 from .paper import RUNS as RUNS
 from .recipe import Data as Data
 from .recipe import Logits as Logits
@@ -15,7 +16,6 @@ from .recipe import Recipe as Recipe
 from .recipe import Science as Science
 from .recipe import to_json as to_json
 from .run import build as build
-from .run import open_data as open_data
 from .run import run as run
 from .settings import from_json as from_json
 from .settings import parse_setting as parse_setting

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from ..heads import Design
 from .recipe import Data, Logits, Loss, Masks, Models, Optimizer, Preset, Recipe, Science
@@ -23,6 +24,7 @@ from .recipe import Data, Logits, Loss, Masks, Models, Optimizer, Preset, Recipe
 _STUDENTS = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
 _IMAGENET, _FINE = "ImageNet-1K linear probe", "Fine-grained, mean of 12 sets"
 _ADE20K, _NYU = "ADE20K UperNet mIoU", "NYU-Depth V2 RMSE"
+_TOKEN_ONLY = Loss(token=1.0, feature=0.0, patch=0.0)
 _ITERATIONS = 375_000  # of 1024 images, in section 3.5
 
 
@@ -83,21 +85,28 @@ def dinov2(
     )
 
 
+def _change(base: Recipe, scores: Mapping[str, float], **science: Any) -> Recipe:
+    """The recipe with parts of its science changed, and what the paper reports for it."""
+    return replace(base, science=replace(base.science, **science), scores=scores)
+
+
 def synclr(preset: Preset = "paper") -> Recipe:
     """ViT-B/14 from SynCLR-L/14, all three terms (section 3.4, Fig. 4)."""
-    base = dinov2("b", "l", preset, name="b14-synclr-l14")
-    model = replace(base.science.model, teacher="synclr_vitl14", student="vit_base_patch14_synclr")
-    return replace(
-        base,
+    base = dinov2(
+        "b", "l", preset, name="b14-synclr-l14",
         about="ViT-B/14 from SynCLR-L/14 (section 3.4); needs science.model.teacher_checkpoint",
-        science=replace(base.science, model=model),
-        scores=_scores(81.4, 87.4, 52.5),
-    )
+    )  # fmt: skip
+    model = replace(base.science.model, teacher="synclr_vitl14", student="vit_base_patch14_synclr")
+    return _change(base, _scores(81.4, 87.4, 52.5), model=model)
 
 
 def clip(preset: Preset = "paper") -> Recipe:
     """ViT-B/14 from CLIP-L/14, class token only (section 3.4, Fig. 5)."""
-    base, official = dinov2("b", "l", preset, name="b14-clip-l14"), preset == "official"
+    official = preset == "official"
+    base = dinov2(
+        "b", "l", preset, name="b14-clip-l14",
+        about="ViT-B/14 from CLIP-L/14, class token only (section 3.4)",
+    )  # fmt: skip
     model = replace(
         base.science.model,
         teacher="clip_vitl14",
@@ -107,30 +116,20 @@ def clip(preset: Preset = "paper") -> Recipe:
     )
     # OpenAI's class token is a vector, which the authors' rule therefore spares.
     undecayed = ("cls_token",) if official else None
-    return replace(
-        base,
-        about="ViT-B/14 from CLIP-L/14, class token only (section 3.4)",
-        science=replace(
-            base.science,
-            model=model,
-            loss=Loss(token=1.0, feature=0.0, patch=0.0),
-            masks=Masks(),
-            optimizer=replace(base.science.optimizer, undecayed=undecayed),
-        ),
-        scores=_scores(81.2, 85.7),
+    optimizer = replace(base.science.optimizer, undecayed=undecayed)
+    return _change(
+        base, _scores(81.2, 85.7), model=model, loss=_TOKEN_ONLY, masks=Masks(), optimizer=optimizer
     )
 
 
 def clip_merge(preset: Preset = "paper") -> Recipe:
     """CLIP-L/14 on the merged proxy set (A.4, Table 15)."""
-    base = clip(preset)
-    return replace(
-        base,
+    base = replace(
+        clip(preset),
         name="table15-clip-merge",
         about="ViT-B/14 from CLIP-L/14 on ImageNet-Merge (A.4, Table 15)",
-        science=replace(base.science, data=_iterations(base.science.data, "merge")),
-        scores=_scores(fine=87.8),
     )
+    return _change(base, _scores(fine=87.8), data=_iterations(base.science.data, "merge"))
 
 
 def table1(kind: str, preset: Preset = "paper") -> Recipe:
@@ -141,20 +140,17 @@ def table1(kind: str, preset: Preset = "paper") -> Recipe:
         preset: See the module.
     """
     name, about = f"table1-{kind}", f"ViT-S/14 from DINOv2-B/14 by {_TABLE1[kind][0]} (Table 1)"
-    base = dinov2("s", "b", preset, name=name, about=about)
-    science = replace(base.science, masks=Masks())
+    base, scores = dinov2("s", "b", preset, name=name, about=about), _scores(*_TABLE1[kind][1])
     if kind == "hint":
-        science = replace(science, loss=Loss(token=1.0, feature=0.0, patch=0.0))
-    else:
-        with_labels = kind.endswith("-ce")
-        logits = Logits(
-            classifier="dinov2_vitb14_linear_head.pth",
-            kl=0.5 if with_labels else 1.0,
-            ce=0.5 if with_labels else 0.0,
-            hard=kind.startswith("hard"),
-        )
-        science = replace(science, logits=logits)
-    return replace(base, science=science, scores=_scores(*_TABLE1[kind][1]))
+        return _change(base, scores, masks=Masks(), loss=_TOKEN_ONLY)
+    with_labels = kind.endswith("-ce")
+    logits = Logits(
+        classifier="dinov2_vitb14_linear_head.pth",
+        kl=0.5 if with_labels else 1.0,
+        ce=0.5 if with_labels else 0.0,
+        hard=kind.startswith("hard"),
+    )
+    return _change(base, scores, masks=Masks(), logits=logits)
 
 
 _TABLE1 = {
@@ -190,11 +186,7 @@ def table2(terms: str, preset: Preset = "paper") -> Recipe:
     token, feature, patch = (float(t in chosen) for t in ("token", "feature", "patch"))
     loss = Loss(token=token, feature=feature, patch=patch)
     masks = base.science.masks if "patch" in chosen else Masks()
-    return replace(
-        base,
-        science=replace(base.science, loss=loss, masks=masks),
-        scores=_scores(*(_TABLE2[terms] or ())),
-    )
+    return _change(base, _scores(*(_TABLE2[terms] or ())), loss=loss, masks=masks)
 
 
 def proxy(name: str, preset: Preset = "paper") -> Recipe:
@@ -206,8 +198,7 @@ def proxy(name: str, preset: Preset = "paper") -> Recipe:
     """
     kind, what, scores = _PROXIES[name]
     base = dinov2("s", "b", preset, name=name, about=f"ViT-S/14 from DINOv2-B/14 on {what}")
-    science = replace(base.science, data=_iterations(base.science.data, kind))
-    return replace(base, science=science, scores=_scores(*scores))
+    return _change(base, _scores(*scores), data=_iterations(base.science.data, kind))
 
 
 _PROXIES: Mapping[str, tuple[str, str, tuple[float, ...]]] = {
@@ -234,8 +225,7 @@ def inherit(student: str, teacher: str, name: str, preset: Preset = "paper") -> 
         about=f"{_pair(student, teacher)}, inheriting its weights uniformly (Table {table})",
     )  # fmt: skip
     model = replace(base.science.model, init="select")
-    scores = _scores(81.5, 85.3) if student == "s" else _scores(77.2)
-    return replace(base, science=replace(base.science, model=model), scores=scores)
+    return _change(base, _scores(81.5, 85.3) if student == "s" else _scores(77.2), model=model)
 
 
 def table18(teacher: str, preset: Preset = "paper") -> Recipe:
@@ -254,9 +244,7 @@ def table20(design: str, preset: Preset = "paper") -> Recipe:
         "s", "b", preset, name=f"table20-{design}",
         about=f"ViT-S/14 from DINOv2-B/14, class token only, head {design} (Table 20)",
     )  # fmt: skip
-    loss = Loss(token=1.0, feature=0.0, patch=0.0, head=head)
-    science = replace(base.science, loss=loss, masks=Masks())
-    return replace(base, science=science, scores=_scores(*scores))
+    return _change(base, _scores(*scores), loss=replace(_TOKEN_ONLY, head=head), masks=Masks())
 
 
 _TABLE20: Mapping[str, tuple[Design, tuple[float, float]]] = {

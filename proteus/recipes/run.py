@@ -2,23 +2,26 @@
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..card import versions
-from ..data import make_loader, merge, open_source, single_image, sub_class, sub_data
-from ..distiller import Distiller
+from ..distiller import Distiller, supported_weights
 from ..features import IMAGENET
+from ..inheritance import select_weights
+from ..logits import LogitDistiller, load_linear_head
 from ..losses import ProteusLoss
 from ..masking import MaskGenerator
 from ..student import Student
 from ..teacher import Teacher
-from ..training import EpochSchedule, History, World, fit, join
-from ..training.folder import Resume, claim
-from .recipe import Logits, Loss, Masks, Recipe, Science, proxy_of, to_json
+from ..training import EpochSchedule, History, fit, join
+from ..training.folder import Resume, begin, claim, note_skipped
+from .images import Loader, batches_of_an_epoch, count_steps, facts_of, open_data
+from .recipe import Logits, Masks, Recipe, Science, to_json
 
 RUN = "run.json"
 
@@ -47,7 +50,8 @@ def run(
         The log, see `proteus.training.fit`.
 
     Raises:
-        ValueError: If the recipe does not fit the machine, the models or the images.
+        ValueError: If the recipe does not fit the machine, the models or the images; on resuming,
+            if it or the images are not those of the run.
     """
     science, machine = recipe.science, recipe.machine
     folder = None if out is None else Path(out)
@@ -60,8 +64,17 @@ def run(
     torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
     model = build(recipe)
     steps = count_steps(science, data)
+    details = describe(recipe, data)
+    watch = _watch(recipe)
+    if folder is not None:  # nothing of an older run is removed before all of this was found to fit
+        begin(folder, world, going_on)
     if folder is not None and world.first and not going_on:
-        found = {"recipe": to_json(recipe), "versions": versions(), "system": platform.platform()}
+        found = {
+            "recipe": to_json(recipe),
+            "images": details["images"],
+            "versions": versions(),
+            "system": platform.platform(),
+        }
         text = json.dumps(found, indent=2, default=str) + "\n"
         (folder / RUN).write_text(text, encoding="utf-8")
     try:
@@ -86,28 +99,29 @@ def run(
             resume=going_on,
             save_every=machine.save_every,
             keep=machine.keep,
-            watch=_watch(recipe),
+            watch=watch,
             trackers=trackers,
-            details=details(recipe),
+            details=details,
             progress=progress,
         )
     finally:  # also of a run that was stopped
-        if folder is not None and world.first and data.skipped:
-            lines = "".join(f"{name}\t{reason}\n" for name, reason in data.skipped.items())
-            (folder / "skipped.tsv").write_text(lines, encoding="utf-8")
-            say(f"Skipped {len(data.skipped)} corrupt images: {folder / 'skipped.tsv'}")
+        if folder is not None and world.first:
+            count = note_skipped(folder, data.skipped)
+            if count:
+                say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
 
 
-def details(recipe: Recipe) -> dict[str, Any]:
-    """What checkpoints and the card say of the recipe: the science, not the machine."""
-    data = to_json(recipe)
+def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
+    """What a run goes on with only, and its card tells: the science and the images."""
+    plain = to_json(recipe)
     return {
         "data": ", ".join(recipe.science.data.paths),
-        "recipe": {key: data[key] for key in ("name", "preset", "science")},
+        "recipe": {key: plain[key] for key in ("name", "preset", "science")},
+        "images": facts_of(data),
     }
 
 
-def build(recipe: Recipe) -> Any:
+def build(recipe: Recipe) -> Distiller | LogitDistiller:
     """The `Distiller` (or `LogitDistiller`) of a recipe, on the CPU.
 
     The student's first weights come from torch's global generator.
@@ -134,147 +148,34 @@ def build(recipe: Recipe) -> Any:
         drop_path=model.drop_path,
     )
     if model.init == "select":
-        from ..inheritance import select_weights
-
         select_weights(student.backbone, teacher.backbone)
     if science.logits is not None:
         return _logit_distiller(teacher, student, science.logits)
-    weights = loss_weights(science.loss, teacher)
-    loss = ProteusLoss(
-        student.embed_dim,
-        teacher.embed_dim,
-        head=science.loss.head,
-        distance=science.loss.distance,
-        **weights,
+    settings = asdict(science.loss)
+    settings |= supported_weights(
+        teacher, **{t: settings[t] for t in ("token", "feature", "patch")}
     )
-    masks = None
+    loss = ProteusLoss(student.embed_dim, teacher.embed_dim, **settings)
     if not loss.patch and science.masks != Masks():
         raise ValueError(
             f"recipe: science.masks would be ignored, because {teacher.name} supports no patch "
             f"term. Set it to its default: --set science.masks={{}}"
         )
-    if loss.patch:
-        chosen = science.masks
-        masks = MaskGenerator(
-            student.grid,
-            ratio=chosen.ratio,
-            probability=chosen.probability,
-            strategy=chosen.strategy,
-            shuffle=chosen.shuffle,
-        )
+    masks = MaskGenerator(student.grid, **asdict(science.masks)) if loss.patch else None
     return Distiller(teacher, student, loss, masks)
 
 
-def loss_weights(loss: Loss, teacher: Teacher) -> dict[str, float]:
-    """The weights of the terms, with what the teacher supports where none is given."""
-    given = {"token": loss.token, "feature": loss.feature, "patch": loss.patch}
-    return {
-        name: float(name in teacher.objectives) if weight is None else weight
-        for name, weight in given.items()
-    }
+def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> LogitDistiller:
+    settings = asdict(logits)
+    head = load_linear_head(settings.pop("classifier"), teacher.embed_dim)
+    return LogitDistiller(teacher, student, head, **settings)
 
 
-def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> Any:
-    from ..logits import LogitDistiller, load_linear_head
-
-    return LogitDistiller(
-        teacher,
-        student,
-        load_linear_head(logits.classifier, teacher.embed_dim),
-        num_classes=logits.num_classes,
-        kl=logits.kl,
-        ce=logits.ce,
-        hard=logits.hard,
-        temperature=logits.temperature,
-    )
-
-
-def open_data(recipe: Recipe, world: World, say: Callable[[str], None]) -> Any:
-    """The loader of this process.
-
-    Raises:
-        ValueError: If there are no images, or the batch cannot be shared evenly.
-    """
-    data = recipe.science.data
-    if not data.paths:
-        raise ValueError("recipe: no images. Set science.data.paths (--data).")
-    if data.batch_size % (world.size * recipe.machine.accumulate):
-        raise ValueError(
-            f"recipe: the batch cannot be shared evenly. Got science.data.batch_size="
-            f"{data.batch_size}, {world.size} processes and machine.accumulate="
-            f"{recipe.machine.accumulate}; expected a multiple of "
-            f"{world.size * recipe.machine.accumulate}."
-        )
-    logits = recipe.science.logits
-    labels = {"labels": True} if logits is not None and logits.ce else {}
-    return make_loader(
-        _source(recipe, say),
-        batch_size=data.batch_size // world.size,
-        image_size=recipe.science.model.image_size,
-        seed=recipe.science.seed,
-        augment=data.augment,
-        repeats=data.repeats,
-        workers=recipe.machine.workers,
-        rank=world.rank,
-        world_size=world.size,
-        device=world.device,
-        **labels,
-    )
-
-
-def _source(recipe: Recipe, say: Callable[[str], None]) -> Any:
-    data, seed = recipe.science.data, recipe.science.seed
-    kind, number = proxy_of(data.proxy)
-    if kind == "all":
-        return open_source(list(data.paths))
-    if kind == "single":
-        if len(data.paths) != 1:
-            raise ValueError(f"recipe: single:N goes with one image. Got {len(data.paths)} paths.")
-        source, manifest = single_image(data.paths[0], int(number or 0), seed=seed)
-    elif kind == "merge":
-        source, manifest = merge([_images(path) for path in data.paths])
-    else:
-        build_part = sub_data if kind == "sub-data" else sub_class
-        source, manifest = build_part(_images(list(data.paths)), number or 0.0, seed=seed)
-    say(str(manifest))
-    return source
-
-
-def _images(paths: str | Sequence[str]) -> Any:
-    return open_source(paths if isinstance(paths, str) else list(paths))
-
-
-def count_steps(science: Science, data: Any) -> int:
-    """Optimizer steps of a recipe on these images."""
-    length = science.data
-    if length.steps is not None:
-        return length.steps
-    if length.images is not None:
-        return max(1, round(length.images / length.batch_size))
-    if length.epochs is None:
-        raise ValueError(
-            "recipe: no length. Set one of science.data.epochs, steps and images "
-            "(--epochs, --steps, --images)."
-        )
-    return max(1, round(length.epochs * _batches_of_an_epoch(data)))
-
-
-def _batches_of_an_epoch(data: Any) -> int:
-    from collections.abc import Sized
-
-    if not isinstance(data, Sized):
-        raise ValueError(
-            "recipe: a stream has no length. Set science.data.steps or images in place of epochs, "
-            "and science.optimizer.schedule='cosine'."
-        )
-    return len(data)
-
-
-def _schedule(science: Science, steps: int, data: Any) -> float | EpochSchedule:
+def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedule:
     chosen = science.optimizer
     if chosen.schedule == "cosine":
         return chosen.lr
-    epoch = _batches_of_an_epoch(data)
+    epoch = batches_of_an_epoch(data)
     given = {
         "warmup_epochs": chosen.warmup_epochs,
         "warmup_rate": chosen.warmup_lr,

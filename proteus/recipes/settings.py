@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import flatten
 from .paper import RUNS
 from .recipe import Preset, Recipe, to_json
 
@@ -88,20 +89,6 @@ def read_recipe(path: str | Path) -> Recipe:
     if isinstance(data, dict) and "recipe" in data:
         data = data["recipe"]
     return from_json(data)
-
-
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested data as path -> value.
-
-    Examples:
-        >>> flatten({"a": {"b": 1}, "c": 2})
-        {'a.b': 1, 'c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        path = f"{prefix}{key}"
-        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
-    return flat
 
 
 def parse_setting(line: str) -> tuple[str, Any]:

@@ -1,10 +1,9 @@
 """Batches of a run, from any step on."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -35,6 +34,13 @@ class _Shared(Protocol):
     world_size: int
 
 
+@runtime_checkable
+class _Skips(Protocol):
+    """Data that leave out what they cannot read, such as `proteus.data.ImageLoader`."""
+
+    skipped: Mapping[str, str]
+
+
 def count_steps(data: Iterable[Any] | Resumable, steps: int | None, epochs: float | None) -> int:
     """Steps of the run; exactly one of the two is given."""
     if (steps is None) == (epochs is None):
@@ -51,31 +57,36 @@ def count_steps(data: Iterable[Any] | Resumable, steps: int | None, epochs: floa
     return steps
 
 
-def check_shares(data: Any, world: World) -> None:
-    """Refuse data that was built for another number of processes than there are."""
+def check_data(data: Any, world: World, steps: int, accumulate: int) -> None:
+    """Refuse, before any work is done, data that would go wrong.
+
+    Raises:
+        ValueError: If the data were built for another number of processes, if a plain `DataLoader`
+            would give every process the same images, or if its last batch cannot be divided.
+    """
     if isinstance(data, _Shared) and (data.rank, data.world_size) != (world.rank, world.size):
         raise ValueError(
             f"fit: the data are shared among other processes than there are. Got rank={data.rank}, "
             f"world_size={data.world_size}; expected rank={world.rank}, world_size={world.size}. "
             f"Build the loader with those."
         )
-    _check_sampler(data, world)
-
-
-def _check_sampler(data: Any, world: World) -> None:
-    """A plain `DataLoader` gives every process the same images."""
-    plain = (RandomSampler, SequentialSampler)
-    if (
-        world.size > 1
-        and isinstance(data, DataLoader)
-        and type(data.batch_sampler) is BatchSampler
-        and isinstance(data.sampler, plain)
-        and not isinstance(data.dataset, IterableDataset)
-    ):
+    if not isinstance(data, DataLoader) or type(data.batch_sampler) is not BatchSampler:
+        return
+    if isinstance(data.dataset, IterableDataset):
+        return
+    if world.size > 1 and isinstance(data.sampler, RandomSampler | SequentialSampler):
         raise ValueError(
             f"fit: all {world.size} processes would see the same images. Got a DataLoader with a "
             f"{type(data.sampler).__name__}; expected one with a DistributedSampler, or an "
             f"ImageLoader with rank and world_size."
+        )
+    images = len(data.sampler) if isinstance(data.sampler, Sized) else 0
+    last = 0 if data.drop_last else images % data.batch_sampler.batch_size
+    if accumulate > 1 and last % accumulate and steps >= len(data):
+        raise ValueError(
+            f"accumulate: the last batch of a pass cannot be divided. Got {last} images and "
+            f"accumulate={accumulate}; expected a multiple. Build the DataLoader with "
+            f"drop_last=True."
         )
 
 
@@ -129,6 +140,6 @@ def _rounds(data: Iterable[Any], seed: int) -> Iterator[Any]:
             raise ValueError("fit: data ran out. Got an iterable that gives nothing (any more).")
 
 
-def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """All tensors of a batch, without waiting where memory is pinned."""
-    return tuple(item.to(device, non_blocking=True) for item in batch)
+def skipped_by(data: Any) -> Mapping[str, str]:
+    """Name -> reason, of the images that could not be read so far."""
+    return data.skipped if isinstance(data, _Skips) else {}

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distiller import Distiller
+from ..masking import Hidden
 from ..student import Student
 from ..teacher import Teacher
 from .ema import Ema
@@ -125,8 +127,9 @@ class Engine:
         seed_everything(self.seed, step, self.world.rank)
         names: list[str] = []
         total = torch.zeros((), device=self.world.device)
+        masks = self._draw(len(batch[0]), step)
         for part in range(self.accumulate):
-            losses = self._forward_backward(batch, step, part)
+            losses = self._forward_backward(batch, step, part, masks)
             names = list(losses._fields)
             total = total + torch.stack([term.detach().float() for term in losses])
         self.scaler.unscale_(self.optimizer)
@@ -138,15 +141,28 @@ class Engine:
             self.ema.update(self.plain.student.backbone)
         return [*names, "grad_norm"], torch.cat([total / self.accumulate, norm.float()[None]])
 
-    def _forward_backward(self, batch: Sequence[Tensor], step: int, part: int) -> Any:
+    def _generator(self, step: int) -> torch.Generator:
+        """Seeded alike for every part and process: each draws for the whole batch."""
+        return torch.Generator(self.world.device).manual_seed(_hash(self.seed, step))
+
+    def _draw(self, images: int, step: int) -> Hidden | None:
+        """The masks of a step, drawn once for all of its parts."""
+        if not isinstance(self.plain, Distiller) or self.plain.masks is None:
+            return None
+        place = (self.world.rank, self.world.size)
+        return self.plain.masks.draw(images, self._generator(step), self.world.device, place)
+
+    def _forward_backward(
+        self, batch: Sequence[Tensor], step: int, part: int, masks: Hidden | None
+    ) -> Any:
         count = self.accumulate
-        inputs = [item[part::count] for item in batch[: self.plain.num_inputs]]
-        # Seeded alike for every part and process: each draws the masks of the whole batch.
-        generator = torch.Generator(self.world.device).manual_seed(_hash(self.seed, step))
+        inputs: list[Any] = [item[part::count] for item in batch[: self.plain.num_inputs]]
+        if masks is not None:
+            inputs.append(masks.part(part, count))
         place = (self.world.rank + self.world.size * part, self.world.size * count)
         with self._last_part(part == count - 1):
             with self._autocast():
-                losses = self.model(*inputs, generator=generator, part=place)
+                losses = self.model(*inputs, generator=self._generator(step), part=place)
             self.scaler.scale(losses.total / count).backward()
         return losses
 

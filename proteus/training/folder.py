@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, going on with it, saving into it."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,46 +10,101 @@ import torch.distributed as dist
 
 from .. import checkpoint
 from .engine import Engine
-from .log import RunLog
+from .log import LOG, TIMING, WATCH, RunLog
 from .parallel import World
 from .state import EngineState
 
 Resume = bool | Literal["auto"]
 _LAUNCH = ".launch"  # which torchrun the run belongs to
+_SKIPPED = "skipped.tsv"
+_FOLDERS = ("checkpoint", "export", "export-ema", "trackers")
+_FILES = (
+    LOG, TIMING, WATCH, "run.json", _SKIPPED, "curves.png", "pca.png", "masks.png", "report.html",
+)  # fmt: skip
 
 
 def claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
-    """Take a run's folder, before any work is done.
+    """Make sure that a run may write here, before any work is done; nothing is removed yet.
 
     Where torchrun has started all processes again after one of them died, a run of the same launch
     goes on.
+
+    Args:
+        folder: The run's; created if missing.
+        world: The processes.
+        resume: The run that it holds goes on; `"auto"` = if it was saved, else `begin` removes it.
+        overwrite: `begin` removes the run that it holds.
 
     Returns:
         Whether there is a run to go on with.
 
     Raises:
-        ValueError: See `proteus.checkpoint.claim_folder`.
+        ValueError: If the folder holds a run and neither is set, or holds none and `resume` is, or
+            if nothing can be written there.
     """
-    if resume == "auto" and overwrite:
+    if resume and overwrite:
         raise ValueError("run folder: resume and overwrite exclude each other. Got both.")
-    launch = _launch()
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
-    def take() -> bool:
-        mark = folder / _LAUNCH
-        again = restarted and mark.exists() and mark.read_text() == launch
-        maybe = resume == "auto" or again
-        going_on = resume is True or (maybe and checkpoint.newest(folder) is not None)
-        # With nothing there, a second claim by the same run leaves alone what it wrote since.
-        anew = not going_on and (overwrite or (maybe and checkpoint.holds_run(folder)))
-        checkpoint.claim_folder(
-            folder, resume=going_on, overwrite=anew or (overwrite and not again)
-        )
+    def look() -> bool:
+        saved = checkpoint.newest(folder) is not None
+        maybe = resume == "auto" or _started_again(folder)
+        if _holds_run(folder) and not (resume or overwrite or maybe):
+            raise ValueError(
+                f"run folder: {str(folder)!r} already holds a run. Pass resume (--resume) to go on "
+                f"with it, overwrite (--overwrite) to replace it, or another folder."
+            )
+        if resume is True and not saved:
+            raise checkpoint.CheckpointError(
+                f"run folder: nothing to resume. Got {str(folder)!r}, which holds no checkpoint; "
+                f"expected the folder of a run that was saved at least once. Leave resume "
+                f"(--resume) out."
+            )
+        _try_to_write(folder)
+        return saved and (resume is True or maybe)
+
+    return world.once(look)
+
+
+def begin(folder: Path, world: World, going_on: bool) -> None:
+    """Take a claimed folder: what another run wrote there is removed. Other files stay."""
+
+    def take() -> None:
+        if not going_on and _holds_run(folder):
+            for name in _FOLDERS:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in _FILES:
+                (folder / name).unlink(missing_ok=True)
+        launch = _launch()
         if launch is not None:
-            mark.write_text(launch)
-        return going_on
+            (folder / _LAUNCH).write_text(launch)
 
-    return world.once(take)
+    world.once(take)
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / LOG).exists() or (folder / "checkpoint").exists()
+
+
+def _try_to_write(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"run folder: not a folder. Got {str(folder)!r}, which is a file.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".tmp-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"run folder: nothing can be written there. Got {str(folder)!r} and {error}. Choose "
+            f"another folder, or mend its rights. What it holds was not touched."
+        ) from error
+
+
+def _started_again(folder: Path) -> bool:
+    """Whether torchrun has started the processes of the folder's run once more."""
+    mark = folder / _LAUNCH
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return restarted and mark.exists() and mark.read_text() == _launch()
 
 
 def _launch() -> str | None:
@@ -84,11 +140,14 @@ def save_run(
     step: int,
     engine: Engine,
     log: RunLog,
+    skipped: Mapping[str, str],
     *,
     settings: Mapping[str, Any],
     keep: int,
 ) -> None:
-    """Write a checkpoint after `step` steps; all processes must call it together.
+    """Write a checkpoint after `step` steps, and list the images that any process skipped.
+
+    All processes must call it together.
 
     Raises:
         NonFiniteLossError: If a loss was not finite: then nothing is saved.
@@ -96,9 +155,12 @@ def save_run(
     """
     log.flush(durable=True)
     state = engine.state()
+    everyone = engine.world.gather(dict(skipped))
 
     def save() -> None:
         try:
+            for images in everyone:
+                note_skipped(folder, images)
             checkpoint.save(
                 folder, step, state.tensors, settings=settings, facts=state.facts, keep=keep
             )
@@ -109,3 +171,15 @@ def save_run(
             ) from error
 
     engine.world.once(save)
+
+
+def note_skipped(folder: Path, skipped: Mapping[str, str]) -> int:
+    """Add images that could not be read to the run's `skipped.tsv`; how many it then lists."""
+    file = folder / _SKIPPED
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    listed = {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
+    listed |= {name: " ".join(reason.split()) for name, reason in skipped.items()}
+    if listed:
+        text = "".join(f"{name}\t{reason}\n" for name, reason in listed.items())
+        file.write_text(text, encoding="utf-8")
+    return len(listed)

@@ -4,21 +4,21 @@ Everything random in step n depends on the seed and on n only, so a resumed run 
 random state to repeat what an uninterrupted one would have done.
 """
 
-import functools
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distiller import Distiller
 from ..logits import LogitDistiller
 from ..trackers import Tracker
-from .batches import Resumable, batches, check_shares, count_steps, to_device
+from .batches import Resumable, batches, check_data, count_steps, skipped_by
 from .engine import Engine, Objective, Precision
-from .folder import Resume, claim, resume_run, save_run
+from .folder import Resume, begin, claim, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
 from .log import Row, RunLog
 from .parallel import Parallel, join
@@ -133,12 +133,13 @@ def fit(
     total = count_steps(data, steps, epochs)
     schedule, described = _schedule(lr, warmup, total)
     world = join(device)
-    check_shares(data, world)
+    check_data(data, world, total, accumulate)
     settings = {
         "steps": total, **described, "weight_decay": weight_decay,
         "undecayed": None if undecayed is None else sorted(undecayed),
         "clip_grad": clip_grad, "ema": ema, "precision": precision, "seed": seed,
         "teacher": distiller.teacher.name, "student": distiller.student.name,
+        "teacher_digest": world.once(lambda: _digest(distiller.teacher)),
         **_objective(distiller), **(details or {}),
     }  # fmt: skip
     _check_describable(settings)
@@ -150,6 +151,8 @@ def fit(
         parallel=parallel, compile=compile, activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     start = resume_run(folder, engine, settings) if folder and going_on else 0
+    if folder is not None:
+        begin(folder, world, going_on)
     images = preview
     log = RunLog(
         folder, start, total, world, progress=progress, overflows=precision == "fp16",
@@ -159,14 +162,15 @@ def fit(
     with log, Interrupt() as interrupt:
         for step, batch in enumerate(log.timed(stream), start):
             rate = schedule(step)
-            names, values = engine.step(to_device(batch, world.device), step, rate)
+            inputs = [item.to(world.device, non_blocking=True) for item in batch]
+            names, values = engine.step(inputs, step, rate)
             log.add(names, values, rate, len(batch[0]), stop=interrupt.requested)
             if watch is not None and (step + 1) % watch.every == 0:
                 log.flush()  # a loss that is not finite is said first: there is nothing to measure
                 log.watch(watch(distiller))
             done, images = step + 1, batch[0]
             if folder and (done % save_every == 0 or done == total or log.stop_agreed):
-                save_run(folder, done, engine, log, settings=settings, keep=keep)
+                save_run(folder, done, engine, log, skipped_by(data), settings=settings, keep=keep)
             if log.stop_agreed and done < total:
                 raise RunStopped(_stopped(folder, done, total))
         log.flush(durable=True)
@@ -187,6 +191,16 @@ def _objective(model: Objective) -> dict[str, Any]:
     if isinstance(model, LogitDistiller):
         return {"loss": _some(model, "kl", "ce", "hard", "temperature", "num_classes")}
     return {}
+
+
+def _digest(model: nn.Module) -> str:
+    """Of the first few numbers of each tensor: a name does not tell whose weights it got."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):  # a module may keep other things in its state
+            digest.update(value.flatten()[:16].cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _some(thing: object, *names: str) -> dict[str, Any]:
@@ -222,8 +236,8 @@ def _schedule(
                 f"fit: warmup is out of range. Got {warmup}; expected a share of the steps, such "
                 f"as 0.05."
             )
-        schedule = functools.partial(_warmup_and_cosine, steps=steps, peak=lr, warmup=share)
-        return schedule, {"lr": lr, "warmup": share}
+        peak = lr
+        return lambda step: learning_rate(step, steps, peak, share), {"lr": lr, "warmup": share}
     if warmup is not None:
         raise ValueError(
             f"fit: warmup would be ignored. Got warmup={warmup} with a function for lr; leave "
@@ -231,10 +245,6 @@ def _schedule(
         )
     described = dict(vars(lr)) if isinstance(lr, EpochSchedule) else lr.__class__.__name__
     return lr, {"lr": described}
-
-
-def _warmup_and_cosine(step: int, *, steps: int, peak: float, warmup: float) -> float:
-    return learning_rate(step, steps, peak, warmup)
 
 
 def _stopped(folder: Path | None, done: int, total: int) -> str:

@@ -39,6 +39,13 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gather(self, mine: Result) -> list[Result]:
+        """What each process has, in the order of their ranks; all must call it together."""
+        everyone = [mine] * self.size
+        if self.size > 1:
+            dist.all_gather_object(everyone, mine)
+        return everyone
+
     @torch.no_grad()
     def share(self, *modules: nn.Module) -> None:
         """Give everyone the first process's weights, in place."""

@@ -214,6 +214,12 @@ class TestTwoProcesses:
         folder, _ = shared
         assert_same_losses(log_of(folder / f"{kind}-seeds"), log_of(reference))
 
+    def test_what_either_skipped_is_listed(self, kind, shared):
+        folder, _ = shared
+        for run in (f"{kind}-whole", f"{kind}-stop", f"{kind}-from-one"):
+            listed = (folder / run / "skipped.tsv").read_text()
+            assert listed == "0.png\tno image\n1.png\tno image\n"
+
     def test_the_student_changes_and_the_teacher_does_not(self, kind, shared):
         _, seen = shared
         for rank in seen[f"{kind}-whole"]:

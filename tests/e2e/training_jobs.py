@@ -54,6 +54,7 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         self.trouble, self.at, self.on = trouble, at, on
         self.pause, self.limit = pause, limit
+        self.skipped = {f"{rank}.png": "no image"}
 
     def batches(self, start):
         step = start

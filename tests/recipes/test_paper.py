@@ -150,3 +150,11 @@ def test_masks_that_the_teacher_has_no_use_for_are_refused(images, tmp_path, tin
     with pytest.raises(ValueError, match=r"science\.masks would be ignored.*clip_vitl14"):
         build(clip)
     assert build(with_settings(clip, ["science.masks={}"])).masks is None
+
+
+def test_a_proxy_set_of_a_stream_is_refused(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("proteus.recipes.images.open_source", lambda paths: iter(()))
+    base = recipe("fig7-data-20")
+    science = replace(base.science, data=replace(base.science.data, paths=("hfids/some",)))
+    with pytest.raises(ValueError, match=r"proxy set cannot be made of a stream.*'hfids/some'"):
+        run(replace(base, science=science))

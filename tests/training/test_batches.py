@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 
 from proteus.training import World, fit
-from proteus.training.batches import batches, check_shares
+from proteus.training.batches import batches, check_data
 
 QUIET = {"device": "cpu", "progress": False}
 
@@ -165,8 +165,18 @@ def test_a_loader_that_shows_all_processes_the_same_images_is_refused():
     second = World(torch.device("cpu"), rank=1, size=2)
     images = TensorDataset(torch.rand(8, 3, 4, 4))
     for plain in (DataLoader(images, batch_size=2), DataLoader(images, batch_size=2, shuffle=True)):
-        check_shares(plain, World(torch.device("cpu")))
+        check_data(plain, World(torch.device("cpu")), 1, 1)
         with pytest.raises(ValueError, match=r"all 2 processes.*DistributedSampler"):
-            check_shares(plain, second)
+            check_data(plain, second, 1, 1)
     sampler = DistributedSampler(images, num_replicas=2, rank=1)
-    check_shares(DataLoader(images, batch_size=2, sampler=sampler), second)
+    check_data(DataLoader(images, batch_size=2, sampler=sampler), second, 1, 1)
+
+
+def test_a_last_batch_that_cannot_be_divided_is_refused_before_the_first(distiller):
+    images = TensorDataset(torch.rand(7, 3, 32, 32))
+    options = {"accumulate": 2, "device": "cpu", "progress": False}
+    with pytest.raises(ValueError, match=r"Got 3 images and accumulate=2.*drop_last=True"):
+        distiller.fit(DataLoader(images, batch_size=4), steps=2, **options)
+    assert len(distiller.fit(DataLoader(images, batch_size=4), steps=1, **options)) == 1
+    whole = DataLoader(images, batch_size=4, drop_last=True)
+    assert len(distiller.fit(whole, steps=2, **options)) == 2

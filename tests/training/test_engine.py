@@ -99,6 +99,15 @@ def test_accumulated_parts_are_the_big_batch(teacher, student, batches, masks):
             )  # fmt: skip
 
 
+def test_masks_are_drawn_once_a_step(distiller, batches, monkeypatch):
+    draws, draw = [], proteus.MaskGenerator.draw
+    monkeypatch.setattr(
+        proteus.MaskGenerator, "draw", lambda *a, **k: draws.append(a) or draw(*a, **k)
+    )
+    run(distiller, batches[:2], accumulate=4)
+    assert len(draws) == 2
+
+
 def test_a_batch_that_cannot_be_divided_is_refused(distiller, batches):
     with pytest.raises(ValueError, match=r"accumulate: .*Got 8 images.*accumulate=3"):
         run(distiller, batches, accumulate=3)

@@ -121,6 +121,9 @@ def test_a_folder_with_a_run_is_not_touched(distiller, batches, tmp_path):
     with pytest.raises(ValueError, match="already holds a run"):
         distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
     assert (tmp_path / "log.jsonl").read_text() == before
+    with pytest.raises(ValueError, match="clip_grad"):  # what cannot start replaces nothing
+        distiller.fit(batches, steps=1, out=tmp_path, overwrite=True, clip_grad=-1.0, **QUIET)
+    assert (tmp_path / "log.jsonl").read_text() == before
     distiller.fit(batches, steps=1, out=tmp_path, overwrite=True, **QUIET)
     assert len(rows_of(tmp_path)) == 1
 
@@ -189,20 +192,28 @@ def test_settings_that_cannot_be_kept_are_refused_before_any_work(
 
 
 @pytest.mark.usefixtures("without_results")
-@pytest.mark.usefixtures("without_results")
 def test_a_run_goes_on_with_the_same_objective_only(distiller, batches, tmp_path):
     distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
     teacher, student = distiller.teacher, distiller.student
     other = proteus.ProteusLoss(student.embed_dim, teacher.embed_dim, patch=2.0)
-    with pytest.raises(CheckpointError, match=r"loss was .*'patch': 1\.0.* is .*'patch': 2\.0"):
+    with pytest.raises(CheckpointError, match=r"Got loss\.patch was 1\.0, is 2\.0\. Resume"):
         proteus.Distiller(teacher, student, other).fit(
             batches, steps=2, out=tmp_path, resume=True, **QUIET
         )
     masks = proteus.MaskGenerator(student.grid, strategy="block")
-    with pytest.raises(CheckpointError, match=r"masks was .*random.* is .*block"):
+    with pytest.raises(CheckpointError, match=r"Got masks\.strategy was 'random', is 'block'\."):
         proteus.Distiller(teacher, student, masks=masks).fit(
             batches, steps=2, out=tmp_path, resume=True, **QUIET
         )
+
+
+@pytest.mark.usefixtures("without_results")
+def test_a_run_goes_on_with_the_same_teacher_only(distiller, batches, tmp_path):
+    distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+    with torch.no_grad():
+        distiller.teacher.backbone.norm.bias += 1  # another file under the same name
+    with pytest.raises(CheckpointError, match="teacher_digest was"):
+        distiller.fit(batches, steps=2, out=tmp_path, resume=True, **QUIET)
 
 
 class TestAfterARestartByTorchrun:
@@ -230,11 +241,25 @@ class TestAfterARestartByTorchrun:
         (tmp_path / "log.jsonl").write_text('{"step": 0}\n')
         (tmp_path / ".launch").write_text("this one")
         world = World(torch.device("cpu"))
-        assert not training_folder.claim(tmp_path, world, resume=False, overwrite=False)
-        assert not (tmp_path / "log.jsonl").exists()
-        (tmp_path / "run.json").write_text("{}")
-        assert not training_folder.claim(tmp_path, world, resume=False, overwrite=False)
+        for _ in range(2):
+            assert not training_folder.claim(tmp_path, world, resume=False, overwrite=False)
+            training_folder.begin(tmp_path, world, going_on=False)
+            assert not (tmp_path / "log.jsonl").exists()
+            (tmp_path / "run.json").write_text("{}")
+        training_folder.begin(tmp_path, world, going_on=False)
         assert (tmp_path / "run.json").exists()
+
+    def test_an_old_run_is_not_gone_on_with_because_its_successor_died_early(
+        self, distiller, batches, tmp_path, monkeypatch
+    ):
+        world = World(torch.device("cpu"))
+        with monkeypatch.context() as first:
+            first.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+            first.setattr(training_folder, "_launch", lambda: None)
+            distiller.fit(batches, steps=3, out=tmp_path, **QUIET)
+            first.setattr(training_folder, "_launch", lambda: "this one")
+            training_folder.claim(tmp_path, world, resume=False, overwrite=True)  # and dies
+        assert not training_folder.claim(tmp_path, world, resume=False, overwrite=True)
 
     def test_a_run_of_another_launch_is_not_touched(
         self, distiller, batches, tmp_path, monkeypatch

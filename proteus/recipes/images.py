@@ -1,0 +1,115 @@
+"""The images of a recipe: its proxy set, and how long a run on them is."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..data import (
+    ImageLoader,
+    ImageSource,
+    StreamLoader,
+    make_loader,
+    merge,
+    open_source,
+    single_image,
+    sub_class,
+    sub_data,
+)
+from ..data.proxy import digest_of
+from ..training import World
+from .recipe import Recipe, Science, proxy_of
+
+Loader = ImageLoader | StreamLoader
+
+
+def open_data(recipe: Recipe, world: World, say: Callable[[str], None]) -> Loader:
+    """The loader of this process.
+
+    Raises:
+        ValueError: If there are no images, or the batch cannot be shared evenly.
+    """
+    data = recipe.science.data
+    if not data.paths:
+        raise ValueError("recipe: no images. Set science.data.paths (--data).")
+    if data.batch_size % (world.size * recipe.machine.accumulate):
+        raise ValueError(
+            f"recipe: the batch cannot be shared evenly. Got science.data.batch_size="
+            f"{data.batch_size}, {world.size} processes and machine.accumulate="
+            f"{recipe.machine.accumulate}; expected a multiple of "
+            f"{world.size * recipe.machine.accumulate}."
+        )
+    logits = recipe.science.logits
+    labels = {"labels": True} if logits is not None and logits.ce else {}
+    return make_loader(
+        _source(recipe, say),
+        batch_size=data.batch_size // world.size,
+        image_size=recipe.science.model.image_size,
+        seed=recipe.science.seed,
+        augment=data.augment,
+        repeats=data.repeats,
+        workers=recipe.machine.workers,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+        **labels,
+    )
+
+
+def _source(recipe: Recipe, say: Callable[[str], None]) -> Any:
+    data, seed = recipe.science.data, recipe.science.seed
+    kind, number = proxy_of(data.proxy)
+    if kind == "all":
+        return open_source(list(data.paths))
+    if kind == "single":
+        if len(data.paths) != 1:
+            raise ValueError(f"recipe: single:N goes with one image. Got {len(data.paths)} paths.")
+        source, manifest = single_image(data.paths[0], int(number or 0), seed=seed)
+    elif kind == "merge":
+        source, manifest = merge([_images(path) for path in data.paths])
+    else:
+        build_part = sub_data if kind == "sub-data" else sub_class
+        source, manifest = build_part(_images(list(data.paths)), number or 0.0, seed=seed)
+    say(str(manifest))
+    return source
+
+
+def _images(paths: str | list[str]) -> ImageSource:
+    """Images that can be asked for one by one."""
+    source = open_source(paths)
+    if not isinstance(source, ImageSource):
+        raise ValueError(
+            f"recipe: a proxy set cannot be made of a stream. Got {paths!r}; expected images in "
+            f"files, or science.data.proxy='all'."
+        )
+    return source
+
+
+def count_steps(science: Science, data: Loader) -> int:
+    """Optimizer steps of a recipe on these images."""
+    length = science.data
+    if length.steps is not None:
+        return length.steps
+    if length.images is not None:
+        return max(1, round(length.images / length.batch_size))
+    if length.epochs is None:
+        raise ValueError(
+            "recipe: no length. Set one of science.data.epochs, steps and images "
+            "(--epochs, --steps, --images)."
+        )
+    return max(1, round(length.epochs * batches_of_an_epoch(data)))
+
+
+def batches_of_an_epoch(data: Loader) -> int:
+    """Batches of a pass; a stream has none."""
+    if isinstance(data, StreamLoader):
+        raise ValueError(
+            "recipe: a stream has no length. Set science.data.steps or images in place of epochs, "
+            "and science.optimizer.schedule='cosine'."
+        )
+    return len(data)
+
+
+def facts_of(data: Loader) -> dict[str, Any]:
+    """Which images these are; nothing for a stream, which does not know them."""
+    if isinstance(data, StreamLoader):
+        return {}
+    return {"count": len(data.source), "digest": digest_of(data.source)}
