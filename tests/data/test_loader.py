@@ -6,11 +6,13 @@ import math
 import random
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from proteus.data import CorruptImageError, ImageLoader, center_resize, decode, open_source
 from proteus.data.decoding import decode_pixels
@@ -305,15 +307,46 @@ def test_odd_images_survive_the_fast_decoder(tmp_path, augment):
     assert data.skipped == {}
 
 
-def test_a_turned_jpeg_is_upright_for_both_decoders(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
+def turned_jpegs():
+    """Turned by EXIF, by EXIF behind 128 kB of other data, by damaged EXIF, and by XMP."""
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, :30] = 255
-    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
-    data = (tmp_path / "turned.jpg").read_bytes()
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "maker", 6
+    plain = encode(image, "JPEG", exif=exif)
+    yield plain
+    yield plain[:2] + (b"\xff\xe2\xff\xff" + bytes(65533)) * 2 + plain[2:]
+    at = plain.index(b"Exif") + 17  # the first tag becomes one that does not hold text
+    yield plain[:at] + b"\x00" + plain[at + 1 :]
+    yield encode(image, "JPEG", xmp=b'<x:xmpmeta><a tiff:Orientation="6"/></x:xmpmeta>')
+
+
+@pytest.mark.parametrize(
+    "data", list(turned_jpegs()), ids=["exif", "late exif", "damaged exif", "xmp"]
+)
+def test_a_turned_jpeg_is_upright_for_both_decoders(data):
     assert decode_pixels(data).shape == (60, 20, 3)
     assert np.array_equal(decode_pixels(data), np.asarray(decode(data)))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientations_are_pillow_s(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    data = encode(Image.fromarray(pixels), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decode(data), expected)
+
+
+def test_decoding_in_threads_leaves_the_process_s_warnings_as_they_were():
+    data = encode(Image.fromarray(np.zeros((300, 300, 3), np.uint8)))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            list(pool.map(decode, [data] * 20))
+            assert warnings.filters == before
 
 
 def test_a_truncated_jpeg_is_corrupt_for_both_decoders(tmp_path):
