@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from proteus.cli import main
+from proteus.data.datasets import StreamSource
 from proteus.recipes import RUNS, Masks, from_json, read_recipe, recipe
 
 
@@ -262,6 +263,17 @@ def test_data_draws_by_given_labels(photos, tmp_path, capsys):
     labels = str(tmp_path / "labels.tsv")
     assert main(["data", str(photos), "--sub-class", "0.5", "--labels", labels]) == 0
     assert '"images": 6' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--merge", "--check", "--sub-data=0.5", "--out=part.json"])
+def test_what_a_stream_cannot_do_is_not_passed_over(option, monkeypatch, capsys):
+    stream = StreamSource("hfids/me/photos", [], bytes)
+    monkeypatch.setattr("proteus.data.open_source", lambda path: stream)
+    assert main(["data", "hfids/me/photos", option]) == 2
+    assert "a stream can only be read from its beginning" in capsys.readouterr().err
+    for command in (["data"], ["info", "--data"]):
+        assert main([*command, "hfids/me/photos"]) == 0
+        assert "a stream: hfids/me/photos" in capsys.readouterr().out
 
 
 def test_data_refuses_two_builders(photos, capsys):

@@ -32,52 +32,39 @@ def add(commands: Commands) -> None:
 
 
 def _run_data(arguments: argparse.Namespace) -> None:
-    from ..data import open_source
+    from ..data import merge, open_source, sub_class, sub_data
     from ..data.datasets import StreamSource
 
-    chosen = [arguments.merge, arguments.sub_data is not None, arguments.sub_class is not None]
+    fractions = arguments.sub_data, arguments.sub_class
+    chosen = [arguments.merge, *(fraction is not None for fraction in fractions)]
     if sum(chosen) > 1:
         raise ValueError("--merge, --sub-data and --sub-class exclude each other. Use --out twice.")
-    if arguments.labels and not (chosen[1] or chosen[2]):
+    if arguments.labels and not any(chosen[1:]):
         raise ValueError("--labels would be ignored. It belongs to --sub-data or --sub-class.")
-    source: Any = None
+    paths = arguments.paths
+    sources = [open_source(path) for path in paths] if arguments.merge else [open_source(paths)]
+    streams = [source for source in sources if isinstance(source, StreamSource)]
+    if streams and (any(chosen) or arguments.check or arguments.out):
+        raise ValueError(
+            f"a stream can only be read from its beginning, and has no list, no parts and no end. "
+            f"Got {streams[0].description}; expected images that can be asked for one by one."
+        )
+    source = sources[0]
     if arguments.merge:
-        source = _merged(arguments)
+        source, manifest = merge(sources)
+        print(manifest)
     else:
-        source = open_source(arguments.paths)
-        if isinstance(source, StreamSource):
-            print(f"a stream: {source.description}; its length is not known")
-            return
-        _describe(source)
-    if chosen[1] or chosen[2]:
-        source = _part(source, arguments)
+        describe(source)
+    if any(chosen[1:]):
+        build, fraction = (sub_data, fractions[0]) if chosen[1] else (sub_class, fractions[1])
+        labels = _labels(arguments.labels) if arguments.labels else None
+        source, manifest = build(source, fraction, seed=arguments.seed, labels=labels)
+        print(manifest)
     if arguments.check:
         _check(source)
     if arguments.out:
         source.save_list(arguments.out)
         print(f"Wrote {arguments.out}: proteus distill --data {arguments.out} …")
-
-
-def _merged(arguments: argparse.Namespace) -> Any:
-    from ..data import merge, open_source
-
-    source, manifest = merge([open_source(path) for path in arguments.paths])
-    print(manifest)
-    return source
-
-
-def _part(source: Any, arguments: argparse.Namespace) -> Any:
-    from ..data import sub_class, sub_data
-
-    labels = _labels(arguments.labels) if arguments.labels else None
-    build, fraction = (
-        (sub_data, arguments.sub_data)
-        if arguments.sub_data is not None
-        else (sub_class, arguments.sub_class)
-    )
-    part, manifest = build(source, fraction, seed=arguments.seed, labels=labels)
-    print(manifest)
-    return part
 
 
 def _labels(path: Path) -> list[str]:
@@ -88,9 +75,15 @@ def _labels(path: Path) -> list[str]:
     return [row[-1] for row in rows]
 
 
-def _describe(source: Any) -> None:
+def describe(source: Any) -> None:
+    """Print what a source holds."""
     from collections import Counter
 
+    from ..data.datasets import StreamSource
+
+    if isinstance(source, StreamSource):
+        print(f"a stream: {source.description}; its length is not known")
+        return
     print(f"{len(source)} images in {source.description}")
     print(f"  from {source.name(0)} to {source.name(len(source) - 1)}")
     labels = Counter(source.label(i) for i in range(len(source)))

@@ -268,5 +268,5 @@ def _manifest(
 ) -> Manifest:
     digest = hashlib.sha256()
     for index in range(len(source)):
-        digest.update(source.name(index).encode() + b"\0")
+        digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
     return Manifest(kind, len(source), seed, parts, settings, digest.hexdigest())

@@ -206,7 +206,14 @@ def _open_path(text: str) -> ImageSource:
     if os.path.isfile(text):
         if text.endswith(".txt"):
             return _list(text)
-        return _saved(text) if text.endswith(".json") else _shard(text)
+        if text.endswith(".json"):
+            return _saved(text)
+        if os.path.splitext(text)[1].lower() in EXTENSIONS:
+            raise ValueError(
+                f"images: one image is no source. Got {text!r}; expected its folder, or a list of "
+                f"files, FILE.txt."
+            )
+        return _shard(text)
     matches = sorted(glob.glob(text, recursive=True))
     if not matches:
         raise ValueError(
@@ -222,7 +229,9 @@ def _folder(root: str) -> ImageSource:
     others: dict[str, str] = {}
     for file in _walk(root):
         extension = os.path.splitext(file)[1].lower()
-        if extension in EXTENSIONS:
+        if os.path.basename(file).startswith("._"):
+            others[os.path.relpath(file, root)] = "not an image: metadata of macOS"
+        elif extension in EXTENSIONS:
             images.append(file)
         elif extension == ".tar":
             shards.append(file)
@@ -282,7 +291,8 @@ def _shard(file: str) -> ImageSource:
 
 def _list(file: str) -> ImageSource:
     base = os.path.dirname(os.path.abspath(file))
-    with open(file, encoding="utf-8") as handle:
+    # Names are bytes to the system, and a Windows editor puts a mark before the first one.
+    with open(file, encoding="utf-8-sig", errors="surrogateescape") as handle:
         names = [line.strip() for line in handle]
     names = [name for name in names if name and not name.startswith("#")]
     places = [Place(os.path.join(base, name), name) for name in names]
@@ -299,7 +309,7 @@ def _list(file: str) -> ImageSource:
 def _saved(file: str) -> ImageSource:
     try:
         content = json.loads(Path(file).read_text())
-        places = [Place(*row) for row in content["places"]]
+        description, places = content["description"], [Place(*row) for row in content["places"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"images: {file!r} is no list of images. Got {type(error).__name__}: {error}; expected "
@@ -313,4 +323,4 @@ def _saved(file: str) -> ImageSource:
             f"images: {file!r} lists what is not there. Got {len(places)} images, {len(missing)} "
             f"files missing, such as {missing[:3]}; make the list again where the images are now."
         )
-    return ImageSource(f"{content['description']} ({file})", places)
+    return ImageSource(f"{description} ({file})", places)

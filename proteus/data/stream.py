@@ -26,8 +26,8 @@ class StreamLoader:
     """An endless, seeded stream of uint8 batches [B, 3, size, size] from a `StreamSource`.
 
     The dataset's own buffer shuffles; threads decode. Corrupt images are left out and noted in
-    `skipped`. A resumed stream reads what came before again, without decoding it, and then gives
-    the same batches.
+    `skipped`. A resumed stream reads and decodes what came before again (which of it is corrupt
+    decides what follows), and then gives the same batches.
 
     Args:
         source: See `open_source`, `hfids/…`.
@@ -107,7 +107,7 @@ class StreamLoader:
                 )
 
     def _decoded(self, passed: int) -> Iterator[Tensor]:
-        """Samples from number `passed` on. Those before are decoded only as far as is needed."""
+        """Samples from number `passed` on."""
         waiting: deque[tuple[Key, Future[Any]]] = deque()
         seen = 0
         with ThreadPoolExecutor(self.workers) as pool:
