@@ -258,11 +258,16 @@ def test_data_merges(photos, capsys):
 
 
 def test_data_draws_by_given_labels(photos, tmp_path, capsys):
-    lines = ["key\tclass", *(f"{n}\t{n % 2}" for n in range(12))]
-    (tmp_path / "labels.tsv").write_text("\n".join(lines) + "\n")
-    labels = str(tmp_path / "labels.tsv")
-    assert main(["data", str(photos), "--sub-class", "0.5", "--labels", labels]) == 0
+    keys = [path.stem for path in sorted(photos.glob("*/*.jpg"))]
+    lines = [f"{key}\t{n % 2}" for n, key in enumerate(keys)]
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("\n".join(["key\tclass", *lines]) + "\n")
+    command = ["data", str(photos), "--sub-class", "0.5", "--labels", str(labels)]
+    assert main(command) == 0
     assert '"images": 6' in capsys.readouterr().out
+    labels.write_text("\n".join(reversed(lines)))
+    assert main(command) == 2
+    assert "in another order than the images. Got '8' where" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--merge", "--check", "--sub-data=0.5", "--out=part.json"])

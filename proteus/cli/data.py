@@ -21,11 +21,7 @@ def add(commands: Commands) -> None:
     arg("--merge", action="store_true", help="all of them, exact duplicates once")
     arg("--sub-data", type=float, metavar="F", help="this fraction of each class")
     arg("--sub-class", type=float, metavar="F", help="this fraction of the classes")
-    arg(
-        "--labels",
-        type=Path,
-        help="class of each image: last column of each line",
-    )
+    arg("--labels", type=Path, help="class of each image: last column of each line")
     arg("--seed", type=int, default=0, help="of the fractions (default 0)")
     arg("--out", type=Path, help="write the list of images, for --data of `proteus distill`")
     data.set_defaults(run=_run_data)
@@ -57,7 +53,7 @@ def _run_data(arguments: argparse.Namespace) -> None:
         describe(source)
     if any(chosen[1:]):
         build, fraction = (sub_data, fractions[0]) if chosen[1] else (sub_class, fractions[1])
-        labels = _labels(arguments.labels) if arguments.labels else None
+        labels = _labels(arguments.labels, source) if arguments.labels else None
         source, manifest = build(source, fraction, seed=arguments.seed, labels=labels)
         print(manifest)
     if arguments.check:
@@ -67,12 +63,20 @@ def _run_data(arguments: argparse.Namespace) -> None:
         print(f"Wrote {arguments.out}: proteus distill --data {arguments.out} …")
 
 
-def _labels(path: Path) -> list[str]:
-    """The last column of each line; a first line `key<tab>class` is a heading."""
-    rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    if rows and rows[0] == ["key", "class"]:
-        rows = rows[1:]
-    return [row[-1] for row in rows]
+def _labels(path: Path, source: Any) -> list[str]:
+    """The last column of each line; a first column must name the image in that place."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if lines and lines[0].split() == ["key", "class"]:
+        del lines[0]
+    for index, line in enumerate(lines[: len(source)]):
+        key = line.partition("\t")[0] if "\t" in line else line.rpartition(" ")[0]
+        name = source.name(index)
+        if not Path(name).stem.endswith(Path(key.strip()).stem):
+            raise ValueError(
+                f"labels: {path} is in another order than the images. Got {key!r} where "
+                f"{name!r} is; expected a line for each image, in the order of the source."
+            )
+    return [line.split()[-1] for line in lines]
 
 
 def describe(source: Any) -> None:
