@@ -2,8 +2,9 @@
 
 import argparse
 import pickle
+import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 StateDict = Mapping[str, Tensor]
 # Where training scripts keep the model's tensors inside a `.pth`.
 _CONTAINERS = ("state_dict", "model", "teacher")
+# Beside errors of their own, readers raise whatever the bytes of a damaged file make them do.
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -22,6 +24,12 @@ _UNREADABLE = (
     EOFError,
     pickle.UnpicklingError,
     SafetensorError,
+    struct.error,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
 )
 
 
@@ -76,7 +84,7 @@ def _is_program(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, *_UNREADABLE):
         return False
 
 
@@ -122,9 +130,18 @@ def model_tensors(content: Mapping[str, Any], subject: str) -> dict[str, Tensor]
     return tensors
 
 
-def strip_prefix(tensors: StateDict, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with the prefix, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def rename(tensors: StateDict, new_name: Callable[[str], str], subject: str) -> dict[str, Tensor]:
+    """The tensors under new names; two for one name are an error, else one would be lost."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if new_name(name) in renamed:
+            raise ValueError(
+                f"{subject}: two tensors for one place. Got {name!r} and another, both for "
+                f"{new_name(name)!r} of the model; expected one. Take the other model's tensors "
+                f"out of the file."
+            )
+        renamed[new_name(name)] = value
+    return renamed
 
 
 def without_classifier(model: nn.Module, tensors: StateDict) -> dict[str, Tensor]:

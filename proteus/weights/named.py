@@ -70,7 +70,7 @@ def _convert(model: nn.Module, tensors: dict[str, Tensor], subject: str) -> nn.M
     )
     if bare or (bare == "" and "mask_token" in tensors):
         return (from_synclr if bare == "visual." else from_dinov2)(tensors)
-    tower = visual_tower(tensors)
+    tower = visual_tower(tensors, subject)
     quick = any(isinstance(module, QuickGELU) for module in model.modules())
     # open_clip writes OpenAI's names for models with the exact GELU; those are timm's to read.
     if "class_embedding" in tower and quick:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..positions import Rule, check_image_size, resample_positions, to_pair
-from .files import StateDict, load_strictly, model_tensors, open_weights, strip_prefix
+from .files import StateDict, load_strictly, model_tensors, open_weights, rename
 
 # Rank of the tensors from which the architecture is read.
 _NEEDED = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "norm.weight": 1}
@@ -59,9 +59,8 @@ def from_dinov2(
     if "backbone.cls_token" in tensors:
         # DINOv2's training checkpoints: the backbone beside the heads of its own objectives.
         heads = ("dino_head.", "ibot_head.")
-        tensors = {
-            k.removeprefix("backbone."): v for k, v in tensors.items() if not k.startswith(heads)
-        }
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(heads)}
+        tensors = rename(tensors, lambda key: key.removeprefix("backbone."), "from_dinov2")
     return build_vit(tensors, image_size, num_heads, "from_dinov2")
 
 
@@ -101,7 +100,8 @@ def from_synclr(
     """
     tensors = model_tensors(open_weights(state_dict), "from_synclr")
     if "visual.cls_token" in tensors:
-        tensors = strip_prefix(tensors, "visual.")
+        tower = "visual."
+        tensors = {k.removeprefix(tower): v for k, v in tensors.items() if k.startswith(tower)}
     if "blocks.0.ls1.gamma" in tensors:
         raise ValueError(
             "from_synclr: the file is of another family. Got LayerScale (blocks.0.ls1.gamma), "
@@ -127,18 +127,15 @@ def build_vit(
     check_image_size(size, (patch, patch), subject)
     grid = (size[0] // patch, size[1] // patch)
     rule: Rule = "timm" if registers else "dinov2"
-    positions = resample_positions(tensors["pos_embed"], grid, prefix=1, rule=rule)
+    # In float32 also where the file is in half precision.
+    positions = resample_positions(tensors["pos_embed"].float(), grid, prefix=1, rule=rule)
     if registers:
         # timm's register models keep the class position inside the class token.
         tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
-        tensors["reg_token"] = tensors.pop("register_tokens")
         positions = positions[:, 1:]
     tensors["pos_embed"] = positions
     swiglu = "blocks.0.mlp.w12.weight" in tensors
-    tensors = {
-        key.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2."): value
-        for key, value in tensors.items()
-    }
+    tensors = rename(tensors, _timm_name, subject)
     # The giant is timm's only SwiGLU architecture; the arguments give all sizes. The family also
     # says which statistics and which position rule belong to the model: DINOv2's and SynCLR's are
     # the same.
@@ -149,6 +146,12 @@ def build_vit(
     )
     load_strictly(model, tensors, subject)
     return hand_back(model, mask_token, {"img_size": size, **arguments})
+
+
+def _timm_name(name: str) -> str:
+    if name == "register_tokens":
+        return "reg_token"
+    return name.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2.")
 
 
 def _arguments(
@@ -198,7 +201,8 @@ def check_needed(tensors: StateDict, needed: Mapping[str, int], subject: str) ->
 
 def depth_of(tensors: StateDict, pattern: str) -> int:
     """How many blocks: one more than the highest index in the names."""
-    return 1 + max((int(m[1]) for key in tensors if (m := re.match(pattern, key))), default=0)
+    highest = max((int(m[1]) for key in tensors if (m := re.match(pattern, key))), default=0)
+    return min(highest + 1, len(tensors))  # a name must not make us build a billion of them
 
 
 def heads_of(width: int, num_heads: int | None, subject: str) -> int:
