@@ -127,6 +127,14 @@ def test_what_the_hub_refuses_is_said_plainly(server, exported, repo, revision, 
         proteus.load_pretrained(repo, revision=revision)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_who_may_not_write_is_told_to_log_in_at_once(server, exported, status, caplog):
+    server.refuse = status
+    with pytest.raises(ValueError, match=rf"login may not.*hf auth login.*Got .*{status}"):
+        upload(exported, OWNER)
+    assert "trying again" not in caplog.text
+
+
 def test_a_busy_hub_is_asked_again(server, exported, student, caplog):
     server.add_folder(OWNER, exported)
     server.busy = 2

@@ -29,7 +29,7 @@ def load_folder(folder: str | Path, subject: str) -> nn.Module:
     import timm
 
     folder = Path(folder)
-    config = read_config(folder, subject)
+    config = _read_config(folder, subject)
     described = dict(config.get("pretrained_cfg") or {})
     arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k != "num_classes"}
     described["num_classes"] = 0
@@ -57,7 +57,7 @@ def load_folder(folder: str | Path, subject: str) -> nn.Module:
     return model
 
 
-def read_config(folder: Path, subject: str) -> dict[str, Any]:
+def _read_config(folder: Path, subject: str) -> dict[str, Any]:
     """The folder's `config.json`, with an architecture in it."""
     path = folder / CONFIG
     if not path.is_file():
