@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -250,6 +251,18 @@ def test_data_builds_a_part_that_distill_takes(photos, tmp_path, capsys):
              "--repeats", "2", "--workers", "0", "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(words) == 0
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_terminal_that_cannot_show_a_name_does_not_end_a_command(photos, tmp_path):
+    (photos / "ü.jpg").write_bytes((photos / "class0/0.jpg").read_bytes())
+    command = [sys.executable, "-m", "proteus", "data", str(photos), "--out", "part.json"]
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        command, check=False, env=plain, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"from \xfc.jpg" in done.stdout
+    assert r"--data part.json \u2026" in done.stdout
 
 
 def test_data_merges(photos, capsys):
