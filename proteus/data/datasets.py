@@ -22,33 +22,22 @@ class DatasetSource(ImageSource):
         description: What it is, for messages.
         dataset: Has `len()` and `[n]`.
         picture: An item -> its encoded bytes or its image.
-        selection: Item numbers; None = all.
     """
 
     def __init__(
-        self,
-        description: str,
-        dataset: Any,
-        picture: Callable[[Any], bytes | Image.Image],
-        selection: list[int] | None = None,
+        self, description: str, dataset: Any, picture: Callable[[Any], bytes | Image.Image]
     ) -> None:
-        numbers = list(range(len(dataset))) if selection is None else selection
-        super().__init__(description, [Place("", f"{description}[{n}]", n) for n in numbers])
+        places = [Place("", f"{description}[{n}]", n) for n in range(len(dataset))]
+        super().__init__(description, places)
         self.dataset, self.picture = dataset, picture
 
     def read(self, index: int) -> bytes | Image.Image:
         """The encoded bytes or the image of an item."""
-        number = self.places[index].offset
         try:
-            item = self.dataset[number]
+            item = self.dataset[self.places[index].offset]
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise CorruptImageError(f"{self.name(index)}: cannot be read. Got {error}.") from error
         return self.picture(item)
-
-    def select(self, indices: Any, description: str) -> "DatasetSource":
-        """A part of it, in the given order."""
-        numbers = [self.places[i].offset for i in indices]
-        return DatasetSource(description, self.dataset, self.picture, numbers)
 
 
 class StreamSource:

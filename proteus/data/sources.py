@@ -1,5 +1,6 @@
 """Where images are. Labels are neither needed nor read for distillation."""
 
+import copy
 import glob
 import json
 import os
@@ -17,7 +18,7 @@ from .shards import expand_urls, fetch_shard, read_shard
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Place:
     """Bytes of one image: a whole file (`size` None) or a piece of a tar shard.
 
@@ -88,7 +89,10 @@ class ImageSource:
 
     def select(self, indices: Sequence[int], description: str) -> "ImageSource":
         """A part of it, in the given order."""
-        return ImageSource(description, [self.places[i] for i in indices])
+        part = copy.copy(self)
+        part.description, part.passed_over = description, {}
+        part.places = [self.places[i] for i in indices]
+        return part
 
     def save_list(self, path: str | Path) -> None:
         """Write the list of images, which `open_source` takes: `NAME.images.json`."""
@@ -169,8 +173,7 @@ def join(sources: Sequence[ImageSource], description: str | None = None) -> Imag
     others = {name: why for source in sources for name, why in source.passed_over.items()}
     if all(type(source) is ImageSource for source in sources):
         return ImageSource(description, places, others)
-    owners = [(source, index) for source in sources for index in range(len(source))]
-    return JoinedSource(description, places, others, owners)
+    return JoinedSource(description, sources, places, others)
 
 
 class JoinedSource(ImageSource):
@@ -179,22 +182,18 @@ class JoinedSource(ImageSource):
     def __init__(
         self,
         description: str,
+        sources: Sequence[ImageSource],
         places: Sequence[Place],
         passed_over: dict[str, str],
-        owners: Sequence[tuple[ImageSource, int]],
     ) -> None:
-        super().__init__(description, places, passed_over)
-        self.owners = list(owners)
+        numbered = [replace(place, offset=number) for number, place in enumerate(places)]
+        super().__init__(description, numbered, passed_over)
+        self.owners = [(source, index) for source in sources for index in range(len(source))]
 
     def read(self, index: int) -> bytes | Image.Image:
         """The encoded bytes of one image, or the image."""
-        source, number = self.owners[index]
+        source, number = self.owners[self.places[index].offset]
         return source.read(number)
-
-    def select(self, indices: Sequence[int], description: str) -> "JoinedSource":
-        """A part of it, in the given order."""
-        owners = [self.owners[i] for i in indices]
-        return JoinedSource(description, [self.places[i] for i in indices], {}, owners)
 
 
 def _open_path(text: str) -> ImageSource:

@@ -202,6 +202,13 @@ def test_datasets_and_folders_are_merged(tmp_path):
             source.save_list(tmp_path / "list.json")
 
 
+def test_a_part_of_a_dataset_keeps_its_names():
+    whole = open_source(Pairs())
+    part = whole.select([3, 1], "two").select([1], "one")
+    assert (part.description, len(part), part.name(0)) == ("one", 1, whole.name(1))
+    assert np.array_equal(np.asarray(part.read(0)), np.asarray(whole.read(1)))
+
+
 def test_black_images_of_different_shapes_are_different():
     shapes = [("RGB", (8, 16)), ("RGB", (16, 8)), ("L", (24, 16))]
     merged, _ = merge([open_source([Image.new(mode, size) for mode, size in shapes])])
