@@ -198,7 +198,7 @@ def patiently(call: Callable[[], Result], repo: str, revision: str | None = None
             # The client says "not in the cache" where the cause is that it got no answer.
             local = isinstance(failure, errors.LocalEntryNotFoundError)
             cause = (local and failure.__cause__) or failure
-            found = f"Got {type(cause).__name__}: {' '.join(str(cause).split())[:200]}."
+            found = f"Got {type(cause).__name__}: {' '.join(str(cause).split())[:200].rstrip('.')}."
             if refusal := _refusal(cause, repo, revision):
                 raise ValueError(f"Hub: {refusal} {found}") from failure
             wait = _seconds_to_wait(cause, attempt)

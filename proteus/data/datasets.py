@@ -55,13 +55,13 @@ class StreamSource:
     ) -> None:
         self.description, self.dataset, self.picture = description, dataset, picture
 
-    def items(self, epoch: int, seed: int, buffer: int) -> Iterator[bytes | Image.Image]:
-        """One pass over the dataset, shuffled through a buffer where the dataset can."""
+    def items(self, epoch: int, seed: int, buffer: int) -> Iterator[Any]:
+        """One pass over the dataset's items, shuffled through a buffer where the dataset can."""
         dataset = self.dataset
         if type(dataset).__module__.startswith("datasets."):
             dataset = dataset.shuffle(seed=seed, buffer_size=buffer)
             dataset.set_epoch(epoch)
-        return (self.picture(item) for item in dataset)
+        return iter(dataset)
 
 
 def open_dataset(dataset: Any) -> ImageSource | StreamSource:
@@ -79,6 +79,11 @@ def open_dataset(dataset: Any) -> ImageSource | StreamSource:
         if isinstance(dataset, datasets.IterableDataset):
             return StreamSource(name, raw, _Cell(column))
         return DatasetSource(name, raw, _Cell(column))
+    if isinstance(dataset, Iterator):
+        raise ValueError(
+            f"images: an iterator can be read only once, and a run reads its images in passes. Got "
+            f"a {name}; expected an object that starts anew each time it is iterated."
+        )
     if isinstance(dataset, IterableDataset) or (
         isinstance(dataset, Iterable) and not isinstance(dataset, Sized)
     ):
@@ -109,7 +114,7 @@ def open_hub_dataset(text: str) -> ImageSource | StreamSource:
         ) from error
     try:
         loaded = datasets.load_dataset(name, split=split or "train", streaming=kind == "hfids")
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"images: the dataset {name!r} cannot be loaded. Got {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}."
@@ -147,8 +152,10 @@ class _Cell:
                 return bytes(cell["bytes"])
             try:
                 return Path(cell["path"]).read_bytes()
-            except OSError as error:
+            except (OSError, TypeError) as error:  # TypeError: there is no path either
                 raise CorruptImageError(f"{cell['path']}: cannot be read. {error}") from error
+        if cell is None:
+            raise CorruptImageError(f"the row has no image in its column {self.column!r}")
         return _picture(cell)
 
 

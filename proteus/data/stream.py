@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .datasets import StreamSource
@@ -92,13 +91,13 @@ class StreamLoader:
             images = torch.stack(list(itertools.islice(decoded, self.batch_size)))
             yield images.to(self.device, non_blocking=True)
 
-    def _items(self) -> Iterator[tuple[Key, bytes | Image.Image]]:
+    def _items(self) -> Iterator[tuple[Key, Any]]:
         """Every item of this process with its key, pass after pass."""
         for epoch in itertools.count():
             number = -1
-            for number, data in enumerate(self.source.items(epoch, self.seed, self.buffer)):
+            for number, item in enumerate(self.source.items(epoch, self.seed, self.buffer)):
                 if number % self.world_size == self.rank:
-                    yield Key(epoch, number, 0), data
+                    yield Key(epoch, number, 0), item
             if number < self.rank:
                 raise ValueError(
                     f"images: the dataset gives nothing to process {self.rank}. Got "
@@ -111,8 +110,8 @@ class StreamLoader:
         waiting: deque[tuple[Key, Future[Any]]] = deque()
         seen = 0
         with ThreadPoolExecutor(self.workers) as pool:
-            for key, data in self._items():
-                waiting.append((key, pool.submit(self._sample, key, data)))
+            for key, item in self._items():
+                waiting.append((key, pool.submit(self._sample, key, item)))
                 if len(waiting) < 4 * self.workers:
                     continue
                 first, future = waiting.popleft()
@@ -125,9 +124,9 @@ class StreamLoader:
                 else:
                     yield image
 
-    def _sample(self, key: Key, data: bytes | Image.Image) -> Tensor | CorruptImageError:
+    def _sample(self, key: Key, item: Any) -> Tensor | CorruptImageError:
         try:
-            return self._samples.augmented(data, [key])[0][0]
+            return self._samples.augmented(self.source.picture(item), [key])[0][0]
         except CorruptImageError as error:
             return error
 
