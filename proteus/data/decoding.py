@@ -103,24 +103,24 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def decode_pixels(data: bytes | Image.Image, least: tuple[int, int] | None = None) -> Pixels:
-    """Decode to an array [H, W, 3], uint8, RGB, upright.
-
-    Args:
-        data: Encoded bytes, or an image that is decoded already.
-        least: (height, width) that the result must have at least; JPEG may then be decoded at
-            1/2 … 1/8 of its size, which costs less. None = full size.
-
-    Raises:
-        CorruptImageError: If it is damaged, truncated, or larger than Pillow's safety limit.
-    """
+def decode_pixels(data: bytes | Image.Image) -> Pixels:
+    """`decode` as an array [H, W, 3], uint8; JPEG by the fast decoder where there is one."""
     if isinstance(data, bytes) and plain_jpeg_size(data) is not None:
-        return decode_plain_jpeg(data, least)
+        return decode_plain_jpeg(data)
     return np.array(decode(data))
 
 
 def decode_plain_jpeg(data: bytes, least: tuple[int, int] | None = None) -> Pixels:
-    """`decode_pixels` for what `plain_jpeg_size` has said yes to; does not ask it again."""
+    """Decode what `plain_jpeg_size` has said yes to.
+
+    Args:
+        data: The file.
+        least: (height, width) that the result must have at least; the image may then be decoded at
+            1/2 … 1/8 of its size, which costs less. None = full size.
+
+    Raises:
+        CorruptImageError: If it is damaged or truncated.
+    """
     height, width = least or (0, 0)
     # Scales above 1/2 are decoded more slowly than the whole.
     options = {"min_height": height, "min_width": width, "min_factor": 2} if least else {}

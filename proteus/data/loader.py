@@ -303,13 +303,12 @@ class Keys(Sampler[list[Key]]):
 
     def _copy(self, at: int) -> int:
         """Which copy of its image it is, among all processes: no two are augmented alike."""
-        position = at * self.loader.world_size + self.loader.rank
-        whole = len(self.loader.source) * self.loader.order.repeats
-        if self.loader.order.repeats == 1:
+        repeats = self.loader.order.repeats
+        if repeats == 1:
             return 0
-        return position % self.loader.order.repeats + self.loader.order.repeats * (
-            position // whole
-        )
+        position = at * self.loader.world_size + self.loader.rank
+        rounds = position // (len(self.loader.source) * repeats)
+        return position % repeats + repeats * rounds
 
 
 def _as_it_is(batch: Any) -> Any:

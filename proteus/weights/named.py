@@ -88,10 +88,9 @@ def _by_timm(model: nn.Module, tensors: dict[str, Tensor], subject: str) -> dict
         convert = vision_transformer.checkpoint_filter_fn
     else:
         return tensors
-    biases = {k: v for k, v in tensors.items() if "storage_tokens" in tensors and "qkv.bias" in k}
-    if any(k.endswith("qkv.bias") and bool(v.any()) for k, v in biases.items()) and not any(
-        name.endswith("q_bias") for name in model.state_dict()
-    ):
+    dinov3 = "storage_tokens" in tensors
+    biased = any(k.endswith("qkv.bias") and bool(v.any()) for k, v in tensors.items())
+    if dinov3 and biased and not any(name.endswith("q_bias") for name in model.state_dict()):
         raise ValueError(
             f"{subject}: the file's attention biases would be dropped. Got biases other than zero; "
             f"expected zeros, as in the distilled DINOv3 models. Name the model that has them "
