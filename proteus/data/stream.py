@@ -13,9 +13,8 @@ from torch import Tensor
 
 from .datasets import StreamSource
 from .decoding import CorruptImageError
-from .loader import ImageLoader, check_settings
-from .samples import CORRUPT_SHARE, Augmentation, Key, Samples
-from .sources import ImageSource
+from .loader import ImageLoader, check_rank
+from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Key
 
 _logger = logging.getLogger(__name__)
 _ENOUGH = 200  # images seen before a share of corrupt ones means anything
@@ -58,7 +57,8 @@ class StreamLoader:
         buffer: int = 1000,
         scale: tuple[float, float] = (0.08, 1.0),
     ) -> None:
-        check_settings(augment, image_size, scale, rank, world_size)
+        check_rank(rank, world_size)
+        self._augmenter = Augmenter(augment, size=image_size, seed=seed, scale=scale, whole=True)
         if augment == "official" or batch_size < 1:
             raise ValueError(
                 f"images: a stream cannot do this. Got augment={augment!r}, "
@@ -69,15 +69,6 @@ class StreamLoader:
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
         self.skipped: dict[str, str] = {}
-        self._samples = Samples(
-            ImageSource(source.description, []),
-            size=image_size,
-            seed=seed,
-            augment=augment,
-            scale=scale,
-            workers=0,
-            whole=True,
-        )
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
         """Batch number `start`, `start` + 1, …, the same ones in every run, without end.
@@ -126,7 +117,7 @@ class StreamLoader:
 
     def _sample(self, key: Key, item: Any) -> Tensor | CorruptImageError:
         try:
-            return self._samples.augmented(self.source.picture(item), [key])[0][0]
+            return self._augmenter(self.source.picture(item), [key])[0][0]
         except CorruptImageError as error:
             return error
 

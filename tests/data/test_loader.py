@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from proteus.data import CorruptImageError, ImageLoader, center_resize, decode, open_source
 from proteus.data.decoding import decode_pixels
-from proteus.data.samples import Key
+from proteus.data.samples import Augmenter, Key
 from proteus.data.transforms import draw_crop
 
 
@@ -57,7 +57,7 @@ def test_another_seed_gives_other_images(folder):
 def test_another_seed_gives_another_order(folder):
     data = [loader(folder, seed=seed, batch_size=22) for seed in (0, 1)]
     for one in data:
-        one.samples.augment = "none"  # whole images: only the order is left to differ
+        one.samples.augmenter.augment = "none"  # whole images: only the order is left to differ
     (first,), (second,) = (take(one, 1) for one in data)
     assert not torch.equal(first, second)
     key = lambda batch: sorted(image.sum().item() for image in batch)  # noqa: E731
@@ -240,10 +240,10 @@ def test_a_jpeg_is_decoded_small_where_the_crops_allow_it(tmp_path):
     y, x = np.mgrid[:600, :800]
     smooth = np.stack([x * 255 // 800, y * 255 // 600, (x + y) * 255 // 1400], -1)
     Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
-    samples = loader(tmp_path, batch_size=1, augment="fast", image_size=32, scale=(0.9, 1)).samples
-    small = samples.augmented((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
-    samples._least = lambda size, crops: None
-    whole = samples.augmented((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
+    augmenter = Augmenter("fast", size=32, seed=0, scale=(0.9, 1), whole=True)
+    small = augmenter((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
+    augmenter._least = lambda size, crops: None
+    whole = augmenter((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
     gap = (small.int() - whole.int()).abs().float()
     assert gap.mean() < 2.5
     assert gap.max() > 0
