@@ -118,7 +118,11 @@ def model_tensors(content: Mapping[str, Any], subject: str) -> dict[str, Tensor]
             content = content[name]
             break
     tensors = dict(content)
-    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    others = [
+        name
+        for name, value in tensors.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
     if others or not tensors:
         raise ValueError(
             f"{subject}: no state dict. Got entries that are not tensors "
@@ -158,7 +162,7 @@ def without_classifier(model: nn.Module, tensors: StateDict) -> dict[str, Tensor
 
 
 def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
-    """Load a state dict; any missing, left-over or misshapen key is an error that names it."""
+    """Load a state dict; any missing or left-over key, other shape or kind is an error."""
     own = model.state_dict()
     problems = {
         "missing": [key for key in own if key not in tensors],
@@ -167,6 +171,11 @@ def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
             f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
             for key in own
             if key in tensors and tensors[key].shape != own[key].shape
+        ],
+        "of another kind": [
+            f"{key} {tensors[key].dtype} instead of {own[key].dtype}"
+            for key in own
+            if key in tensors and tensors[key].is_floating_point() != own[key].is_floating_point()
         ],
     }
     found = [

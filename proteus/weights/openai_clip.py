@@ -121,7 +121,7 @@ def build_clip(
         "vit_base_patch16_clip_quickgelu_224", pretrained=False, num_classes=0, **arguments
     )
     load_strictly(model, rename(tensors, _timm_name, subject), subject)
-    return hand_back(model, mask_token, arguments)
+    return hand_back(model, mask_token, arguments, subject)
 
 
 def _timm_name(name: str) -> str:

@@ -13,6 +13,7 @@ from .files import StateDict, load_strictly, model_tensors, open_weights, rename
 
 # Rank of the tensors from which the architecture is read.
 _NEEDED = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "norm.weight": 1}
+_OPTIONAL = {"register_tokens": 3, "blocks.0.mlp.w12.weight": 2, "blocks.0.mlp.fc1.weight": 2}
 
 
 def from_dinov2(
@@ -145,7 +146,7 @@ def build_vit(
         architecture, pretrained=False, num_classes=0, img_size=size, **arguments
     )
     load_strictly(model, tensors, subject)
-    return hand_back(model, mask_token, {"img_size": size, **arguments})
+    return hand_back(model, mask_token, {"img_size": size, **arguments}, subject)
 
 
 def _timm_name(name: str) -> str:
@@ -158,7 +159,8 @@ def _arguments(
     tensors: StateDict, num_heads: int | None, subject: str
 ) -> tuple[dict[str, Any], int]:
     """Timm arguments and trained image size, from the tensors."""
-    check_needed(tensors, _NEEDED, subject)
+    there = {key: rank for key, rank in _OPTIONAL.items() if key in tensors}
+    check_needed(tensors, {**_NEEDED, **there}, subject)
     width, patch = tensors["cls_token"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
     first = tensors.get("blocks.0.mlp.w12.weight", tensors.get("blocks.0.mlp.fc1.weight"))
     if first is None:
@@ -192,10 +194,10 @@ def check_needed(tensors: StateDict, needed: Mapping[str, int], subject: str) ->
             f"{sorted(tensors)[:3]}; expected {', '.join(missing)} among them."
         )
     for key, rank in needed.items():
-        if tensors[key].ndim != rank:
+        if tensors[key].ndim != rank or tensors[key].numel() == 0:
             raise ValueError(
                 f"{subject}: {key} has the wrong shape. Got {tuple(tensors[key].shape)}; expected "
-                f"{rank} dimensions."
+                f"{rank} dimensions, none of them 0."
             )
 
 
@@ -225,10 +227,18 @@ def image_pair(image_size: int | tuple[int, int] | None, native: int) -> tuple[i
     return to_pair(native if image_size is None else image_size)
 
 
-def hand_back(model: nn.Module, mask_token: Tensor | None, arguments: dict[str, Any]) -> nn.Module:
+def hand_back(
+    model: nn.Module, mask_token: Tensor | None, arguments: dict[str, Any], subject: str
+) -> nn.Module:
     """Attach what timm's models have no place for, as plain attributes, and go to eval."""
-    token = None if mask_token is None else mask_token.detach().clone().reshape(1, -1)
-    vars(model)["mask_token"] = token
+    if mask_token is not None:
+        if mask_token.numel() != arguments["embed_dim"]:
+            raise ValueError(
+                f"{subject}: mask_token has the wrong shape. Got {tuple(mask_token.shape)}; "
+                f"expected {arguments['embed_dim']} values."
+            )
+        mask_token = mask_token.detach().clone().reshape(1, -1)
+    vars(model)["mask_token"] = mask_token
     # timm records these itself from 1.0.31 on; an export needs them with every version.
     vars(model)["_model_args"] = arguments
     return model.eval()

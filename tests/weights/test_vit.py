@@ -98,7 +98,25 @@ def test_anything_but_exactly_the_right_keys_is_an_error_that_names_them(weights
 )
 def test_no_tensor_takes_another_s_place_silently(wrap, stranger, weights):
     with pytest.raises(ValueError, match="two tensors for one place"):
-        from_dinov2({**wrap(weights), stranger: torch.zeros(1)}, num_heads=3)
+        from_dinov2({**wrap(weights), stranger: torch.zeros(1, 1)}, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cls_token", torch.zeros(1, 1, 0), "none of them 0"),
+        ("patch_embed.proj.weight", torch.zeros(48, 3, 0, 0), "none of them 0"),
+        ("register_tokens", torch.zeros(4), "expected 3 dimensions"),
+        ("blocks.0.mlp.fc1.weight", torch.zeros(()), "expected 2 dimensions"),
+        ("mask_token", torch.zeros(7), r"mask_token has the wrong shape. Got \(7,\); expected 48"),
+        ("norm.weight", torch.ones(48, dtype=torch.complex64), "1 of another kind"),
+        ("norm.weight", torch.ones(48, dtype=torch.int64), "1 of another kind"),
+        (3, torch.zeros(1), r"entries that are not tensors \(3\)"),
+    ],
+)
+def test_a_tensor_of_another_shape_or_kind_is_an_error(weights, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        from_dinov2({**weights, key: value}, num_heads=3)
 
 
 def test_a_name_cannot_ask_for_a_billion_blocks(weights):
