@@ -1,7 +1,6 @@
 """The Hugging Face Hub: get a distilled student, publish one."""
 
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -270,13 +269,10 @@ def push_to_hub(
     Raises:
         ValueError: If the model cannot be saved, or the Hub cannot be reached or refuses.
     """
-    folder = Path(tempfile.mkdtemp(prefix="proteus-push-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="proteus-push-") as folder:
         name = {"name": repo_id.rpartition("/")[2]}
         save_pretrained(student, folder, details={**name, **(details or {})})
         return upload(folder, repo_id, private=private)
-    finally:
-        shutil.rmtree(folder)
 
 
 def upload(folder: str | Path, repo_id: str, *, private: bool = False) -> str:

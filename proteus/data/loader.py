@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from .decoding import CorruptImageError
 from .finishing import finish
-from .order import Order, Repeated, Shuffled
+from .order import Repeated, Shuffled
 from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Batch, Faults, Key, Samples
 from .sources import ImageSource
 
@@ -96,9 +96,11 @@ class ImageLoader:
                 f"images: got repeats={repeats} with augment={augment!r}; expected at least 1, and "
                 f"1 where nothing is random."
             )
-        self.order: Order = Shuffled(len(source), seed, shuffle=augment != "none")
-        if repeats > 1:
-            self.order = Repeated(len(source), seed, repeats)
+        self.order = (
+            Repeated(len(source), seed, repeats)
+            if repeats > 1
+            else Shuffled(len(source), seed, shuffle=augment != "none")
+        )
         length = self.order.length(batch_size=max(1, batch_size), world_size=world_size)
         if batch_size < 1 or length < batch_size:
             raise ValueError(

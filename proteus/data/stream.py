@@ -25,21 +25,16 @@ class StreamLoader:
 
     The dataset's own buffer shuffles; threads decode. Corrupt images are left out and noted in
     `skipped`. A resumed stream reads and decodes what came before again (which of it is corrupt
-    decides what follows), and then gives the same batches.
+    decides what follows), and then gives the same batches. Settings that are not described here are
+    those of `ImageLoader`.
 
     Args:
         source: See `open_source`, `hfids/…`.
-        batch_size: B, of this process.
-        image_size: Pixels, square.
-        seed: Of shuffling and augmentation.
         augment: "crop", "fast" or "none". ("official" draws from the process's own generators,
             which threads must not touch.)
         workers: Threads that decode; None = the cores, at most 8.
         rank: Number of this process among `world_size`; item n goes to process n % world_size.
-        world_size: Processes that share the stream.
-        device: Where batches go.
         buffer: Images among which the next one is drawn.
-        scale: Range of the crops' area, as a share of the image's.
     """
 
     def __init__(
