@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -258,6 +259,38 @@ def test_what_cannot_be_loaded_is_said(name, message):
 def test_a_folder_that_is_no_export_points_to_the_right_one(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json.*RUN/export"):
         proteus.load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "hf-hub:me/other"},
+        {"architecture": "vit_of_nobody"},
+        {"model_args": {"checkpoint_path": "evil.pth"}},
+        {"model_args": {"cache_dir": "elsewhere"}},
+    ],
+)
+def test_a_description_cannot_make_timm_read_other_files(exported, change, monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *words, **options: pytest.fail("built"))
+    config = exported / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"config\.json describes no timm model"):
+        proteus.load_pretrained(exported)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"architecture": 3}',
+        "{",
+        '{"architecture": "vit_tiny_patch16_224", "model_args": [1]}',
+    ],
+)
+def test_a_config_of_another_form_is_refused(exported, text):
+    (exported / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json (describes no timm model|is not JSON)"):
+        proteus.load_pretrained(exported)
 
 
 def test_a_student_can_be_a_teacher(tmp_path):
