@@ -242,6 +242,10 @@ def test_load_pretrained_resamples_by_dinov2_s_rule(tmp_path):
         student.backbone.pos_embed, (5, 5), prefix=1, rule="dinov2"
     )
     assert torch.equal(model.pos_embed, expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"]["architecture"] = "vit_tiny_patch16_224"  # of timm's rule
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(proteus.load_pretrained(tmp_path, image_size=70).pos_embed, expected)
 
 
 @pytest.mark.parametrize(

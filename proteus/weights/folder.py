@@ -34,7 +34,8 @@ def load_folder(folder: str | Path, subject: str) -> nn.Module:
     config = _read_config(folder, subject)
     described = dict(config.get("pretrained_cfg") or {})
     arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k != "num_classes"}
-    described["num_classes"] = 0
+    # What timm would look up by itself; the file may say something else here.
+    described |= {"architecture": config["architecture"].partition(".")[0], "num_classes": 0}
     if not timm.is_model(config["architecture"]) or _FOREIGN & set(arguments):
         raise ValueError(
             f"{subject}: {CONFIG} describes no timm model. Got {config['architecture']!r} with "
