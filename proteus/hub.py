@@ -1,7 +1,6 @@
 """The Hugging Face Hub: get a distilled student, publish one."""
 
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from .positions import Resizable, fit_positions, to_pair
 from .pretrained import PRETRAINED, Pretrained
 from .saving import save_pretrained, sha256_of
 from .version import __version__
-from .weights.folder import CONFIG, WEIGHTS, load_folder, read_config
+from .weights.folder import CONFIG, WEIGHTS, load_folder
 
 if TYPE_CHECKING:
     from .distiller import Distiller
@@ -95,8 +94,8 @@ def load_pretrained(
                 f"load_pretrained: image_size= would be ignored. Got a "
                 f"{type(model).__name__}, which takes any size; leave it out."
             )
-        rule = position_rule(read_config(folder, "load_pretrained")["architecture"])
-        fit_positions(model, size, rule, "load_pretrained")
+        architecture = vars(model)["pretrained_cfg"]["architecture"]
+        fit_positions(model, size, position_rule(architecture), "load_pretrained")
     return model.eval()
 
 
@@ -193,35 +192,45 @@ def patiently(call: Callable[[], Result], repo: str, revision: str | None = None
     for attempt in range(1, _TRIES + 1):
         try:
             return call()
-        except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
-            gated = isinstance(error, errors.GatedRepoError)
-            raise ValueError(
-                f"Hub: {repo!r} is gated: accept its terms on its page, then log in."
-                if gated
-                else f"Hub: there is no repository {repo!r}, or it is private and you are not "
-                f"logged in. Check the name, or log in with `hf auth login` (HF_TOKEN)."
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise ValueError(
-                f"Hub: {repo!r} has no revision {revision!r}. Leave revision= out for the newest."
-            ) from error
-        except errors.HFValidationError as error:
-            raise ValueError(f"Hub: {repo!r} is no repository name. {error}") from error
         # `HTTPError`: whichever client library this version of huggingface_hub is built on.
-        except (errors.HfHubHTTPError, errors.HTTPError, OSError) as failure:  # type: ignore[attr-defined]
+        except (errors.HFValidationError, errors.HTTPError, OSError) as failure:  # type: ignore[attr-defined]
             # The client says "not in the cache" where the cause is that it got no answer.
             local = isinstance(failure, errors.LocalEntryNotFoundError)
             cause = (local and failure.__cause__) or failure
+            found = f"Got {type(cause).__name__}: {' '.join(str(cause).split())[:200].rstrip('.')}."
+            if refusal := _refusal(cause, repo, revision):
+                raise ValueError(f"Hub: {refusal} {found}") from failure
             wait = _seconds_to_wait(cause, attempt)
             if wait is None or attempt == _TRIES:
                 raise ValueError(
-                    f"Hub: {repo!r} could not be reached in {attempt} attempts. Got "
-                    f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}. Check the "
+                    f"Hub: {repo!r} could not be reached in {attempt} attempts. {found} Check the "
                     f"connection (and HF_ENDPOINT), or load a local folder."
                 ) from failure
             _log.warning("Hub: %s; trying again in %.0f s", type(cause).__name__, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def _refusal(error: BaseException, repo: str, revision: str | None) -> str | None:
+    """What the Hub refuses, and what to do; None where it does not."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repo!r} is gated: accept its terms on its page, then log in."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"there is no repository {repo!r}, or it is private and you are not logged in. Check "
+            f"the name, or log in with `hf auth login` (HF_TOKEN)."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo!r} has no revision {revision!r}. Leave revision= out for the newest."
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo!r} is no repository name."
+    if isinstance(error, errors.HfHubHTTPError) and (
+        error.response is not None and error.response.status_code in (401, 403)
+    ):
+        return f"your login may not do this to {repo!r}. Log in with `hf auth login` (HF_TOKEN)."
+    return None
 
 
 def _seconds_to_wait(error: BaseException, attempt: int) -> float | None:
@@ -260,13 +269,10 @@ def push_to_hub(
     Raises:
         ValueError: If the model cannot be saved, or the Hub cannot be reached or refuses.
     """
-    folder = Path(tempfile.mkdtemp(prefix="proteus-push-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="proteus-push-") as folder:
         name = {"name": repo_id.rpartition("/")[2]}
         save_pretrained(student, folder, details={**name, **(details or {})})
         return upload(folder, repo_id, private=private)
-    finally:
-        shutil.rmtree(folder)
 
 
 def upload(folder: str | Path, repo_id: str, *, private: bool = False) -> str:

@@ -146,7 +146,7 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
     config["proteus"] = {"versions": versions(), **details}
     path.write_text(json.dumps(config, indent=2, default=str) + "\n")
     title = details.pop("name", None) or (student.name if name == "export" else name)
-    (folder / "README.md").write_text(model_card(student, title, details))
+    (folder / "README.md").write_text(model_card(student, title, details), encoding="utf-8")
 
 
 @torch.no_grad()

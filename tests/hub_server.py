@@ -17,12 +17,13 @@ class Hub:
 
     `repos`: id -> list of (commit, {file: bytes}), oldest first. `busy`: how many of the next
     requests get 429. `cut`: how many of the next downloads of weights break off half way.
-    `gated`: ids that need a permission. `requests`: what was asked.
+    `gated`: ids that need a permission. `refuse`: the status with which whatever writes is refused.
+    `requests`: what was asked.
     """
 
     def __init__(self):
         self.repos, self.requests, self.gated = {}, [], set()
-        self.busy = self.cut = 0
+        self.busy = self.cut = self.refuse = 0
         self.private = {}
         bound = type("BoundHandler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", PORT), bound)
@@ -131,7 +132,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.refused():
             return
         path = self.path.partition("?")[0]
-        if path == "/api/repos/create":
+        if self.hub.refuse:
+            self.answer(self.hub.refuse, {"error": "not yours"})
+        elif path == "/api/repos/create":
             content = json.loads(body)
             repo = f"{content.get('organization') or 'me'}/{content['name']}"
             private = content.get("private") or content.get("visibility") == "private"

@@ -51,6 +51,25 @@ def block_mask(grid, wanted, generator):
     return mask
 
 
+def openai_names(tensors):
+    """A timm CLIP tower's tensors as OpenAI names and shapes them."""
+    names = {
+        "blocks.": "transformer.resblocks.", ".attn.qkv.": ".attn.in_proj_",
+        ".attn.proj.": ".attn.out_proj.", ".norm1.": ".ln_1.", ".norm2.": ".ln_2.",
+        ".mlp.fc1.": ".mlp.c_fc.", ".mlp.fc2.": ".mlp.c_proj.", "patch_embed.proj.": "conv1.",
+        "norm_pre.": "ln_pre.", "cls_token": "class_embedding", "pos_embed": "positional_embedding",
+    }  # fmt: skip
+    renamed = {}
+    for key, value in tensors.items():
+        name = f"ln_post.{key.removeprefix('norm.')}" if key.startswith("norm.") else key
+        for timms, theirs in names.items():
+            name = name.replace(timms, theirs)
+        renamed[name] = value
+    renamed["class_embedding"] = renamed["class_embedding"].flatten()
+    renamed["positional_embedding"] = renamed["positional_embedding"][0]
+    return renamed
+
+
 def clip_visual_tower(weights, images, heads):
     """CLIP's visual tower, [B, 1 + N, D]: `ln_post` on the class token only, no projection."""
     width = weights["class_embedding"].shape[0]

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from proteus.cli import main
+from proteus.data.datasets import StreamSource
 from proteus.recipes import RUNS, Masks, from_json, read_recipe, recipe
 
 
@@ -263,17 +265,45 @@ def test_data_builds_a_part_that_distill_takes(photos, tmp_path, capsys):
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_terminal_that_cannot_show_a_name_does_not_end_a_command(photos, tmp_path):
+    (photos / "ü.jpg").write_bytes((photos / "class0/0.jpg").read_bytes())
+    command = [sys.executable, "-m", "proteus", "data", str(photos), "--out", "part.json"]
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        command, check=False, env=plain, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"from \xfc.jpg" in done.stdout
+    assert r"--data part.json \u2026" in done.stdout
+
+
 def test_data_merges(photos, capsys):
     assert main(["data", str(photos), str(photos), "--merge"]) == 0
     assert '"images": 12' in capsys.readouterr().out
 
 
 def test_data_draws_by_given_labels(photos, tmp_path, capsys):
-    lines = ["key\tclass", *(f"{n}\t{n % 2}" for n in range(12))]
-    (tmp_path / "labels.tsv").write_text("\n".join(lines) + "\n")
-    labels = str(tmp_path / "labels.tsv")
-    assert main(["data", str(photos), "--sub-class", "0.5", "--labels", labels]) == 0
+    keys = [path.stem for path in sorted(photos.glob("*/*.jpg"))]
+    lines = [f"{key}\t{n % 2}" for n, key in enumerate(keys)]
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("\n".join(["key\tclass", *lines]) + "\n")
+    command = ["data", str(photos), "--sub-class", "0.5", "--labels", str(labels)]
+    assert main(command) == 0
     assert '"images": 6' in capsys.readouterr().out
+    labels.write_text("\n".join(reversed(lines)))
+    assert main(command) == 2
+    assert "in another order than the images. Got '8' where" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--merge", "--check", "--sub-data=0.5", "--out=part.json"])
+def test_what_a_stream_cannot_do_is_not_passed_over(option, monkeypatch, capsys):
+    stream = StreamSource("hfids/me/photos", [], bytes)
+    monkeypatch.setattr("proteus.data.open_source", lambda path: stream)
+    assert main(["data", "hfids/me/photos", option]) == 2
+    assert "a stream can only be read from its beginning" in capsys.readouterr().err
+    for command in (["data"], ["info", "--data"]):
+        assert main([*command, "hfids/me/photos"]) == 0
+        assert "a stream: hfids/me/photos" in capsys.readouterr().out
 
 
 def test_data_refuses_two_builders(photos, capsys):

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -127,6 +128,14 @@ def test_what_the_hub_refuses_is_said_plainly(server, exported, repo, revision, 
         proteus.load_pretrained(repo, revision=revision)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_who_may_not_write_is_told_to_log_in_at_once(server, exported, status, caplog):
+    server.refuse = status
+    with pytest.raises(ValueError, match=rf"login may not.*hf auth login.*Got .*{status}"):
+        upload(exported, OWNER)
+    assert "trying again" not in caplog.text
+
+
 def test_a_busy_hub_is_asked_again(server, exported, student, caplog):
     server.add_folder(OWNER, exported)
     server.busy = 2
@@ -233,6 +242,10 @@ def test_load_pretrained_resamples_by_dinov2_s_rule(tmp_path):
         student.backbone.pos_embed, (5, 5), prefix=1, rule="dinov2"
     )
     assert torch.equal(model.pos_embed, expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"]["architecture"] = "vit_tiny_patch16_224"  # of timm's rule
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(proteus.load_pretrained(tmp_path, image_size=70).pos_embed, expected)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +263,38 @@ def test_what_cannot_be_loaded_is_said(name, message):
 def test_a_folder_that_is_no_export_points_to_the_right_one(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json.*RUN/export"):
         proteus.load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architecture": "hf-hub:me/other"},
+        {"architecture": "vit_of_nobody"},
+        {"model_args": {"checkpoint_path": "evil.pth"}},
+        {"model_args": {"cache_dir": "elsewhere"}},
+    ],
+)
+def test_a_description_cannot_make_timm_read_other_files(exported, change, monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *words, **options: pytest.fail("built"))
+    config = exported / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(ValueError, match=r"config\.json describes no timm model"):
+        proteus.load_pretrained(exported)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"architecture": 3}',
+        "{",
+        '{"architecture": "vit_tiny_patch16_224", "model_args": [1]}',
+    ],
+)
+def test_a_config_of_another_form_is_refused(exported, text):
+    (exported / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json (describes no timm model|is not JSON)"):
+        proteus.load_pretrained(exported)
 
 
 def test_a_student_can_be_a_teacher(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from hub_server import Hub
+from oracles import openai_names
 
 import proteus
 from proteus import hub, pretrained, release
@@ -55,22 +56,7 @@ def student_of(entry):
 def authors_file(entry):
     tensors = {**student_of(entry).state_dict(), "mask_token": torch.randn(1, entry.width)}
     if entry.family == "clip":
-        names = {
-            "blocks.": "transformer.resblocks.", ".attn.qkv.": ".attn.in_proj_",
-            ".attn.proj.": ".attn.out_proj.", ".norm1.": ".ln_1.", ".norm2.": ".ln_2.",
-            ".mlp.fc1.": ".mlp.c_fc.", ".mlp.fc2.": ".mlp.c_proj.",
-            "patch_embed.proj.": "conv1.", "norm_pre.": "ln_pre.", "cls_token": "class_embedding",
-            "pos_embed": "positional_embedding",
-        }  # fmt: skip
-        renamed = {}
-        for key, value in tensors.items():
-            name = f"ln_post.{key[5:]}" if key.startswith("norm.") else key
-            for ours, theirs in names.items():
-                name = name.replace(ours, theirs)
-            renamed[name] = value
-        renamed["class_embedding"] = renamed["class_embedding"].flatten()
-        renamed["positional_embedding"] = renamed["positional_embedding"][0]
-        tensors = renamed
+        tensors = openai_names(tensors)
     return {"model": {f"student.backbone.{k}": v for k, v in tensors.items()}}
 
 

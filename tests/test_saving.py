@@ -169,6 +169,14 @@ def test_an_export_can_be_read_by_others(tmp_path):
     assert modes == {0o666 & ~before}
 
 
+def test_a_card_is_written_where_the_system_knows_ascii_only(tmp_path):
+    code = "import proteus; s = proteus.Student('demo-student', image_size=64)\n"
+    code += f"proteus.save_pretrained(s, {str(tmp_path / 'export')!r})"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **plain}, check=True)
+    assert "64×64 pixels" in (tmp_path / "export/README.md").read_text(encoding="utf-8")
+
+
 def test_another_save_that_is_running_is_left_alone(tmp_path):
     running = tmp_path / f".tmp-save-{os.getppid()}-x"
     running.mkdir()

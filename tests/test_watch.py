@@ -161,6 +161,11 @@ def test_labels_of_images_and_bank_have_one_numbering(folder, distiller):
     assert watch.every == 5
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
 def test_a_source_without_labels_or_end_is_an_error(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="labels are asked for"):
@@ -168,7 +173,7 @@ def test_a_source_without_labels_or_end_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="the bank would be ignored"):
         Watch.from_sources(tmp_path, bank=tmp_path, image_size=8)
     with pytest.raises(ValueError, match="a stream has no images to come back to"):
-        Watch.from_sources(iter([]), image_size=8)
+        Watch.from_sources(Stream(), image_size=8)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before a command needs it: `--help` is instant."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 2 for what a user can mend, 130 when interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name must not end a command half way
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:

@@ -21,36 +21,41 @@ def add(commands: Commands) -> None:
     arg("--merge", action="store_true", help="all of them, exact duplicates once")
     arg("--sub-data", type=float, metavar="F", help="this fraction of each class")
     arg("--sub-class", type=float, metavar="F", help="this fraction of the classes")
-    arg(
-        "--labels",
-        type=Path,
-        help="class of each image: last column of each line",
-    )
+    arg("--labels", type=Path, help="class of each image: last column of each line")
     arg("--seed", type=int, default=0, help="of the fractions (default 0)")
     arg("--out", type=Path, help="write the list of images, for --data of `proteus distill`")
     data.set_defaults(run=_run_data)
 
 
 def _run_data(arguments: argparse.Namespace) -> None:
-    from ..data import open_source
+    from ..data import merge, open_source, sub_class, sub_data
     from ..data.datasets import StreamSource
 
-    chosen = [arguments.merge, arguments.sub_data is not None, arguments.sub_class is not None]
+    fractions = arguments.sub_data, arguments.sub_class
+    chosen = [arguments.merge, *(fraction is not None for fraction in fractions)]
     if sum(chosen) > 1:
         raise ValueError("--merge, --sub-data and --sub-class exclude each other. Use --out twice.")
-    if arguments.labels and not (chosen[1] or chosen[2]):
+    if arguments.labels and not any(chosen[1:]):
         raise ValueError("--labels would be ignored. It belongs to --sub-data or --sub-class.")
-    source: Any = None
+    paths = arguments.paths
+    sources = [open_source(path) for path in paths] if arguments.merge else [open_source(paths)]
+    streams = [source for source in sources if isinstance(source, StreamSource)]
+    if streams and (any(chosen) or arguments.check or arguments.out):
+        raise ValueError(
+            f"a stream can only be read from its beginning, and has no list, no parts and no end. "
+            f"Got {streams[0].description}; expected images that can be asked for one by one."
+        )
+    source = sources[0]
     if arguments.merge:
-        source = _merged(arguments)
+        source, manifest = merge(sources)
+        print(manifest)
     else:
-        source = open_source(arguments.paths)
-        if isinstance(source, StreamSource):
-            print(f"a stream: {source.description}; its length is not known")
-            return
-        _describe(source)
-    if chosen[1] or chosen[2]:
-        source = _part(source, arguments)
+        describe(source)
+    if any(chosen[1:]):
+        build, fraction = (sub_data, fractions[0]) if chosen[1] else (sub_class, fractions[1])
+        labels = _labels(arguments.labels, source) if arguments.labels else None
+        source, manifest = build(source, fraction, seed=arguments.seed, labels=labels)
+        print(manifest)
     if arguments.check:
         _check(source)
     if arguments.out:
@@ -58,39 +63,31 @@ def _run_data(arguments: argparse.Namespace) -> None:
         print(f"Wrote {arguments.out}: proteus distill --data {arguments.out} …")
 
 
-def _merged(arguments: argparse.Namespace) -> Any:
-    from ..data import merge, open_source
-
-    source, manifest = merge([open_source(path) for path in arguments.paths])
-    print(manifest)
-    return source
-
-
-def _part(source: Any, arguments: argparse.Namespace) -> Any:
-    from ..data import sub_class, sub_data
-
-    labels = _labels(arguments.labels) if arguments.labels else None
-    build, fraction = (
-        (sub_data, arguments.sub_data)
-        if arguments.sub_data is not None
-        else (sub_class, arguments.sub_class)
-    )
-    part, manifest = build(source, fraction, seed=arguments.seed, labels=labels)
-    print(manifest)
-    return part
+def _labels(path: Path, source: Any) -> list[str]:
+    """The last column of each line; a first column must name the image in that place."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if lines and lines[0].split() == ["key", "class"]:
+        del lines[0]
+    for index, line in enumerate(lines[: len(source)]):
+        key = line.partition("\t")[0] if "\t" in line else line.rpartition(" ")[0]
+        name = source.name(index)
+        if not Path(name).stem.endswith(Path(key.strip()).stem):
+            raise ValueError(
+                f"labels: {path} is in another order than the images. Got {key!r} where "
+                f"{name!r} is; expected a line for each image, in the order of the source."
+            )
+    return [line.split()[-1] for line in lines]
 
 
-def _labels(path: Path) -> list[str]:
-    """The last column of each line; a first line `key<tab>class` is a heading."""
-    rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    if rows and rows[0] == ["key", "class"]:
-        rows = rows[1:]
-    return [row[-1] for row in rows]
-
-
-def _describe(source: Any) -> None:
+def describe(source: Any) -> None:
+    """Print what a source holds."""
     from collections import Counter
 
+    from ..data.datasets import StreamSource
+
+    if isinstance(source, StreamSource):
+        print(f"a stream: {source.description}; its length is not known")
+        return
     print(f"{len(source)} images in {source.description}")
     print(f"  from {source.name(0)} to {source.name(len(source) - 1)}")
     labels = Counter(source.label(i) for i in range(len(source)))

@@ -2,6 +2,7 @@
 
 import argparse
 
+from .data import describe
 from .parser import Commands, add_command
 
 
@@ -21,8 +22,7 @@ def _run_info(arguments: argparse.Namespace) -> None:
     if arguments.data:
         from ..data import open_source
 
-        source = open_source(arguments.data)
-        print(f"{len(source)} images in {source.description}, from {source.name(0)} on")
+        describe(open_source(arguments.data))
         return
     from ..catalog import STUDENTS, TEACHERS
     from ..pretrained import PRETRAINED

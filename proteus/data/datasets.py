@@ -22,33 +22,22 @@ class DatasetSource(ImageSource):
         description: What it is, for messages.
         dataset: Has `len()` and `[n]`.
         picture: An item -> its encoded bytes or its image.
-        selection: Item numbers; None = all.
     """
 
     def __init__(
-        self,
-        description: str,
-        dataset: Any,
-        picture: Callable[[Any], bytes | Image.Image],
-        selection: list[int] | None = None,
+        self, description: str, dataset: Any, picture: Callable[[Any], bytes | Image.Image]
     ) -> None:
-        numbers = list(range(len(dataset))) if selection is None else selection
-        super().__init__(description, [Place("", f"{description}[{n}]", n) for n in numbers])
+        places = [Place("", f"{description}[{n}]", n) for n in range(len(dataset))]
+        super().__init__(description, places)
         self.dataset, self.picture = dataset, picture
 
     def read(self, index: int) -> bytes | Image.Image:
         """The encoded bytes or the image of an item."""
-        number = self.places[index].offset
         try:
-            item = self.dataset[number]
+            item = self.dataset[self.places[index].offset]
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise CorruptImageError(f"{self.name(index)}: cannot be read. Got {error}.") from error
         return self.picture(item)
-
-    def select(self, indices: Any, description: str) -> "DatasetSource":
-        """A part of it, in the given order."""
-        numbers = [self.places[i].offset for i in indices]
-        return DatasetSource(description, self.dataset, self.picture, numbers)
 
 
 class StreamSource:
@@ -66,13 +55,13 @@ class StreamSource:
     ) -> None:
         self.description, self.dataset, self.picture = description, dataset, picture
 
-    def items(self, epoch: int, seed: int, buffer: int) -> Iterator[bytes | Image.Image]:
-        """One pass over the dataset, shuffled through a buffer where the dataset can."""
+    def items(self, epoch: int, seed: int, buffer: int) -> Iterator[Any]:
+        """One pass over the dataset's items, shuffled through a buffer where the dataset can."""
         dataset = self.dataset
         if type(dataset).__module__.startswith("datasets."):
             dataset = dataset.shuffle(seed=seed, buffer_size=buffer)
             dataset.set_epoch(epoch)
-        return (self.picture(item) for item in dataset)
+        return iter(dataset)
 
 
 def open_dataset(dataset: Any) -> ImageSource | StreamSource:
@@ -90,6 +79,11 @@ def open_dataset(dataset: Any) -> ImageSource | StreamSource:
         if isinstance(dataset, datasets.IterableDataset):
             return StreamSource(name, raw, _Cell(column))
         return DatasetSource(name, raw, _Cell(column))
+    if isinstance(dataset, Iterator):
+        raise ValueError(
+            f"images: an iterator can be read only once, and a run reads its images in passes. Got "
+            f"a {name}; expected an object that starts anew each time it is iterated."
+        )
     if isinstance(dataset, IterableDataset) or (
         isinstance(dataset, Iterable) and not isinstance(dataset, Sized)
     ):
@@ -120,7 +114,7 @@ def open_hub_dataset(text: str) -> ImageSource | StreamSource:
         ) from error
     try:
         loaded = datasets.load_dataset(name, split=split or "train", streaming=kind == "hfids")
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"images: the dataset {name!r} cannot be loaded. Got {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}."
@@ -158,8 +152,10 @@ class _Cell:
                 return bytes(cell["bytes"])
             try:
                 return Path(cell["path"]).read_bytes()
-            except OSError as error:
+            except (OSError, TypeError) as error:  # TypeError: there is no path either
                 raise CorruptImageError(f"{cell['path']}: cannot be read. {error}") from error
+        if cell is None:
+            raise CorruptImageError(f"the row has no image in its column {self.column!r}")
         return _picture(cell)
 
 

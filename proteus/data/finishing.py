@@ -209,16 +209,11 @@ def _warp(images: Tensor, matrix: Tensor) -> Tensor:
     return torch.where(outside[:, None], fill, warped)
 
 
-def _matrix(argument: Tensor) -> Tensor:
-    identity = torch.eye(2, 3, device=argument.device)
-    return identity.repeat(len(argument), 1, 1)
-
-
 def _entry(row: int, column: int, *, relative: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """A warp that differs from the identity in one entry of its matrix."""
 
     def apply(images: Tensor, argument: Tensor) -> Tensor:
-        matrix = _matrix(argument)
+        matrix = torch.eye(2, 3, device=argument.device).repeat(len(argument), 1, 1)
         matrix[:, row, column] = argument * images.shape[-1] if relative else argument
         return _warp(images, matrix)
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from .decoding import CorruptImageError
 from .finishing import finish
-from .order import Order, Repeated, Shuffled
-from .samples import CORRUPT_SHARE, Augmentation, Batch, Faults, Key, Samples
+from .order import Repeated, Shuffled
+from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Batch, Faults, Key, Samples
 from .sources import ImageSource
 
 _logger = logging.getLogger(__name__)
@@ -86,15 +86,21 @@ class ImageLoader:
         device: str | torch.device = "cpu",
         labels: bool | Sequence[str] = False,
     ) -> None:
-        check_settings(augment, image_size, scale, rank, world_size)
+        check_rank(rank, world_size)
+        self.device = torch.device(device)
+        augmenter = Augmenter(
+            augment, size=image_size, seed=seed, scale=scale, whole=self.device.type == "cpu"
+        )
         if repeats < 1 or (repeats > 1 and augment == "none"):
             raise ValueError(
                 f"images: got repeats={repeats} with augment={augment!r}; expected at least 1, and "
                 f"1 where nothing is random."
             )
-        self.order: Order = Shuffled(len(source), seed, shuffle=augment != "none")
-        if repeats > 1:
-            self.order = Repeated(len(source), seed, repeats)
+        self.order = (
+            Repeated(len(source), seed, repeats)
+            if repeats > 1
+            else Shuffled(len(source), seed, shuffle=augment != "none")
+        )
         length = self.order.length(batch_size=max(1, batch_size), world_size=world_size)
         if batch_size < 1 or length < batch_size:
             raise ValueError(
@@ -104,7 +110,7 @@ class ImageLoader:
                 f"{len(source) // world_size}."
             )
         self.source, self.batch_size, self.seed = source, batch_size, seed
-        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.rank, self.world_size = rank, world_size
         self.workers = min(8, (os.cpu_count() or 1) - 1) if workers is None else workers
         self.skipped: dict[str, str] = {}
         self._length = length // batch_size
@@ -112,16 +118,7 @@ class ImageLoader:
         numbers: Tensor | None = None
         if labels is not False:
             self.classes, numbers = number_labels(source, None if labels is True else labels)
-        self.samples = Samples(
-            source,
-            size=image_size,
-            seed=seed,
-            augment=augment,
-            scale=scale,
-            workers=self.workers,
-            whole=self.device.type == "cpu",
-            labels=numbers,
-        )
+        self.samples = Samples(source, augmenter, workers=self.workers, labels=numbers)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -221,24 +218,12 @@ class ImageLoader:
         )
 
 
-def check_settings(
-    augment: str, image_size: int, scale: tuple[float, float], rank: int, world_size: int
-) -> None:
-    """Raise `ValueError` for what no loader can do."""
-    if augment not in ("none", "crop", "fast", "official"):
-        raise ValueError(
-            f"images: unknown augmentation. Got {augment!r}; expected 'none', 'crop', 'fast' "
-            f"or 'official'."
-        )
+def check_rank(rank: int, world_size: int) -> None:
+    """Raise `ValueError` unless there is such a process."""
     if not 0 <= rank < world_size:
         raise ValueError(
             f"images: got rank={rank}, world_size={world_size}; expected a rank from 0 to "
             f"world_size - 1."
-        )
-    if image_size < 1 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(
-            f"images: got image_size={image_size}, scale={scale}; expected at least one pixel and "
-            f"a range of areas within (0, 1]."
         )
 
 
@@ -303,13 +288,12 @@ class Keys(Sampler[list[Key]]):
 
     def _copy(self, at: int) -> int:
         """Which copy of its image it is, among all processes: no two are augmented alike."""
-        position = at * self.loader.world_size + self.loader.rank
-        whole = len(self.loader.source) * self.loader.order.repeats
-        if self.loader.order.repeats == 1:
+        repeats = self.loader.order.repeats
+        if repeats == 1:
             return 0
-        return position % self.loader.order.repeats + self.loader.order.repeats * (
-            position // whole
-        )
+        position = at * self.loader.world_size + self.loader.rank
+        rounds = position // (len(self.loader.source) * repeats)
+        return position % repeats + repeats * rounds
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -6,24 +6,9 @@ An order depends on (seed, epoch) alone, so a run can resume at any batch of any
 import math
 import random
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Order(Protocol):
-    """The images of an epoch, in order, for one of several processes."""
-
-    @property
-    def repeats(self) -> int:
-        """How often an image comes in a row."""
-
-    def indices(self, epoch: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        """Image numbers int64 [M] of this process."""
-
-    def length(self, *, batch_size: int, world_size: int = 1) -> int:
-        """M: how many images each process sees in an epoch."""
 
 
 def generator_for(seed: int, epoch: int) -> torch.Generator:
@@ -66,7 +51,7 @@ class Shuffled:
         order = torch.arange(self.count)
         if self.shuffle:
             order = torch.randperm(self.count, generator=generator_for(self.seed, epoch))
-        whole = self.count // (batch_size * world_size) * batch_size * world_size
+        whole = self.length(batch_size=batch_size, world_size=world_size) * world_size
         return order[rank:whole:world_size]
 
 

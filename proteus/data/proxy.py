@@ -135,14 +135,7 @@ def sub_class(
 ) -> tuple[ImageSource, Manifest]:
     """ImageNet-sub-class: all images of a fraction of the classes, at least one.
 
-    Args:
-        source: The images.
-        fraction: In (0, 1].
-        seed: Of the draw.
-        labels: Class of each image; None = what the layout says (folders, `KEY.cls`).
-
-    Raises:
-        ValueError: If the fraction is out of range or an image's class is not known.
+    Everything else is as in `sub_data`.
     """
     classes = _classes(source, fraction, labels, "sub_class")
     rng = random.Random(f"sub-class/{seed}")
@@ -227,11 +220,6 @@ class _Views(ImageSource):
         super().__init__(f"{count} views of {name}", places)
         self.image, self.seed, self.size = image, seed, size
 
-    def select(self, indices: Sequence[int], description: str) -> "_Views":
-        part = _Views(description, self.image, 0, self.seed, self.size)
-        part.places = [self.places[i] for i in indices]
-        return part
-
     def save_list(self, path: str | Path) -> None:
         raise ValueError(
             "single_image: views are no files to list. Give --single with its seed again instead."
@@ -273,5 +261,5 @@ def digest_of(source: ImageSource) -> str:
     """sha256 of the names in order: equal digests are equal sets."""
     digest = hashlib.sha256()
     for index in range(len(source)):
-        digest.update(source.name(index).encode() + b"\0")
+        digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()

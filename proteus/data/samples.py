@@ -1,5 +1,6 @@
 """From keys to a batch: read, decode, crop. What is random depends on (seed, key) alone."""
 
+import itertools
 import os
 import random
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from .transforms import (
 )
 
 Augmentation: TypeAlias = Literal["none", "crop", "fast", "official"]
-_Sample: TypeAlias = tuple[Tensor, Draw | None]
+Sample: TypeAlias = tuple[Tensor, Draw | None]
 Faults: TypeAlias = list[tuple[str, str]]  # (name, reason)
 CORRUPT_SHARE = 0.05
 
@@ -79,85 +80,50 @@ def center_resize(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
-class Samples(Dataset[Batch]):
-    """Keys of a batch -> the batch. Copies of an image that stand together are decoded once.
+class Augmenter:
+    """An image -> samples of it. What is random depends on (seed, key) alone.
 
     Args:
-        source: The images.
+        augment: See `ImageLoader`.
         size: Pixels, square.
         seed: Of everything random.
-        augment: See `ImageLoader`.
         scale: Range of the crops' area.
-        workers: Number of processes, for the record of who reads what.
         whole: Whether the fast pipeline does all of its steps here, or leaves the last ones to the
             device.
-        labels: int64, the class of each image of the source; None = not asked for.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     def __init__(
         self,
-        source: ImageSource,
+        augment: Augmentation,
         *,
         size: int,
         seed: int,
-        augment: Augmentation,
         scale: tuple[float, float],
-        workers: int,
         whole: bool,
-        labels: Tensor | None = None,
     ) -> None:
-        self.labels = labels
-        self.source, self.size, self.seed = source, size, seed
-        self.augment, self.scale, self.whole = augment, scale, whole
+        if augment not in ("none", "crop", "fast", "official"):
+            raise ValueError(
+                f"images: unknown augmentation. Got {augment!r}; expected 'none', 'crop', 'fast' "
+                f"or 'official'."
+            )
+        if size < 1 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(
+                f"images: got image_size={size}, scale={scale}; expected at least one pixel and "
+                f"a range of areas within (0, 1]."
+            )
+        self.augment, self.size, self.seed, self.scale = augment, size, seed, scale
+        self.whole = whole
         self._official = official(size) if augment == "official" else None
-        # (pid, image) of each worker, in shared memory: a dead one cannot say any more.
-        self.reading = torch.full((max(1, workers), 2), -1, dtype=torch.long)
-        self.reading.share_memory_()  # type: ignore[no-untyped-call]
 
-    def __getitem__(self, keys: Sequence[Key]) -> Batch:
-        images: list[Tensor] = []
-        draws: list[Draw | None] = []
-        faults: Faults = []
-        places: list[int] = []
-        start = 0
-        while start < len(keys):
-            stop = start + 1
-            while stop < len(keys) and keys[stop].image == keys[start].image:
-                stop += 1
-            samples, place = self._copies(keys[start:stop], faults)
-            for image, drawn in samples:
-                images.append(image)
-                draws.append(drawn)
-                places.append(place)
-            start = stop
-        packed = None
-        if self.augment == "fast" and not self.whole:
-            packed = pack([d for d in draws if d is not None])
-        first = keys[0]
-        noise = random.Random(f"{self.seed}/{first}/noise").getrandbits(32)
-        labels = None if self.labels is None else self.labels[places]
-        return Batch(torch.stack(images), packed, noise, faults, labels)
+    @property
+    def leaves_draws(self) -> bool:
+        """Whether flip, RandAugment and erasing are left to the device."""
+        return self.augment == "fast" and not self.whole
 
-    def _copies(self, keys: Sequence[Key], faults: Faults) -> tuple[list[_Sample], int]:
-        """All copies of one image, and which it is: a corrupt one is replaced by its neighbour."""
-        for shift in range(len(self.source)):
-            place = (keys[0].image + shift) % len(self.source)
-            self._record(place)
-            try:
-                return self.augmented(self.source.read(place), keys), place
-            except CorruptImageError as error:
-                faults.append((self.source.name(place), str(error)))
-                if len(faults) > CORRUPT_SHARE * len(self.source):
-                    break  # the loader will raise; do not read the whole source first
-        blank = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-        return [(blank, draw(random.Random(0), self.size)) for _ in keys], keys[0].image
-
-    def _record(self, place: int) -> None:
-        worker = get_worker_info()
-        row = worker.id if worker is not None else 0
-        self.reading[row, 0], self.reading[row, 1] = os.getpid(), place
-
-    def augmented(self, data: bytes | Image.Image, keys: Sequence[Key]) -> list[_Sample]:
+    def __call__(self, data: bytes | Image.Image, keys: Sequence[Key]) -> list[Sample]:
         """One sample of an image for each key.
 
         Raises:
@@ -203,7 +169,7 @@ class Samples(Dataset[Batch]):
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
         return ((normalised * std + mean) * 255).round().clamp(0, 255).byte()
 
-    def _fast(self, data: bytes | Image.Image, keys: Sequence[Key]) -> list[_Sample]:
+    def _fast(self, data: bytes | Image.Image, keys: Sequence[Key]) -> list[Sample]:
         rngs = [self._rng(key) for key in keys]
         if isinstance(data, bytes) and (plain := plain_jpeg_size(data)) is not None:
             size = plain
@@ -214,7 +180,7 @@ class Samples(Dataset[Batch]):
             size = pixels.shape[:2]
             crops = [draw_crop(*size, rng, self.scale) for rng in rngs]
         scaled = [_scale(crop, size, pixels) for crop in crops]
-        samples: list[_Sample] = []
+        samples: list[Sample] = []
         for crop, rng in zip(scaled, rngs, strict=True):
             image, drawn = crop_and_resize(pixels, crop, self.size), draw(rng, self.size)
             samples.append((apply(image, drawn, rng) if self.whole else image, drawn))
@@ -237,3 +203,62 @@ def _scale(crop: Crop, size: tuple[int, int], pixels: Pixels) -> Crop:
     h, w = max(1, round(crop.height * y)), max(1, round(crop.width * x))
     top, left = min(round(crop.top * y), height - h), min(round(crop.left * x), width - w)
     return Crop(top, left, h, w)
+
+
+class Samples(Dataset[Batch]):
+    """Keys of a batch -> the batch. Copies of an image that stand together are decoded once.
+
+    Args:
+        source: The images.
+        augmenter: What is done to them.
+        workers: Number of processes, for the record of who reads what.
+        labels: int64, the class of each image of the source; None = not asked for.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        augmenter: Augmenter,
+        *,
+        workers: int,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.source, self.augmenter, self.labels = source, augmenter, labels
+        # (pid, image) of each worker, in shared memory: a dead one cannot say any more.
+        self.reading = torch.full((max(1, workers), 2), -1, dtype=torch.long)
+        self.reading.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, keys: Sequence[Key]) -> Batch:
+        samples: list[Sample] = []
+        places: list[int] = []
+        faults: Faults = []
+        for _, group in itertools.groupby(keys, key=lambda key: key.image):
+            copies, place = self._copies(list(group), faults)
+            samples += copies
+            places += [place] * len(copies)
+        packed = None
+        if self.augmenter.leaves_draws:
+            packed = pack([drawn for _, drawn in samples if drawn is not None])
+        noise = random.Random(f"{self.augmenter.seed}/{keys[0]}/noise").getrandbits(32)
+        labels = None if self.labels is None else self.labels[places]
+        return Batch(torch.stack([image for image, _ in samples]), packed, noise, faults, labels)
+
+    def _copies(self, keys: Sequence[Key], faults: Faults) -> tuple[list[Sample], int]:
+        """All copies of one image, and which it is: a corrupt one is replaced by its neighbour."""
+        for shift in range(len(self.source)):
+            place = (keys[0].image + shift) % len(self.source)
+            self._record(place)
+            try:
+                return self.augmenter(self.source.read(place), keys), place
+            except CorruptImageError as error:
+                faults.append((self.source.name(place), str(error)))
+                if len(faults) > CORRUPT_SHARE * len(self.source):
+                    break  # the loader will raise; do not read the whole source first
+        size = self.augmenter.size
+        blank = torch.zeros(3, size, size, dtype=torch.uint8)
+        return [(blank, draw(random.Random(0), size)) for _ in keys], keys[0].image
+
+    def _record(self, place: int) -> None:
+        worker = get_worker_info()
+        row = worker.id if worker is not None else 0
+        self.reading[row, 0], self.reading[row, 1] = os.getpid(), place

@@ -1,6 +1,7 @@
 """Tar shards: where in a shard each image is, and shards on a server."""
 
 import hashlib
+import http.client
 import os
 import re
 import shutil
@@ -35,17 +36,16 @@ def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
             `KEY.seg.jpg`.
 
     Raises:
-        ValueError: If it is no tar, is compressed, or ends early.
+        ValueError: If it is no tar, is compressed, is damaged, or ends early.
     """
     images: list[Member] = []
     labels: dict[str, str] = {}
-    length = Path(file).stat().st_size
     try:
         # "r:" and not "r": a compressed tar has no positions to read from.
-        with tarfile.open(file, "r:") as tar:
+        with Path(file).open("rb") as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
+            length = os.fstat(handle.fileno()).st_size
             for member in tar:
                 if member.offset_data + member.size > length:
-                    # tarfile takes a missing end for the end.
                     raise tarfile.ReadError(f"it ends inside {member.name!r}")
                 folder, slash, name = member.name.rpartition("/")
                 stem, _, ending = name.partition(".")
@@ -62,10 +62,14 @@ def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
                 elif ".." in Path(member.name).parts or member.name.startswith("/"):
                     reason = "its name leads out of the archive"
                 images.append(Member(member.name, member.offset_data, member.size, key, reason))
+            handle.seek(tar.offset)
+            # tarfile takes a missing end, and a damaged header, for the end: a block of zeros.
+            if handle.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"it is damaged or cut off at byte {tar.offset}")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(
             f"images: {file!r} is not a readable tar shard. Got {error}; expected an uncompressed "
-            f".tar. Unpack compressed ones, and fetch truncated ones again."
+            f".tar. Unpack compressed ones, and fetch damaged ones again."
         ) from error
     for image in images:
         yield image._replace(label=labels.get(image.label or ""))
@@ -109,7 +113,7 @@ def fetch_shard(url: str) -> str:
                 list(read_shard(str(part), ()))  # a page of a proxy must not stay in the cache
                 part.replace(target)
                 return str(target)
-            except (OSError, urllib.error.URLError, ValueError) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                     break

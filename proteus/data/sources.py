@@ -1,5 +1,6 @@
 """Where images are. Labels are neither needed nor read for distillation."""
 
+import copy
 import glob
 import json
 import os
@@ -17,7 +18,7 @@ from .shards import expand_urls, fetch_shard, read_shard
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Place:
     """Bytes of one image: a whole file (`size` None) or a piece of a tar shard.
 
@@ -88,7 +89,10 @@ class ImageSource:
 
     def select(self, indices: Sequence[int], description: str) -> "ImageSource":
         """A part of it, in the given order."""
-        return ImageSource(description, [self.places[i] for i in indices])
+        part = copy.copy(self)
+        part.description, part.passed_over = description, {}
+        part.places = [self.places[i] for i in indices]
+        return part
 
     def save_list(self, path: str | Path) -> None:
         """Write the list of images, which `open_source` takes: `NAME.images.json`."""
@@ -169,8 +173,7 @@ def join(sources: Sequence[ImageSource], description: str | None = None) -> Imag
     others = {name: why for source in sources for name, why in source.passed_over.items()}
     if all(type(source) is ImageSource for source in sources):
         return ImageSource(description, places, others)
-    owners = [(source, index) for source in sources for index in range(len(source))]
-    return JoinedSource(description, places, others, owners)
+    return JoinedSource(description, sources, places, others)
 
 
 class JoinedSource(ImageSource):
@@ -179,22 +182,18 @@ class JoinedSource(ImageSource):
     def __init__(
         self,
         description: str,
+        sources: Sequence[ImageSource],
         places: Sequence[Place],
         passed_over: dict[str, str],
-        owners: Sequence[tuple[ImageSource, int]],
     ) -> None:
-        super().__init__(description, places, passed_over)
-        self.owners = list(owners)
+        numbered = [replace(place, offset=number) for number, place in enumerate(places)]
+        super().__init__(description, numbered, passed_over)
+        self.owners = [(source, index) for source in sources for index in range(len(source))]
 
     def read(self, index: int) -> bytes | Image.Image:
         """The encoded bytes of one image, or the image."""
-        source, number = self.owners[index]
+        source, number = self.owners[self.places[index].offset]
         return source.read(number)
-
-    def select(self, indices: Sequence[int], description: str) -> "JoinedSource":
-        """A part of it, in the given order."""
-        owners = [self.owners[i] for i in indices]
-        return JoinedSource(description, [self.places[i] for i in indices], {}, owners)
 
 
 def _open_path(text: str) -> ImageSource:
@@ -206,7 +205,14 @@ def _open_path(text: str) -> ImageSource:
     if os.path.isfile(text):
         if text.endswith(".txt"):
             return _list(text)
-        return _saved(text) if text.endswith(".json") else _shard(text)
+        if text.endswith(".json"):
+            return _saved(text)
+        if os.path.splitext(text)[1].lower() in EXTENSIONS:
+            raise ValueError(
+                f"images: one image is no source. Got {text!r}; expected its folder, or a list of "
+                f"files, FILE.txt."
+            )
+        return _shard(text)
     matches = sorted(glob.glob(text, recursive=True))
     if not matches:
         raise ValueError(
@@ -222,7 +228,9 @@ def _folder(root: str) -> ImageSource:
     others: dict[str, str] = {}
     for file in _walk(root):
         extension = os.path.splitext(file)[1].lower()
-        if extension in EXTENSIONS:
+        if os.path.basename(file).startswith("._"):
+            others[os.path.relpath(file, root)] = "not an image: metadata of macOS"
+        elif extension in EXTENSIONS:
             images.append(file)
         elif extension == ".tar":
             shards.append(file)
@@ -282,7 +290,8 @@ def _shard(file: str) -> ImageSource:
 
 def _list(file: str) -> ImageSource:
     base = os.path.dirname(os.path.abspath(file))
-    with open(file, encoding="utf-8") as handle:
+    # Names are bytes to the system, and a Windows editor puts a mark before the first one.
+    with open(file, encoding="utf-8-sig", errors="surrogateescape") as handle:
         names = [line.strip() for line in handle]
     names = [name for name in names if name and not name.startswith("#")]
     places = [Place(os.path.join(base, name), name) for name in names]
@@ -299,7 +308,7 @@ def _list(file: str) -> ImageSource:
 def _saved(file: str) -> ImageSource:
     try:
         content = json.loads(Path(file).read_text())
-        places = [Place(*row) for row in content["places"]]
+        description, places = content["description"], [Place(*row) for row in content["places"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"images: {file!r} is no list of images. Got {type(error).__name__}: {error}; expected "
@@ -313,4 +322,4 @@ def _saved(file: str) -> ImageSource:
             f"images: {file!r} lists what is not there. Got {len(places)} images, {len(missing)} "
             f"files missing, such as {missing[:3]}; make the list again where the images are now."
         )
-    return ImageSource(f"{content['description']} ({file})", places)
+    return ImageSource(f"{description} ({file})", places)

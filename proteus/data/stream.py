@@ -9,14 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .datasets import StreamSource
 from .decoding import CorruptImageError
-from .loader import ImageLoader, check_settings
-from .samples import CORRUPT_SHARE, Augmentation, Key, Samples
-from .sources import ImageSource
+from .loader import ImageLoader, check_rank
+from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Key
 
 _logger = logging.getLogger(__name__)
 _ENOUGH = 200  # images seen before a share of corrupt ones means anything
@@ -26,22 +24,17 @@ class StreamLoader:
     """An endless, seeded stream of uint8 batches [B, 3, size, size] from a `StreamSource`.
 
     The dataset's own buffer shuffles; threads decode. Corrupt images are left out and noted in
-    `skipped`. A resumed stream reads what came before again, without decoding it, and then gives
-    the same batches.
+    `skipped`. A resumed stream reads and decodes what came before again (which of it is corrupt
+    decides what follows), and then gives the same batches. Settings that are not described here are
+    those of `ImageLoader`.
 
     Args:
         source: See `open_source`, `hfids/…`.
-        batch_size: B, of this process.
-        image_size: Pixels, square.
-        seed: Of shuffling and augmentation.
         augment: "crop", "fast" or "none". ("official" draws from the process's own generators,
             which threads must not touch.)
         workers: Threads that decode; None = the cores, at most 8.
         rank: Number of this process among `world_size`; item n goes to process n % world_size.
-        world_size: Processes that share the stream.
-        device: Where batches go.
         buffer: Images among which the next one is drawn.
-        scale: Range of the crops' area, as a share of the image's.
     """
 
     def __init__(
@@ -59,7 +52,8 @@ class StreamLoader:
         buffer: int = 1000,
         scale: tuple[float, float] = (0.08, 1.0),
     ) -> None:
-        check_settings(augment, image_size, scale, rank, world_size)
+        check_rank(rank, world_size)
+        self._augmenter = Augmenter(augment, size=image_size, seed=seed, scale=scale, whole=True)
         if augment == "official" or batch_size < 1:
             raise ValueError(
                 f"images: a stream cannot do this. Got augment={augment!r}, "
@@ -70,15 +64,6 @@ class StreamLoader:
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.workers = min(8, os.cpu_count() or 1) if workers is None else max(1, workers)
         self.skipped: dict[str, str] = {}
-        self._samples = Samples(
-            ImageSource(source.description, []),
-            size=image_size,
-            seed=seed,
-            augment=augment,
-            scale=scale,
-            workers=0,
-            whole=True,
-        )
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
         """Batch number `start`, `start` + 1, …, the same ones in every run, without end.
@@ -92,13 +77,13 @@ class StreamLoader:
             images = torch.stack(list(itertools.islice(decoded, self.batch_size)))
             yield images.to(self.device, non_blocking=True)
 
-    def _items(self) -> Iterator[tuple[Key, bytes | Image.Image]]:
+    def _items(self) -> Iterator[tuple[Key, Any]]:
         """Every item of this process with its key, pass after pass."""
         for epoch in itertools.count():
             number = -1
-            for number, data in enumerate(self.source.items(epoch, self.seed, self.buffer)):
+            for number, item in enumerate(self.source.items(epoch, self.seed, self.buffer)):
                 if number % self.world_size == self.rank:
-                    yield Key(epoch, number, 0), data
+                    yield Key(epoch, number, 0), item
             if number < self.rank:
                 raise ValueError(
                     f"images: the dataset gives nothing to process {self.rank}. Got "
@@ -107,12 +92,12 @@ class StreamLoader:
                 )
 
     def _decoded(self, passed: int) -> Iterator[Tensor]:
-        """Samples from number `passed` on. Those before are decoded only as far as is needed."""
+        """Samples from number `passed` on."""
         waiting: deque[tuple[Key, Future[Any]]] = deque()
         seen = 0
         with ThreadPoolExecutor(self.workers) as pool:
-            for key, data in self._items():
-                waiting.append((key, pool.submit(self._sample, key, data)))
+            for key, item in self._items():
+                waiting.append((key, pool.submit(self._sample, key, item)))
                 if len(waiting) < 4 * self.workers:
                     continue
                 first, future = waiting.popleft()
@@ -125,9 +110,9 @@ class StreamLoader:
                 else:
                     yield image
 
-    def _sample(self, key: Key, data: bytes | Image.Image) -> Tensor | CorruptImageError:
+    def _sample(self, key: Key, item: Any) -> Tensor | CorruptImageError:
         try:
-            return self._samples.augmented(data, [key])[0][0]
+            return self._augmenter(self.source.picture(item), [key])[0][0]
         except CorruptImageError as error:
             return error
 

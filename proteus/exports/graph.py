@@ -151,13 +151,14 @@ def _export(
         )
     size = _image_size(model) or tuple(config.get("input_size", (3, 224, 224)))[1:]
     shapes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
-    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, *size, generator=rng)
     batches = [images, images[:1], images.repeat(2, 1, 1, 1)[:3]]
     if dynamic_size:
         shapes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
         model = _any_size(model, config)
         step = model.patch_embed.patch_size if isinstance(model, Resizable) else (32, 32)
-        batches.append(torch.rand(1, 3, size[0] + step[0], size[1] + 2 * step[1]))
+        batches.append(torch.rand(1, 3, size[0] + step[0], size[1] + 2 * step[1], generator=rng))
     statistics = (config["mean"], config["std"]) if normalize else None
     wrapped = _Outputs(model.eval(), statistics).eval()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """A timm vision transformer as a folder of transformers' DINOv2."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ _BLOCK = {
 }
 _MLP = {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
 _SWIGLU = {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"}
+_LAYERS = ("patch_embed.proj", "norm", "norm1", "norm2", "attn.qkv", "attn.proj", *_MLP)
+_TENSORS = {
+    "cls_token",
+    "pos_embed",
+    *(f"{n}.{kind}" for n in _LAYERS for kind in ("weight", "bias")),
+}
+_OPTIONAL = {"reg_token", "ls1.gamma", "ls2.gamma"}
+_HEADS = ("head.", "fc_norm.", "attn_pool.")  # behind the tokens
 
 
 def to_transformers(model: nn.Module, folder: str | Path) -> Path:
@@ -67,10 +76,12 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         raise _cannot(f"blocks of type {type(model.blocks[0]).__name__}", "timm's plain Block")
     block: Any = model.blocks[0]
     height, width = model.patch_embed.img_size or (0, 0)
+    patch, channels = model.patch_embed.patch_size, model.patch_embed.proj.in_channels
+    names = {re.sub(r"^blocks\.\d+\.", "", name) for name in model.state_dict()}
+    names -= _OPTIONAL | {name for name in names if name.startswith(_HEADS)}
     gated = isinstance(block.mlp, GluMlp)
     hidden = block.mlp.fc2.in_features
     wrong = {
-        "no class token": model.cls_token is None,
         "a norm before the blocks": not isinstance(model.norm_pre, nn.Identity),
         "a norm behind the pooling": isinstance(model.norm, nn.Identity),
         f"the activation {type(block.mlp.act).__name__}": not gated
@@ -78,9 +89,11 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "another gated MLP than SwiGLU": gated
         and (not isinstance(block.mlp.act, nn.SiLU) or hidden != _swiglu_width(model.embed_dim)),
         f"the image size {height}x{width}": height != width or height == 0,
+        f"patches of {patch[0]}x{patch[1]} of {channels} channels": patch[0] != patch[1]
+        or channels != 3,
         f"an MLP of width {hidden}": not gated and hidden % model.embed_dim != 0,
-        "norms of queries and keys": not isinstance(block.attn.q_norm, nn.Identity),
-        "no bias in the attention": block.attn.qkv.bias is None,
+        f"more tensors ({', '.join(sorted(names - _TENSORS)[:3])})": bool(names - _TENSORS),
+        f"fewer tensors, without {', '.join(sorted(_TENSORS - names)[:3])}": bool(_TENSORS - names),
         "class token and registers in another order": model.reg_token is not None
         and not model.no_embed_class,
     }
@@ -102,7 +115,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "qkv_bias": True,
         "layerscale_value": 1.0,
         "image_size": height,
-        "patch_size": model.patch_embed.patch_size[0],
+        "patch_size": patch[0],
         "num_channels": 3,
         **({"num_register_tokens": registers} if registers else {}),
     }

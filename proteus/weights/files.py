@@ -2,8 +2,9 @@
 
 import argparse
 import pickle
+import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 StateDict = Mapping[str, Tensor]
 # Where training scripts keep the model's tensors inside a `.pth`.
 _CONTAINERS = ("state_dict", "model", "teacher")
+# Beside errors of their own, readers raise whatever the bytes of a damaged file make them do.
 _UNREADABLE = (
     OSError,
     RuntimeError,
@@ -22,6 +24,12 @@ _UNREADABLE = (
     EOFError,
     pickle.UnpicklingError,
     SafetensorError,
+    struct.error,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
 )
 
 
@@ -76,7 +84,7 @@ def _is_program(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, *_UNREADABLE):
         return False
 
 
@@ -110,7 +118,11 @@ def model_tensors(content: Mapping[str, Any], subject: str) -> dict[str, Tensor]
             content = content[name]
             break
     tensors = dict(content)
-    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    others = [
+        name
+        for name, value in tensors.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
     if others or not tensors:
         raise ValueError(
             f"{subject}: no state dict. Got entries that are not tensors "
@@ -122,9 +134,18 @@ def model_tensors(content: Mapping[str, Any], subject: str) -> dict[str, Tensor]
     return tensors
 
 
-def strip_prefix(tensors: StateDict, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with the prefix, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def rename(tensors: StateDict, new_name: Callable[[str], str], subject: str) -> dict[str, Tensor]:
+    """The tensors under new names; two for one name are an error, else one would be lost."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if new_name(name) in renamed:
+            raise ValueError(
+                f"{subject}: two tensors for one place. Got {name!r} and another, both for "
+                f"{new_name(name)!r} of the model; expected one. Take the other model's tensors "
+                f"out of the file."
+            )
+        renamed[new_name(name)] = value
+    return renamed
 
 
 def without_classifier(model: nn.Module, tensors: StateDict) -> dict[str, Tensor]:
@@ -141,7 +162,7 @@ def without_classifier(model: nn.Module, tensors: StateDict) -> dict[str, Tensor
 
 
 def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
-    """Load a state dict; any missing, left-over or misshapen key is an error that names it."""
+    """Load a state dict; any missing or left-over key, other shape or kind is an error."""
     own = model.state_dict()
     problems = {
         "missing": [key for key in own if key not in tensors],
@@ -150,6 +171,11 @@ def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
             f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
             for key in own
             if key in tensors and tensors[key].shape != own[key].shape
+        ],
+        "of another kind": [
+            f"{key} {tensors[key].dtype} instead of {own[key].dtype}"
+            for key in own
+            if key in tensors and tensors[key].is_floating_point() != own[key].is_floating_point()
         ],
     }
     found = [

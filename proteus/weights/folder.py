@@ -9,6 +9,8 @@ from torch import nn
 from .files import load_strictly, model_tensors, read_state_dict, without_classifier
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Arguments of `timm.create_model` that are none of a model: timm would read other files for them.
+_FOREIGN = {"checkpoint_path", "cache_dir", "pretrained_cfg_overlay"}
 _FILES = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 
 
@@ -29,10 +31,16 @@ def load_folder(folder: str | Path, subject: str) -> nn.Module:
     import timm
 
     folder = Path(folder)
-    config = read_config(folder, subject)
+    config = _read_config(folder, subject)
     described = dict(config.get("pretrained_cfg") or {})
     arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k != "num_classes"}
-    described["num_classes"] = 0
+    # What timm would look up by itself; the file may say something else here.
+    described |= {"architecture": config["architecture"].partition(".")[0], "num_classes": 0}
+    if not timm.is_model(config["architecture"]) or _FOREIGN & set(arguments):
+        raise ValueError(
+            f"{subject}: {CONFIG} describes no timm model. Got {config['architecture']!r} with "
+            f"{arguments}; expected a name of timm.list_models() and arguments of that model."
+        )
     try:
         model = timm.create_model(
             config["architecture"],
@@ -57,7 +65,7 @@ def load_folder(folder: str | Path, subject: str) -> nn.Module:
     return model
 
 
-def read_config(folder: Path, subject: str) -> dict[str, Any]:
+def _read_config(folder: Path, subject: str) -> dict[str, Any]:
     """The folder's `config.json`, with an architecture in it."""
     path = folder / CONFIG
     if not path.is_file():
@@ -71,7 +79,11 @@ def read_config(folder: Path, subject: str) -> dict[str, Any]:
         raise ValueError(
             f"{subject}: {path} is not JSON. Got {error}; expected what an export wrote."
         ) from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+    if (
+        not isinstance(config, dict)
+        or not isinstance(config.get("architecture"), str)
+        or any(not isinstance(config.get(k) or {}, dict) for k in ("model_args", "pretrained_cfg"))
+    ):
         raise ValueError(
             f"{subject}: {path} describes no timm model. Expected an 'architecture'; folders of "
             f"other libraries cannot be read."

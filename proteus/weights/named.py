@@ -70,7 +70,7 @@ def _convert(model: nn.Module, tensors: dict[str, Tensor], subject: str) -> nn.M
     )
     if bare or (bare == "" and "mask_token" in tensors):
         return (from_synclr if bare == "visual." else from_dinov2)(tensors)
-    tower = visual_tower(tensors)
+    tower = visual_tower(tensors, subject)
     quick = any(isinstance(module, QuickGELU) for module in model.modules())
     # open_clip writes OpenAI's names for models with the exact GELU; those are timm's to read.
     if "class_embedding" in tower and quick:
@@ -88,10 +88,9 @@ def _by_timm(model: nn.Module, tensors: dict[str, Tensor], subject: str) -> dict
         convert = vision_transformer.checkpoint_filter_fn
     else:
         return tensors
-    biases = {k: v for k, v in tensors.items() if "storage_tokens" in tensors and "qkv.bias" in k}
-    if any(k.endswith("qkv.bias") and bool(v.any()) for k, v in biases.items()) and not any(
-        name.endswith("q_bias") for name in model.state_dict()
-    ):
+    dinov3 = "storage_tokens" in tensors
+    biased = any(k.endswith("qkv.bias") and bool(v.any()) for k, v in tensors.items())
+    if dinov3 and biased and not any(name.endswith("q_bias") for name in model.state_dict()):
         raise ValueError(
             f"{subject}: the file's attention biases would be dropped. Got biases other than zero; "
             f"expected zeros, as in the distilled DINOv3 models. Name the model that has them "

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..features import IMAGENET
-from .files import StateDict, model_tensors, open_weights
+from .files import StateDict, model_tensors, open_weights, rename
 from .openai_clip import build_clip
 from .vit import build_vit
 
@@ -84,15 +84,10 @@ def from_proteus(
 
 def _student(tensors: StateDict) -> dict[str, Tensor]:
     """The student's tensors under bare names; unknown others stay, to be complained of."""
-    if not any(name.startswith(_STUDENT) for name in tensors):
-        if any(name.startswith(_OTHERS) for name in tensors):
-            raise ValueError(
-                f"from_proteus: no student in the file. Got {len(tensors)} keys such as "
-                f"{sorted(tensors)[:3]}; expected '{_STUDENT}…'."
-            )
-        return dict(tensors)
-    return {
-        name.removeprefix(_STUDENT): value
-        for name, value in tensors.items()
-        if not name.startswith(_OTHERS)
-    }
+    own = {name: value for name, value in tensors.items() if not name.startswith(_OTHERS)}
+    if len(own) < len(tensors) and not any(name.startswith(_STUDENT) for name in own):
+        raise ValueError(
+            f"from_proteus: no student in the file. Got {len(tensors)} keys such as "
+            f"{sorted(tensors)[:3]}; expected '{_STUDENT}…'."
+        )
+    return rename(own, lambda name: name.removeprefix(_STUDENT), "from_proteus")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..positions import check_image_size, resample_positions
-from .files import StateDict, load_strictly, model_tensors, open_weights, strip_prefix
+from .files import StateDict, load_strictly, model_tensors, open_weights, rename
 from .vit import check_needed, depth_of, hand_back, heads_of, image_pair
 
 _NEEDED = {
@@ -22,6 +22,8 @@ _NEEDED = {
 _TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 _SHARED = ("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
 _NAMES = (
+    ("class_embedding", "cls_token"),
+    ("positional_embedding", "pos_embed"),
     ("transformer.resblocks.", "blocks."),
     (".attn.in_proj_", ".attn.qkv."),
     (".attn.out_proj.", ".attn.proj."),
@@ -72,20 +74,17 @@ def from_openai_clip(
         *Different:* patch tokens are normed by `ln_post` too, as timm does; the authors hand them
         back without it, and no objective of the paper uses them.
     """
-    tensors = visual_tower(model_tensors(open_weights(state_dict), "from_openai_clip"))
+    tensors = model_tensors(open_weights(state_dict), "from_openai_clip")
+    tensors = visual_tower(tensors, "from_openai_clip")
     return build_clip(tensors, image_size, num_heads, "from_openai_clip")
 
 
-def visual_tower(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def visual_tower(tensors: dict[str, Tensor], subject: str) -> dict[str, Tensor]:
     """The visual tower under bare names; unknown others stay, to be complained of."""
     if "visual.class_embedding" not in tensors:
         return tensors
-    others = {
-        name: value
-        for name, value in tensors.items()
-        if not name.startswith(("visual.", *_TEXT, *_SHARED))
-    }
-    return {**strip_prefix(tensors, "visual."), **others}
+    kept = {k: v for k, v in tensors.items() if not k.startswith((*_TEXT, *_SHARED))}
+    return rename(kept, lambda name: name.removeprefix("visual."), subject)
 
 
 def build_clip(
@@ -114,22 +113,18 @@ def build_clip(
         "num_heads": heads_of(width, num_heads, subject),
         "mlp_ratio": (hidden + 0.5) / width,
     }
-    positions = tensors.pop("positional_embedding")[None]
     grid = (size[0] // patch, size[1] // patch)
-    renamed = {
-        "cls_token": tensors.pop("class_embedding").reshape(1, 1, -1),
-        "pos_embed": resample_positions(positions, grid, prefix=1, rule="timm"),
-    }
-    for name, value in tensors.items():
-        renamed[_rename(name)] = value
+    tensors["class_embedding"] = tensors["class_embedding"].reshape(1, 1, -1)
+    positions = tensors["positional_embedding"].float()[None]  # OpenAI's are in half precision
+    tensors["positional_embedding"] = resample_positions(positions, grid, prefix=1, rule="timm")
     model = timm.create_model(
         "vit_base_patch16_clip_quickgelu_224", pretrained=False, num_classes=0, **arguments
     )
-    load_strictly(model, renamed, subject)
-    return hand_back(model, mask_token, arguments)
+    load_strictly(model, rename(tensors, _timm_name, subject), subject)
+    return hand_back(model, mask_token, arguments, subject)
 
 
-def _rename(name: str) -> str:
+def _timm_name(name: str) -> str:
     for theirs, timms in _NAMES:
         name = name.replace(theirs, timms)
     return name

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..positions import Rule, check_image_size, resample_positions, to_pair
-from .files import StateDict, load_strictly, model_tensors, open_weights, strip_prefix
+from .files import StateDict, load_strictly, model_tensors, open_weights, rename
 
 # Rank of the tensors from which the architecture is read.
 _NEEDED = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "norm.weight": 1}
+_OPTIONAL = {"register_tokens": 3, "blocks.0.mlp.w12.weight": 2, "blocks.0.mlp.fc1.weight": 2}
 
 
 def from_dinov2(
@@ -59,9 +60,8 @@ def from_dinov2(
     if "backbone.cls_token" in tensors:
         # DINOv2's training checkpoints: the backbone beside the heads of its own objectives.
         heads = ("dino_head.", "ibot_head.")
-        tensors = {
-            k.removeprefix("backbone."): v for k, v in tensors.items() if not k.startswith(heads)
-        }
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(heads)}
+        tensors = rename(tensors, lambda key: key.removeprefix("backbone."), "from_dinov2")
     return build_vit(tensors, image_size, num_heads, "from_dinov2")
 
 
@@ -101,7 +101,8 @@ def from_synclr(
     """
     tensors = model_tensors(open_weights(state_dict), "from_synclr")
     if "visual.cls_token" in tensors:
-        tensors = strip_prefix(tensors, "visual.")
+        tower = "visual."
+        tensors = {k.removeprefix(tower): v for k, v in tensors.items() if k.startswith(tower)}
     if "blocks.0.ls1.gamma" in tensors:
         raise ValueError(
             "from_synclr: the file is of another family. Got LayerScale (blocks.0.ls1.gamma), "
@@ -127,18 +128,15 @@ def build_vit(
     check_image_size(size, (patch, patch), subject)
     grid = (size[0] // patch, size[1] // patch)
     rule: Rule = "timm" if registers else "dinov2"
-    positions = resample_positions(tensors["pos_embed"], grid, prefix=1, rule=rule)
+    # In float32 also where the file is in half precision.
+    positions = resample_positions(tensors["pos_embed"].float(), grid, prefix=1, rule=rule)
     if registers:
         # timm's register models keep the class position inside the class token.
         tensors["cls_token"] = tensors["cls_token"] + positions[:, :1]
-        tensors["reg_token"] = tensors.pop("register_tokens")
         positions = positions[:, 1:]
     tensors["pos_embed"] = positions
     swiglu = "blocks.0.mlp.w12.weight" in tensors
-    tensors = {
-        key.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2."): value
-        for key, value in tensors.items()
-    }
+    tensors = rename(tensors, _timm_name, subject)
     # The giant is timm's only SwiGLU architecture; the arguments give all sizes. The family also
     # says which statistics and which position rule belong to the model: DINOv2's and SynCLR's are
     # the same.
@@ -148,14 +146,21 @@ def build_vit(
         architecture, pretrained=False, num_classes=0, img_size=size, **arguments
     )
     load_strictly(model, tensors, subject)
-    return hand_back(model, mask_token, {"img_size": size, **arguments})
+    return hand_back(model, mask_token, {"img_size": size, **arguments}, subject)
+
+
+def _timm_name(name: str) -> str:
+    if name == "register_tokens":
+        return "reg_token"
+    return name.replace("mlp.w12.", "mlp.fc1.").replace("mlp.w3.", "mlp.fc2.")
 
 
 def _arguments(
     tensors: StateDict, num_heads: int | None, subject: str
 ) -> tuple[dict[str, Any], int]:
     """Timm arguments and trained image size, from the tensors."""
-    check_needed(tensors, _NEEDED, subject)
+    there = {key: rank for key, rank in _OPTIONAL.items() if key in tensors}
+    check_needed(tensors, {**_NEEDED, **there}, subject)
     width, patch = tensors["cls_token"].shape[-1], tensors["patch_embed.proj.weight"].shape[-1]
     first = tensors.get("blocks.0.mlp.w12.weight", tensors.get("blocks.0.mlp.fc1.weight"))
     if first is None:
@@ -189,16 +194,17 @@ def check_needed(tensors: StateDict, needed: Mapping[str, int], subject: str) ->
             f"{sorted(tensors)[:3]}; expected {', '.join(missing)} among them."
         )
     for key, rank in needed.items():
-        if tensors[key].ndim != rank:
+        if tensors[key].ndim != rank or tensors[key].numel() == 0:
             raise ValueError(
                 f"{subject}: {key} has the wrong shape. Got {tuple(tensors[key].shape)}; expected "
-                f"{rank} dimensions."
+                f"{rank} dimensions, none of them 0."
             )
 
 
 def depth_of(tensors: StateDict, pattern: str) -> int:
     """How many blocks: one more than the highest index in the names."""
-    return 1 + max((int(m[1]) for key in tensors if (m := re.match(pattern, key))), default=0)
+    highest = max((int(m[1]) for key in tensors if (m := re.match(pattern, key))), default=0)
+    return min(highest + 1, len(tensors))  # a name must not make us build a billion of them
 
 
 def heads_of(width: int, num_heads: int | None, subject: str) -> int:
@@ -221,10 +227,18 @@ def image_pair(image_size: int | tuple[int, int] | None, native: int) -> tuple[i
     return to_pair(native if image_size is None else image_size)
 
 
-def hand_back(model: nn.Module, mask_token: Tensor | None, arguments: dict[str, Any]) -> nn.Module:
+def hand_back(
+    model: nn.Module, mask_token: Tensor | None, arguments: dict[str, Any], subject: str
+) -> nn.Module:
     """Attach what timm's models have no place for, as plain attributes, and go to eval."""
-    token = None if mask_token is None else mask_token.detach().clone().reshape(1, -1)
-    vars(model)["mask_token"] = token
+    if mask_token is not None:
+        if mask_token.numel() != arguments["embed_dim"]:
+            raise ValueError(
+                f"{subject}: mask_token has the wrong shape. Got {tuple(mask_token.shape)}; "
+                f"expected {arguments['embed_dim']} values."
+            )
+        mask_token = mask_token.detach().clone().reshape(1, -1)
+    vars(model)["mask_token"] = mask_token
     # timm records these itself from 1.0.31 on; an export needs them with every version.
     vars(model)["_model_args"] = arguments
     return model.eval()

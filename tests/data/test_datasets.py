@@ -8,6 +8,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, TensorDataset
 
 from proteus.data import (
+    CorruptImageError,
     ImageLoader,
     StreamLoader,
     make_loader,
@@ -59,6 +60,7 @@ def test_tensors_are_images_too():
     ("dataset", "message"),
     [
         (7, "not a source. Got a int"),
+        (iter([picture(1)]), "an iterator can be read only once"),
         (TensorDataset(torch.zeros(0)), "is empty"),
     ],
 )
@@ -114,6 +116,27 @@ def test_a_stream_of_rubbish_or_nothing_is_an_error():
         make_loader(open_source(Stream(9)), **SIZE, repeats=3)
     with pytest.raises(ValueError, match="a stream has no labels"):
         make_loader(open_source(Stream(9)), **SIZE, labels=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of datasets and pyarrow
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_without_its_image_is_left_out(tmp_path, streaming):
+    datasets = pytest.importorskip("datasets")
+    for number in range(30):
+        picture(number).save(tmp_path / f"{number}.png")
+    cells = [None, *(str(tmp_path / f"{number}.png") for number in range(30))]
+    table = datasets.Dataset.from_dict({"image": cells}).cast_column("image", datasets.Image())
+    (tmp_path / "4.png").unlink()
+    source = open_source(table.to_iterable_dataset() if streaming else table)
+    loader = make_loader(source, **SIZE, workers=1, augment="none")
+    if streaming:
+        take(loader, 10)
+    else:
+        with pytest.raises(CorruptImageError, match="2 of 31"):
+            take(loader, 4)
+    reasons = " ".join(loader.skipped.values())
+    assert "the row has no image in its column 'image'" in reasons
+    assert "4.png: cannot be read" in reasons
 
 
 @pytest.mark.filterwarnings("ignore")  # of datasets and pyarrow
@@ -200,6 +223,13 @@ def test_datasets_and_folders_are_merged(tmp_path):
     for source in (merged, open_source(Pairs())):
         with pytest.raises(ValueError, match="only files can be listed"):
             source.save_list(tmp_path / "list.json")
+
+
+def test_a_part_of_a_dataset_keeps_its_names():
+    whole = open_source(Pairs())
+    part = whole.select([3, 1], "two").select([1], "one")
+    assert (part.description, len(part), part.name(0)) == ("one", 1, whole.name(1))
+    assert np.array_equal(np.asarray(part.read(0)), np.asarray(whole.read(1)))
 
 
 def test_black_images_of_different_shapes_are_different():

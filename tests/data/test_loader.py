@@ -6,15 +6,17 @@ import math
 import random
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from proteus.data import CorruptImageError, ImageLoader, center_resize, decode, open_source
 from proteus.data.decoding import decode_pixels
-from proteus.data.samples import Key
+from proteus.data.samples import Augmenter, Key
 from proteus.data.transforms import draw_crop
 
 
@@ -55,7 +57,7 @@ def test_another_seed_gives_other_images(folder):
 def test_another_seed_gives_another_order(folder):
     data = [loader(folder, seed=seed, batch_size=22) for seed in (0, 1)]
     for one in data:
-        one.samples.augment = "none"  # whole images: only the order is left to differ
+        one.samples.augmenter.augment = "none"  # whole images: only the order is left to differ
     (first,), (second,) = (take(one, 1) for one in data)
     assert not torch.equal(first, second)
     key = lambda batch: sorted(image.sum().item() for image in batch)  # noqa: E731
@@ -238,10 +240,10 @@ def test_a_jpeg_is_decoded_small_where_the_crops_allow_it(tmp_path):
     y, x = np.mgrid[:600, :800]
     smooth = np.stack([x * 255 // 800, y * 255 // 600, (x + y) * 255 // 1400], -1)
     Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
-    samples = loader(tmp_path, batch_size=1, augment="fast", image_size=32, scale=(0.9, 1)).samples
-    small = samples.augmented((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
-    samples._least = lambda size, crops: None
-    whole = samples.augmented((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
+    augmenter = Augmenter("fast", size=32, seed=0, scale=(0.9, 1), whole=True)
+    small = augmenter((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
+    augmenter._least = lambda size, crops: None
+    whole = augmenter((tmp_path / "a.jpg").read_bytes(), [Key(0, 0, 0)])[0][0]
     gap = (small.int() - whole.int()).abs().float()
     assert gap.mean() < 2.5
     assert gap.max() > 0
@@ -305,15 +307,46 @@ def test_odd_images_survive_the_fast_decoder(tmp_path, augment):
     assert data.skipped == {}
 
 
-def test_a_turned_jpeg_is_upright_for_both_decoders(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
+def turned_jpegs():
+    """Turned by EXIF, by EXIF behind 128 kB of other data, by damaged EXIF, and by XMP."""
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, :30] = 255
-    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif)
-    data = (tmp_path / "turned.jpg").read_bytes()
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "maker", 6
+    plain = encode(image, "JPEG", exif=exif)
+    yield plain
+    yield plain[:2] + (b"\xff\xe2\xff\xff" + bytes(65533)) * 2 + plain[2:]
+    at = plain.index(b"Exif") + 17  # the first tag becomes one that does not hold text
+    yield plain[:at] + b"\x00" + plain[at + 1 :]
+    yield encode(image, "JPEG", xmp=b'<x:xmpmeta><a tiff:Orientation="6"/></x:xmpmeta>')
+
+
+@pytest.mark.parametrize(
+    "data", list(turned_jpegs()), ids=["exif", "late exif", "damaged exif", "xmp"]
+)
+def test_a_turned_jpeg_is_upright_for_both_decoders(data):
     assert decode_pixels(data).shape == (60, 20, 3)
     assert np.array_equal(decode_pixels(data), np.asarray(decode(data)))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientations_are_pillow_s(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    data = encode(Image.fromarray(pixels), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decode(data), expected)
+
+
+def test_decoding_in_threads_leaves_the_process_s_warnings_as_they_were():
+    data = encode(Image.fromarray(np.zeros((300, 300, 3), np.uint8)))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            list(pool.map(decode, [data] * 20))
+            assert warnings.filters == before
 
 
 def test_a_truncated_jpeg_is_corrupt_for_both_decoders(tmp_path):

@@ -95,6 +95,8 @@ def test_what_is_not_there_or_no_tar_is_an_error_at_once(server, tmp_path):
     assert len(asked) == 1
     with pytest.raises(ValueError, match=r"cannot be fetched.*not a readable tar"):
         open_source(f"{url}/page.tar")
+    with pytest.raises(ValueError, match=r"cannot be fetched. Got InvalidURL"):
+        open_source(f"{url}/a b.tar")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 

@@ -5,7 +5,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from proteus.data import CorruptImageError, open_source
+from proteus.data import CorruptImageError, open_source, sub_data
 
 
 def jpeg(colour=(200, 10, 10), size=(20, 16)):
@@ -119,6 +119,55 @@ def test_truncated_compressed_and_false_shards_are_named(tmp_path):
             open_source(tmp_path / name)
     with pytest.raises(ValueError, match="none found in the shard"):
         open_source(shard(tmp_path / "labels.tar", {"0.cls": b"1"}))
+
+
+@pytest.mark.parametrize("damage", ["header", "cut at a member", "cut in a header"])
+def test_images_behind_damage_are_never_lost_silently(tmp_path, damage):
+    path = shard(tmp_path / "a.tar", {f"{i}.jpg": jpeg() for i in range(6)})
+    with tarfile.open(path) as tar:
+        at = tar.getmembers()[3].offset
+    data = bytearray(path.read_bytes())
+    data[at + 148] ^= 255  # of its check sum
+    end = {"header": None, "cut at a member": at, "cut in a header": at + 100}[damage]
+    path.write_bytes(data[:end])
+    with pytest.raises(ValueError, match=rf"a\.tar.*damaged or cut off at byte {at}"):
+        open_source(path)
+
+
+def test_metadata_of_macos_are_no_images(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    (tmp_path / "._1.jpg").write_bytes(b"\x00\x05\x16\x07")
+    source = open_source(tmp_path)
+    assert names(source) == ["1.jpg"]
+    assert source.passed_over == {"._1.jpg": "not an image: metadata of macOS"}
+
+
+def test_one_image_is_not_taken_for_a_shard(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    for path in (tmp_path / "1.jpg", f"{tmp_path}/*.jpg"):
+        with pytest.raises(ValueError, match=r"one image is no source. Got .*1\.jpg"):
+            open_source(path)
+
+
+def test_names_may_be_any_bytes(tmp_path):
+    folder = tmp_path / "my photos" / os.fsdecode(b"\xe9t\xe9")  # not UTF-8
+    folder.mkdir(parents=True)
+    (folder / "ä b.jpg").write_bytes(jpeg())
+    source = open_source(tmp_path / "my photos")
+    assert source.read(0) == jpeg()
+    part, manifest = sub_data(source, 1.0)
+    assert len(manifest.digest) == 64
+    part.save_list(tmp_path / "part.json")
+    assert open_source(tmp_path / "part.json").read(0) == jpeg()
+    listed = os.fsencode(source.places[0].file)
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + listed + b"\r\n")
+    assert open_source(tmp_path / "list.txt").read(0) == jpeg()
+
+
+def test_a_list_without_its_description_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"places": []}')
+    with pytest.raises(ValueError, match=r"is no list of images. Got KeyError: 'description'"):
+        open_source(tmp_path / "a.json")
 
 
 def test_a_file_that_vanished_is_a_corrupt_image(tmp_path):

@@ -3,6 +3,7 @@ import json
 import pytest
 import timm
 import torch
+from torch import nn
 
 import proteus
 from proteus.exports import to_transformers
@@ -79,6 +80,26 @@ def test_our_own_folder_loads_in_transformers_as_it_is(tmp_path):
             "the image size 64x32",
         ),
         (lambda: randomized("vit_tiny_patch16_224", depth=1, mlp_ratio=2.5), "an MLP of width 480"),
+        (
+            lambda: randomized("vit_tiny_patch16_224", depth=1, patch_size=(16, 8)),
+            "patches of 16x8 of 3 channels",
+        ),
+        (
+            lambda: randomized("vit_tiny_patch16_224", depth=1, qkv_bias=False, pos_embed="none"),
+            "fewer tensors, without attn.qkv.bias, pos_embed",
+        ),
+        *(
+            (
+                lambda option=option: randomized("vit_tiny_patch16_224", depth=1, **option),
+                f"more tensors .{tensor}",
+            )
+            for option, tensor in (
+                ({"scale_attn_norm": True}, "attn.norm.bias"),
+                ({"scale_mlp_norm": True}, "mlp.norm.bias"),
+                ({"embed_norm_layer": nn.LayerNorm}, "patch_embed.norm.bias"),
+                ({"qk_norm": True}, "attn.k_norm.bias"),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_what_it_cannot_express_is_said(make, message, tmp_path):

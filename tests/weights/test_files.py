@@ -1,5 +1,6 @@
 import argparse
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,24 @@ def test_files_that_are_no_weights_are_refused_by_name(tmp_path, weights):
             read_state_dict(tmp_path / name)
     with pytest.raises(ValueError, match=r"no such file.*nowhere\.pth"):
         read_state_dict(tmp_path / "nowhere.pth")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_damage_does_to_a_file_the_error_names_it(tmp_path, zipped):
+    path = tmp_path / "weights.pth"
+    tensors = {"model": {"a": torch.ones(2, 2)}, "epoch": 3}
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    whole, rng = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(5):
+            data[rng.randrange(min(len(data), 700))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            read_state_dict(path)
+        except ValueError as error:
+            refused += 1
+            assert "weights.pth" in str(error)
+    assert refused > 50

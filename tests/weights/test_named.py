@@ -6,23 +6,13 @@ from types import MappingProxyType
 import pytest
 import timm
 import torch
+from oracles import openai_names
 from safetensors.torch import save_file
 
 import proteus
 from proteus import backbone, catalog
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 1}
-PAIRS = {
-    "blocks.": "transformer.resblocks.",
-    ".attn.qkv.": ".attn.in_proj_",
-    ".attn.proj.": ".attn.out_proj.",
-    ".norm1.": ".ln_1.",
-    ".norm2.": ".ln_2.",
-    ".mlp.fc1.": ".mlp.c_fc.",
-    ".mlp.fc2.": ".mlp.c_proj.",
-    "patch_embed.proj.": "conv1.",
-    "norm_pre.": "ln_pre.",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -68,17 +58,9 @@ def as_dinov3(model):
 
 
 def as_clip(model):
-    state = {}
-    for key, value in model.state_dict().items():
-        name = f"ln_post.{key.removeprefix('norm.')}" if key.startswith("norm.") else key
-        for ours, theirs in PAIRS.items():
-            name = name.replace(ours, theirs)
-        state[name] = value
-    state["class_embedding"] = state.pop("cls_token").flatten()
-    state["positional_embedding"] = state.pop("pos_embed")[0]
-    state["proj"] = torch.zeros(64, 32)
+    tower = {**openai_names(model.state_dict()), "proj": torch.zeros(64, 32)}
     return {
-        **{f"visual.{k}": v for k, v in state.items()},
+        **{f"visual.{k}": v for k, v in tower.items()},
         "logit_scale": torch.zeros(()),
         "positional_embedding": torch.zeros(7, 32),
         "token_embedding.weight": torch.zeros(9, 32),

@@ -52,6 +52,11 @@ def test_a_left_over_key_is_an_error(student):
         from_proteus({**student, "student.backbone.extra": torch.zeros(1)})
 
 
+def test_a_bare_key_never_takes_the_student_s_place(student):
+    with pytest.raises(ValueError, match=r"two tensors for one place.*'norm\.bias'"):
+        from_proteus({"model": {**student, "norm.bias": torch.zeros(384)}})
+
+
 def test_a_synclr_student_is_known_by_its_missing_layer_scale(student):
     tensors = {k: v for k, v in student.items() if ".ls" not in k}
     tensors["student.backbone.mask_token"] = torch.randn(1, 1, 384)

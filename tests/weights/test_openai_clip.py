@@ -104,6 +104,21 @@ def test_a_stranger_beside_the_towers_is_an_error(tower):
         from_openai_clip({**whole(tower), "stranger": torch.zeros(1)})
 
 
+@pytest.mark.parametrize(
+    "stranger", ["conv1.weight", "visual.patch_embed.proj.weight", "visual.cls_token"]
+)
+def test_no_tensor_takes_another_s_place_silently(tower, stranger):
+    shape = (1, 1, WIDTH) if "cls" in stranger else tower["conv1.weight"].shape
+    with pytest.raises(ValueError, match="two tensors for one place"):
+        from_openai_clip({**whole(tower), stranger: torch.zeros(shape)})
+
+
+def test_half_precision_positions_are_resampled_in_full(tower):
+    full = {name: value.float() for name, value in tower.items()}
+    half, expected = (from_openai_clip(t, image_size=70).pos_embed for t in (tower, full))
+    assert torch.equal(half, expected)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_a_torchscript_archive_is_refused_with_the_way_out(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "ViT-B-16.pt")

@@ -87,6 +87,51 @@ def test_anything_but_exactly_the_right_keys_is_an_error_that_names_them(weights
         from_dinov2(weights, num_heads=3)
 
 
+@pytest.mark.parametrize(
+    ("wrap", "stranger"),
+    [
+        (lambda w: {f"backbone.{k}": v for k, v in w.items()}, "norm.bias"),
+        (lambda w: {**w, "register_tokens": torch.zeros(1, 4, 48)}, "reg_token"),
+        (swiglu, "blocks.0.mlp.fc1.weight"),
+    ],
+    ids=["backbone", "registers", "swiglu"],
+)
+def test_no_tensor_takes_another_s_place_silently(wrap, stranger, weights):
+    with pytest.raises(ValueError, match="two tensors for one place"):
+        from_dinov2({**wrap(weights), stranger: torch.zeros(1, 1)}, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cls_token", torch.zeros(1, 1, 0), "none of them 0"),
+        ("patch_embed.proj.weight", torch.zeros(48, 3, 0, 0), "none of them 0"),
+        ("register_tokens", torch.zeros(4), "expected 3 dimensions"),
+        ("blocks.0.mlp.fc1.weight", torch.zeros(()), "expected 2 dimensions"),
+        ("mask_token", torch.zeros(7), r"mask_token has the wrong shape. Got \(7,\); expected 48"),
+        ("norm.weight", torch.ones(48, dtype=torch.complex64), "1 of another kind"),
+        ("norm.weight", torch.ones(48, dtype=torch.int64), "1 of another kind"),
+        (3, torch.zeros(1), r"entries that are not tensors \(3\)"),
+    ],
+)
+def test_a_tensor_of_another_shape_or_kind_is_an_error(weights, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        from_dinov2({**weights, key: value}, num_heads=3)
+
+
+def test_a_name_cannot_ask_for_a_billion_blocks(weights):
+    with pytest.raises(ValueError, match=r"left over \(blocks\.999999999\.x\)"):
+        from_dinov2({**weights, "blocks.999999999.x": torch.zeros(1)}, num_heads=3)
+
+
+def test_half_precision_positions_are_added_and_resampled_in_full(weights):
+    half = {k: v.half() for k, v in {**weights, "register_tokens": torch.ones(1, 4, 48)}.items()}
+    full = {k: v.float() for k, v in half.items()}
+    found, expected = (from_dinov2(w, num_heads=3, image_size=98) for w in (half, full))
+    assert torch.equal(found.cls_token, expected.cls_token)
+    assert torch.equal(found.pos_embed, expected.pos_embed)
+
+
 def test_the_number_of_heads_must_be_given_where_it_cannot_be_inferred(weights):
     with pytest.raises(ValueError, match=r"width 48.*num_heads="):
         from_dinov2(weights)
