@@ -16,59 +16,59 @@ from proteus import saving
 from proteus.weights import from_dinov2
 
 GOLDEN = Path(__file__).parent / "golden/02_dinov2_vit"
+STUDENTS = {
+    "tiny": lambda: proteus.Student("vit_tiny_patch14", image_size=56),
+    "registers": lambda: proteus.Student("vit_small_patch14_reg4_dinov2", image_size=(56, 70)),
+    "resnet": lambda: proteus.Student("resnet18", image_size=64),
+    "demo": lambda: proteus.Student("demo-student", image_size=64),
+    "timm module": lambda: proteus.Student(
+        timm.create_model("vit_small_patch16_dinov3", img_size=64, depth=2, num_classes=0),
+        image_size=64,
+    ),
+    "from_dinov2": lambda: proteus.Student(
+        from_dinov2(GOLDEN / "mlp_reg0_weights.safetensors", image_size=56, num_heads=3),
+        image_size=56,
+    ),
+}
 LOAD = """
 import sys
+from pathlib import Path
 sys.modules["proteus"] = None  # any import of it fails
 import timm, torch
-model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
-images = torch.load(sys.argv[2])
-with torch.no_grad():
-    torch.save(model.forward_features(images), sys.argv[3])
+for images in Path(sys.argv[1]).glob("*/images.pt"):
+    model = timm.create_model(f"local-dir:{images.parent / 'export'}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.save(model.forward_features(torch.load(images)), images.with_name("features.pt"))
 """
 
 
-def features_without_us(folder, images, tmp_path):
-    torch.save(images, tmp_path / "images.pt")
-    arguments = [str(folder), str(tmp_path / "images.pt"), str(tmp_path / "out.pt")]
-    subprocess.run([sys.executable, "-W", "error", "-c", LOAD, *arguments], check=True)
-    return torch.load(tmp_path / "out.pt")
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """A folder a student: its export, images, its features of them, and what timm alone gives."""
+    if Version(timm.__version__) < Version("1.0.31"):
+        pytest.skip("timm reads local safetensors with torch.load before 1.0.31; hf-hub: works")
+    root = tmp_path_factory.mktemp("exports")
+    for name, make in STUDENTS.items():
+        student = make().eval()
+        proteus.save_pretrained(student, root / name / "export")
+        images = torch.randn(2, 3, *student.image_size)
+        torch.save(images, root / name / "images.pt")
+        with torch.no_grad():
+            torch.save(student.backbone.forward_features(images), root / name / "ours.pt")
+    subprocess.run([sys.executable, "-W", "error", "-c", LOAD, str(root)], check=True)
+    return root
 
 
-@pytest.mark.skipif(
-    Version(timm.__version__) < Version("1.0.31"),
-    reason="timm reads local safetensors with torch.load before 1.0.31; hf-hub: works",
-)
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: proteus.Student("vit_tiny_patch14", image_size=56),
-        lambda: proteus.Student("vit_small_patch14_reg4_dinov2", image_size=(56, 70)),
-        lambda: proteus.Student("resnet18", image_size=64),
-        lambda: proteus.Student("demo-student", image_size=64),
-        lambda: proteus.Student(
-            timm.create_model("vit_small_patch16_dinov3", img_size=64, depth=2, num_classes=0),
-            image_size=64,
-        ),
-        lambda: proteus.Student(
-            from_dinov2(GOLDEN / "mlp_reg0_weights.safetensors", image_size=56, num_heads=3),
-            image_size=56,
-        ),
-    ],
-    ids=["tiny", "registers", "resnet", "demo", "timm module", "from_dinov2"],
-)
-def test_plain_timm_gives_the_same_features_from_the_folder(make, tmp_path):
-    student = make().eval()
-    folder = proteus.save_pretrained(student, tmp_path / "export")
-    images = torch.randn(2, 3, *student.image_size)
-    with torch.no_grad():
-        ours = student.backbone.forward_features(images)
-    torch.testing.assert_close(
-        features_without_us(folder, images, tmp_path), ours, rtol=0, atol=1e-6
-    )
-    config = json.loads((folder / "config.json").read_text())
-    assert config["pretrained_cfg"]["input_size"] == [3, *student.image_size]
+@pytest.mark.parametrize("name", STUDENTS)
+def test_plain_timm_gives_the_same_features_from_the_folder(name, exports):
+    folder = exports / name
+    features, ours = torch.load(folder / "features.pt"), torch.load(folder / "ours.pt")
+    torch.testing.assert_close(features, ours, rtol=0, atol=1e-6)
+    config = json.loads((folder / "export/config.json").read_text())
+    size = torch.load(folder / "images.pt").shape[2:]
+    assert config["pretrained_cfg"]["input_size"] == [3, *size]
     assert "num_classes" not in config["model_args"]
-    assert sorted(p.name for p in folder.iterdir()) == [
+    assert sorted(p.name for p in (folder / "export").iterdir()) == [
         "README.md", "config.json", "model.safetensors",
     ]  # fmt: skip
 

@@ -41,8 +41,7 @@ def command(images, out, *more):
 
 
 def terms(out):
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_killed_run_resumes_to_the_very_weights_and_log_and_loads_in_plain_timm(images, tmp_path):
@@ -50,7 +49,7 @@ def test_a_killed_run_resumes_to_the_very_weights_and_log_and_loads_in_plain_tim
     subprocess.run(command(images, whole), check=True, capture_output=True)
 
     process = subprocess.Popen(command(images, killed), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list((killed / "checkpoint").glob("step-*")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline

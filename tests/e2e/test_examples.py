@@ -15,6 +15,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 THEIR_OWN = {
     "07_lightning": ["ignore:`isinstance(treespec, LeafSpec)` is deprecated:FutureWarning"],
 }
+# More of the same way of use, or a framework that takes its time: run with the slow tests.
+SLOW = {"03_cnn_student", "04_weights", "07_lightning", "08_accelerate", "09_many_gpus"}
 NEEDS = {"07_lightning": "lightning", "08_accelerate": "accelerate"}
 
 
@@ -26,7 +28,13 @@ def saved_names(folder):
         yield from load_file(path)
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in SLOW else [])
+        for path in EXAMPLES
+    ],
+)
 def test_the_example_runs(path, tmp_path):
     if path.stem in NEEDS:
         pytest.importorskip(NEEDS[path.stem])

@@ -154,7 +154,7 @@ def test_sigterm_to_the_processes_that_load_images_too_saves_as_well(run, tmp_pa
     out, job = tmp_path / "run", {"folder": str(tmp_path / "images"), "workers": 2}
     options = {"steps": 5000, "save_every": 5000}
     process = run(out, wait=False, job=job, **options)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (out / "log.jsonl").exists() or not (out / "log.jsonl").stat().st_size:
         assert process.is_alive()
         assert time.monotonic() < deadline

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...data import ImageSource, open_source
+from ...data.datasets import DatasetSource
 from ...data.shards import read_shard
 from ...data.sources import EXTENSIONS, Place
 from ..sets.packs import is_pack, pack_shards
@@ -72,11 +73,15 @@ class GivenMaps:
 
 def from_dataset(data: Any, to_map: Callable[[Any], Tensor]) -> tuple[ImageSource, Maps]:
     """Items (image, map) of a dataset with a length."""
-    name = type(data).__name__
-    if not isinstance(open_source(data), ImageSource):
-        raise ValueError(f"dense data: only datasets with a length can be measured. Got {name}.")
+    source = open_source(data)
+    if not isinstance(source, ImageSource):
+        raise ValueError(
+            f"dense data: only datasets with a length can be measured. Got {type(data).__name__}."
+        )
     items = LastItem(data)  # image and map of one item, also where a dataset draws at random
-    return open_source(items).select(range(len(data)), name), GivenMaps(items, to_map)
+    if isinstance(source, DatasetSource):
+        source.dataset = items
+    return source, GivenMaps(items, to_map)
 
 
 def from_packs(text: str, split: str | None, ending: str, read: Read) -> tuple[ImageSource, Maps]:

@@ -202,7 +202,7 @@ def _open_path(text: str, split: str | None, classes: Sequence[str]) -> Labelled
 def _open_unlabelled(data: Any, split: str | None) -> LabelledImages:
     source = open_source(_locate(str(data), split) if isinstance(data, str | Path) else data)
     source = _with_length(source)
-    stamp = None if isinstance(source, DatasetSource) else file_stamp(source)
+    stamp = file_stamp(source) if all(place.file for place in source.places) else None
     targets = [0] * len(source)
     return LabelledImages(source, targets.__getitem__, source.description, stamp=stamp)
 
@@ -267,8 +267,10 @@ def _items(dataset: Any, description: str) -> LabelledImages:
     source = _with_length(open_source(dataset))
     if type(dataset).__module__.startswith("datasets."):
         return _labelled_hub(source, description)
-    remembering = LastItem(dataset)
-    return LabelledImages(open_source(remembering), ItemTargets(remembering), description)
+    items = LastItem(dataset)
+    if isinstance(source, DatasetSource):
+        source.dataset = items
+    return LabelledImages(source, ItemTargets(items), description)
 
 
 def _named(name: str, split: str, root: str | Path | None, download: bool) -> LabelledImages:
