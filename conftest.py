@@ -12,6 +12,8 @@ from sybil.document import PythonDocStringDocument
 from sybil.parsers.doctest import DocTestParser
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+ROOT = Path(__file__).parent
+
 # huggingface_hub reads this once, when it is imported: the whole suite talks to a Hub on loopback
 # (tests/hub_server.py) or to nothing. pytest may import this file twice; the port is chosen once,
 # for each of the processes that share the tests.
@@ -37,7 +39,7 @@ class ModuleDocument(PythonDocStringDocument):
 
     def __init__(self, text: str, path: str) -> None:
         super().__init__(text, path)
-        parts = Path(path).relative_to(Path(__file__).parent).with_suffix("").parts
+        parts = Path(path).relative_to(ROOT).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
         self.namespace["__example_module__"] = name
 
@@ -56,9 +58,12 @@ pages = Sybil(
 )
 docstrings = Sybil(
     parsers=[DocTestParser()],
-    patterns=[
-        f"proteus/{folder}*.py" for folder in ("", "data/", "evaluation/", "training/", "recipes/")
-    ],
+    patterns=sorted(
+        {
+            f"{path.parent.relative_to(ROOT).as_posix()}/*.py"
+            for path in ROOT.glob("proteus/**/*.py")
+        }
+    ),
     document_types={".py": ModuleDocument},
     setup=module_names,
 )

@@ -1,3 +1,4 @@
+import os
 import socket
 
 import pytest
@@ -7,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 import proteus
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: tests fill all cores
 
 
 @pytest.fixture(autouse=True)
