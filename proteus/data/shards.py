@@ -63,9 +63,12 @@ def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
                     reason = "its name leads out of the archive"
                 images.append(Member(member.name, member.offset_data, member.size, key, reason))
             handle.seek(tar.offset)
-            # tarfile takes a missing end, and a damaged header, for the end: a block of zeros.
-            if handle.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            # tarfile takes a damaged header for the end, which is a block of zeros.
+            end = handle.read(tarfile.BLOCKSIZE)
+            if any(end):
                 raise tarfile.ReadError(f"it is damaged or cut off at byte {tar.offset}")
+            if not end:  # so it is where the writer was not closed, and where a member is cut off
+                images.append(Member("(end)", tar.offset, 0, None, "no end mark: it may be cut"))
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(
             f"images: {file!r} is not a readable tar shard. Got {error}; expected an uncompressed "
