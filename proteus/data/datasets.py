@@ -79,7 +79,7 @@ def open_dataset(dataset: Any) -> ImageSource | StreamSource:
         if isinstance(dataset, datasets.IterableDataset):
             return StreamSource(name, raw, _Cell(column))
         return DatasetSource(name, raw, _Cell(column))
-    if isinstance(dataset, Iterator):
+    if isinstance(dataset, Iterator) and not isinstance(dataset, Dataset):
         raise ValueError(
             f"images: an iterator can be read only once, and a run reads its images in passes. Got "
             f"a {name}; expected an object that starts anew each time it is iterated."

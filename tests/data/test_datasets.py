@@ -69,6 +69,24 @@ def test_what_is_no_dataset_is_an_error(dataset, message):
         open_source(dataset)
 
 
+class Restarting(IterableDataset):
+    """Its own iterator, anew for each pass."""
+
+    def __iter__(self):
+        self.left = [picture(n) for n in range(8)]
+        return self
+
+    def __next__(self):
+        if not self.left:
+            raise StopIteration
+        return self.left.pop(0)
+
+
+def test_a_dataset_that_is_its_own_iterator_is_no_mere_iterator():
+    loader = make_loader(open_source(Restarting()), **SIZE)
+    assert len(take(loader, 6)) == 6
+
+
 def test_items_that_are_no_images_are_an_error():
     loader = ImageLoader(open_source(TensorDataset(torch.zeros(8, 5))), **SIZE, workers=0)
     with pytest.raises(ValueError, match=r"items are no images. Got \(5,\)"):
