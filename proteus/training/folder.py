@@ -17,6 +17,7 @@ from .state import EngineState
 Resume = bool | Literal["auto"]
 _LAUNCH = ".launch"  # which torchrun the run belongs to
 _SKIPPED = "skipped.tsv"
+_NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # names are bytes to the system
 _FOLDERS = ("checkpoint", "export", "export-ema", "trackers")
 _FILES = (
     LOG, TIMING, WATCH, "run.json", _SKIPPED, "curves.png", "pca.png", "masks.png", "report.html",
@@ -176,10 +177,11 @@ def save_run(
 def note_skipped(folder: Path, skipped: Mapping[str, str]) -> int:
     """Add images that could not be read to the run's `skipped.tsv`; how many it then lists."""
     file = folder / _SKIPPED
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    listed = {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
+    text = file.read_text(**_NAMES) if file.exists() else ""
+    lines = (line.partition("\t") for line in text.split("\n") if line)
+    listed = {name: reason for name, _, reason in lines}
     listed |= {name: " ".join(reason.split()) for name, reason in skipped.items()}
     if listed:
         text = "".join(f"{name}\t{reason}\n" for name, reason in listed.items())
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text, **_NAMES)
     return len(listed)

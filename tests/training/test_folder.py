@@ -24,6 +24,13 @@ def test_skipped_images_are_added_to_those_of_before(tmp_path):
     assert lines == ["b.png\tno image", "a.png\tempty", "c.png\tcut off"]
 
 
+def test_skipped_images_may_have_any_name(tmp_path):
+    names = {os.fsdecode(b"\xff.png"): "empty", "a\u2028b.png": "cut off"}
+    assert note_skipped(tmp_path, names) == 2
+    assert note_skipped(tmp_path, {}) == 2
+    assert (tmp_path / "skipped.tsv").read_bytes().startswith(b"\xff.png\tempty\n")
+
+
 class TestClaim:
     def test_a_folder_that_cannot_be_written_is_found_out_before_any_work(self, tmp_path):
         out = tmp_path / "closed"
