@@ -194,12 +194,16 @@ def _objective(model: Objective) -> dict[str, Any]:
 
 
 def _digest(model: nn.Module) -> str:
-    """Of the first few numbers of each tensor: a name does not tell whose weights it got."""
+    """Of the first few numbers of each tensor: a name does not tell whose weights it got.
+
+    To three digits: resampled positions differ in their last bits among machines.
+    """
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, Tensor):  # a module may keep other things in its state
-            digest.update(value.flatten()[:16].cpu().double().numpy().tobytes())
+            rounded = value.flatten()[:16].cpu().to(torch.bfloat16) + 0  # -0 is 0
+            digest.update(rounded.double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -216,6 +216,17 @@ def test_a_run_goes_on_with_the_same_teacher_only(distiller, batches, tmp_path):
         distiller.fit(batches, steps=2, out=tmp_path, resume=True, **QUIET)
 
 
+@pytest.mark.usefixtures("without_results")
+def test_a_run_goes_on_where_positions_are_resampled_to_other_last_bits(
+    distiller, batches, tmp_path
+):
+    rows = distiller.fit(batches, steps=2, out=tmp_path, **QUIET)
+    with torch.no_grad():
+        positions = distiller.teacher.backbone.pos_embed
+        positions.copy_(positions.nextafter(positions + 1))
+    assert distiller.fit(batches, steps=2, out=tmp_path, resume=True, **QUIET) == rows
+
+
 class TestAfterARestartByTorchrun:
     """It starts the same command again, with a number: the run goes on, whatever was asked for."""
 
