@@ -201,3 +201,12 @@ def test_timm_s_own_file_with_its_classifier_is_read(name, tmp_path):
     teacher = proteus.Teacher(name, checkpoint=tmp_path / "timm.pth")
     state = teacher.backbone.state_dict()
     assert all(torch.equal(state[key], model.state_dict()[key]) for key in state)
+
+
+def test_batch_norm_s_counts_may_be_cast_with_the_weights(tmp_path):
+    halves = {
+        name: value.half() for name, value in timm.create_model("resnet18").state_dict().items()
+    }
+    torch.save(halves, tmp_path / "half.pth")
+    teacher = proteus.Teacher("resnet18", checkpoint=tmp_path / "half.pth", image_size=64)
+    assert teacher.backbone.bn1.num_batches_tracked.dtype == torch.int64
