@@ -293,6 +293,9 @@ def test_data_draws_by_given_labels(photos, tmp_path, capsys):
     labels.write_text("\n".join(reversed(lines)))
     assert main(command) == 2
     assert "in another order than the images. Got '8' where" in capsys.readouterr().err
+    names = [path.relative_to(photos) for path in sorted(photos.glob("*/*.jpg"))]
+    labels.write_text("\n".join(f"{n} {name} {n % 2}" for n, name in enumerate(names)))
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize("option", ["--merge", "--check", "--sub-data=0.5", "--out=part.json"])

@@ -64,16 +64,15 @@ def _run_data(arguments: argparse.Namespace) -> None:
 
 
 def _labels(path: Path, source: Any) -> list[str]:
-    """The last column of each line; a first column must name the image in that place."""
+    """The last column of each line; of columns before it, one must name the image in that place."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if lines and lines[0].split() == ["key", "class"]:
         del lines[0]
     for index, line in enumerate(lines[: len(source)]):
-        key = line.partition("\t")[0] if "\t" in line else line.rpartition(" ")[0]
-        name = source.name(index)
-        if not Path(name).stem.endswith(Path(key.strip()).stem):
+        keys, name = line.split()[:-1], source.name(index)
+        if keys and not any(Path(key).stem in name for key in keys):
             raise ValueError(
-                f"labels: {path} is in another order than the images. Got {key!r} where "
+                f"labels: {path} is in another order than the images. Got {' '.join(keys)!r} where "
                 f"{name!r} is; expected a line for each image, in the order of the source."
             )
     return [line.split()[-1] for line in lines]
