@@ -194,8 +194,14 @@ def _read(folder: Path) -> Checkpoint:
         ) from error
 
 
+_WHERE_IMAGES_LIE = ("data", "recipe.science.data.paths")
+
+
 def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     """Refuse to go on with other settings than those it was made with.
+
+    The same images, by their number and names, may lie elsewhere: a job of a cluster gets its own
+    folder for them.
 
     Raises:
         CheckpointError: Naming what differs.
@@ -203,6 +209,8 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     saved = flatten(checkpoint.settings)
     now = flatten(json.loads(json.dumps(dict(settings))))
     changed = [key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key)]
+    if "images.digest" in now and "images.digest" not in changed:
+        changed = [key for key in changed if key not in _WHERE_IMAGES_LIE]
     if changed:
         lines = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed)
         raise CheckpointError(
