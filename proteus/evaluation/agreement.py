@@ -78,12 +78,13 @@ def compare_projected(
         patch = loss.patch_head if loss.feature_head is None else loss.feature_head
     elif student.cls.shape != teacher.cls.shape:
         return {}
-    place = next((p.device for p in loss.parameters()), None) if loss is not None else None
+    # Where the heads are and in their precision, which may be wider than the student's.
+    like = student.cls if loss is None else next(loss.parameters(), student.cls)
     pairs = {}
     if token is not None:
-        pairs["cls"] = token(student.cls.to(place)), teacher.cls
+        pairs["cls"] = token(student.cls.to(like)), teacher.cls
     if patch is not None and student.grid == teacher.grid and student.patches.shape[1]:
-        pairs["patch"] = patch(student.patches.to(place)), teacher.patches
+        pairs["patch"] = patch(student.patches.to(like)), teacher.patches
     return _compare(pairs)
 
 

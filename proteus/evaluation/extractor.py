@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType
@@ -173,8 +174,12 @@ class Extractor(nn.Module):
         # Buffers that are not saved, such as statistics, count too.
         tensors = {**self.model.state_dict(), **dict(self.model.named_buffers())}
         for key, tensor in sorted(tensors.items()):
+            if not isinstance(tensor, Tensor):  # a module may keep other things in its state
+                digest.update(repr(key).encode() + pickle.dumps(tensor))
+                continue
             digest.update(repr((key, tensor.dtype, tuple(tensor.shape))).encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
         if self.inputs is not None:
             numbers = self.inputs.mean.flatten().tolist(), self.inputs.std.flatten().tolist()
             digest.update(repr((self.inputs.normalizes, numbers)).encode())

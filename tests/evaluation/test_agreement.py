@@ -75,6 +75,13 @@ def test_what_a_loss_has_no_head_or_no_weight_for_is_no_obstacle(student, teache
     assert len(agreement(student, teacher, pictures(4), loss=masked).distances) == 4
 
 
+def test_heads_compare_a_student_in_half_precision(student, teacher):
+    loss = proteus.ProteusLoss(24, 36, patch=0)
+    wide = agreement(student, teacher, pictures(4), loss=loss).distances
+    half = agreement(student.bfloat16(), teacher, pictures(4), loss=loss).distances
+    assert half == pytest.approx(wide, abs=0.05)
+
+
 def test_a_number_that_does_not_exist_is_null_in_json(student):
     vector = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 4), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()

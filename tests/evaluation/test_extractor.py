@@ -168,3 +168,17 @@ def test_a_trainable_copy_trains_and_leaves_the_original_alone():
     assert all(p.grad is not None for p in [ours.model.blocks[0].attn.qkv.weight])
     assert extractor.model.blocks[0].attn.qkv.weight.grad is None
     assert not extractor(images()).cls.requires_grad
+
+
+def test_a_fingerprint_sees_state_that_is_no_tensor():
+    class Scaled(torch.nn.Conv2d):
+        scale = [1]  # noqa: RUF012  # a list, which is no plain fact of the module
+
+        def get_extra_state(self):
+            return {"scale": self.scale}
+
+    model = Scaled(3, 4, 4, stride=4)
+    first = as_extractor(model, image_size=8).fingerprint()
+    assert as_extractor(model, image_size=8).fingerprint() == first
+    model.scale = [2]
+    assert as_extractor(model, image_size=8).fingerprint() != first

@@ -55,9 +55,9 @@ def knn_votes(
         *Same:* the softmax over the largest k; votes within 1e-5.
         *Different:* queries and bank are taken in pieces, so memory is bounded.
     """
-    classes = num_classes or int(bank_labels.max()) + 1
     _check_shapes(bank, bank_labels, queries)
     check_ks(ks, len(bank))
+    classes = num_classes or int(bank_labels.max()) + 1
     if not 0 <= int(bank_labels.min()) <= int(bank_labels.max()) < classes:
         raise ValueError(
             f"knn: labels must be in 0 … {classes - 1}. Got {int(bank_labels.min())} to "

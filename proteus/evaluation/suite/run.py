@@ -155,11 +155,11 @@ class SuiteRun:
 
     def _forget_other_data(self, opened: OpenSet) -> None:
         """Drop what was measured on other images of the same name: a row of a table is one set."""
-        ending, data = f"/{opened.one.name}", opened.stamp()
+        name, data = opened.one.name, opened.stamp()
         self.results = {
             key: found
             for key, found in self.results.items()
-            if not key.endswith(ending) or found.get("data", data) == data
+            if key.partition("/")[2] != name or found.get("data", data) == data
         }
 
     def _stored(self) -> dict[str, dict[str, Any]]:

@@ -43,6 +43,8 @@ def test_shapes_and_k_are_checked():
         knn_predict(train, labels, torch.randn(2, 4))
     with pytest.raises(ShapeError, match=r"\(4,\)"):
         knn_predict(train, labels[:4], train, k=1)
+    with pytest.raises(ValueError, match=r"1 … 0.*Got 1"):
+        knn_predict(train[:0], labels[:0], train, k=1)
 
 
 def test_a_k_below_one_and_labels_beyond_the_classes_are_errors():

@@ -197,6 +197,13 @@ def test_a_row_never_mixes_two_sets_of_one_name(packs, tmp_path, monkeypatch):
     assert stored == run.results
 
 
+def test_a_name_that_ends_like_another_is_another_set(packs, tmp_path, monkeypatch):
+    monkeypatch.setattr(OpenSet, "_knn", lambda self: {"best": 0.0})
+    sets = find_sets([f"old/digits={packs / 'flowers5'}", f"digits={packs / 'digits'}"])
+    results = run_of(packs, tmp_path / "out").run(["knn"], sets)
+    assert set(results) == {"knn/old/digits", "knn/digits"}
+
+
 def test_a_run_that_is_killed_keeps_what_is_finished(packs, tmp_path, monkeypatch):
     ran = []
 
