@@ -121,6 +121,15 @@ def test_a_run_does_not_go_on_with_other_images(images, tmp_path, capsys):
     assert json.loads((tmp_path / "run/run.json").read_text())["images"]["count"] == 8
 
 
+def test_a_run_goes_on_with_the_same_images_in_another_place(images, tmp_path, capsys):
+    assert distill(images, tmp_path / "run", **{"--steps": 2}) == 0
+    moved = images.rename(tmp_path / "elsewhere")
+    assert distill(moved, tmp_path / "run", **{"--steps": 2, "--resume": None}) == 0
+    (moved / "0.png").rename(moved / "9.png")
+    assert distill(moved, tmp_path / "run", **{"--steps": 2, "--resume": None}) == 2
+    assert "images.digest was" in capsys.readouterr().err
+
+
 def test_options_and_settings_are_taken_together(images, tmp_path):
     # Each alone would not fit the recipe's other settings.
     options = {"--recipe": "s14-dinov2-b14", "--warmup": 0.1, "--precision": "fp32"}

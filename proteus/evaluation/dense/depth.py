@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..extractor import as_extractor
-from ..processes import gather
 from .crops import DEPTH
 from .data import DepthImages, open_both, open_depth
 from .decoders import Decoder
@@ -23,7 +22,7 @@ from .depth_metrics import (
     masked_depth_scores,
     silog_loss,
 )
-from .prediction import DensePredictor, predict_set
+from .prediction import DensePredictor, score_set
 from .segmentation import default_size
 from .training import Settings, train_dense
 
@@ -219,18 +218,18 @@ def score_depth(
 ) -> DepthScores:
     """Predict every image of a set and score each, then take the mean.
 
-    In a distributed run every process takes its share and all get the same scores.
+    In a distributed run every process takes its share, and all get the same scores.
     """
-    rows = {
-        number: masked_depth_scores(
+
+    def score(output: Tensor, target: Tensor) -> tuple[dict[str, float], int]:
+        return masked_depth_scores(
             output[0], target, convention=convention, min_depth=min_depth, max_depth=max_depth,
             crop=data.crop, clamp=clamp,
-        )
-        for number, output, target in predict_set(predictor, data, progress=progress)
-    }  # fmt: skip
-    # In the order of the images: the sums are the same from any number of processes.
-    ordered = [row for _, row in sorted(gather(rows).items())]
-    return average_depth_scores(ordered, convention=convention)
+        )  # fmt: skip
+
+    return average_depth_scores(
+        score_set(predictor, data, score, progress=progress), convention=convention
+    )
 
 
 def _finetuning_groups(backbone: nn.Module, decoder: Decoder, *, lr: float) -> list[dict[str, Any]]:

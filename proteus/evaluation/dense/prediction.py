@@ -1,6 +1,7 @@
 """Predict a map for every image of a set with a model and a dense head."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 
 from ...features import Features, ShapeError
 from ..extractor import Extractor
-from ..processes import rank_and_world, together
+from ..processes import gather, rank_and_world, together
 from .crops import fitted_size, to_pixels
 from .data import DenseImages
 from .decoders import Decoder
 from .features import read_dense
 from .sliding import slide
+
+Score = TypeVar("Score")
 
 _MOST_IMAGES = 16
 _MOST_VALUES = 1 << 29  # of the maps of one batch, 2 GiB: what 150 classes take at 1900 x 1900
@@ -86,18 +89,35 @@ class DensePredictor(nn.Module):
         return F.interpolate(output, size=size, mode="bilinear", align_corners=False)
 
 
-def predict_set(
-    predictor: DensePredictor, data: DenseImages, *, progress: bool = False
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(number, map [C, H, W], target [H, W]) of every image, or of this process's share of them.
+def score_set(
+    predictor: DensePredictor,
+    data: DenseImages,
+    score: Callable[[Tensor, Tensor], Score],
+    *,
+    progress: bool = False,
+) -> list[Score]:
+    """The score of every image, in their order.
 
-    Images of one size that follow one another go through the model together. Where one process
-    cannot read an image, all raise.
+    Images of one size that follow one another go through the model together. In a distributed run
+    every process takes its share, and all get all scores; where one cannot read, predict or score
+    an image, all raise.
+
+    Args:
+        predictor: The model with its head.
+        data: The set.
+        score: A map [C, H, W] and its target [H, W], on the predictor's device -> what is kept.
+        progress: Show a bar.
 
     Raises:
-        ValueError: If an image cannot be read, or its map is not finite.
+        ValueError: If an image cannot be read or scored, or its map is not finite.
     """
-    return together(_predictions(predictor, data, progress=progress))
+    mine = dict(
+        together(
+            (number, score(output, target))
+            for number, output, target in _predictions(predictor, data, progress=progress)
+        )
+    )
+    return [found for _, found in sorted(gather(mine).items())]
 
 
 def _predictions(

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..extractor import Extractor, as_extractor
-from ..processes import gather
 from .crops import SEGMENTATION
 from .data import SegmentationImages, open_both, open_segmentation
 from .metrics import (
@@ -20,7 +19,7 @@ from .metrics import (
     segmentation_areas,
     segmentation_scores,
 )
-from .prediction import DensePredictor, predict_set
+from .prediction import DensePredictor, score_set
 from .training import Settings, train_dense
 
 _REFERENCE_SIZE = 512
@@ -216,13 +215,12 @@ def score_segmentation(
 
     In a distributed run every process takes its share and all get the same scores.
     """
-    areas = {
-        number: Areas(
-            *(part.cpu() for part in segmentation_areas(output.argmax(0), target, data.num_classes))
-        )
-        for number, output, target in predict_set(predictor, data, progress=progress)
-    }
-    return segmentation_scores(add_areas(gather(areas).values()))
+
+    def score(output: Tensor, target: Tensor) -> Areas:
+        areas = segmentation_areas(output.argmax(0), target, data.num_classes)
+        return Areas(*(part.cpu() for part in areas))
+
+    return segmentation_scores(add_areas(score_set(predictor, data, score, progress=progress)))
 
 
 def layer_decay_groups(

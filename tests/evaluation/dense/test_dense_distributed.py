@@ -18,6 +18,8 @@ if sys.argv[2] != "1":
     meeting = "file://" + sys.argv[1] + "/meeting"
     distributed.init_process_group("gloo", meeting, rank=int(sys.argv[3]), world_size=2)
 from proteus.evaluate import depth, robustness, segmentation
+from proteus.evaluation.dense.data import open_segmentation
+from proteus.evaluation.dense.prediction import score_set
 
 torch.manual_seed(0)
 slope = Image.linear_gradient("L")
@@ -38,6 +40,19 @@ class Bright:
 
 labelled = [(image, n % 2) for n, image in enumerate(images)]
 kept = robustness(Bright(), labelled, corruptions=["gaussian_noise"])
+
+def picky(output, target):
+    if sys.argv[3] == "1":
+        raise ValueError("one process cannot score its own")
+    return 0
+
+refused = ""
+try:
+    score_set(found.predictor, open_segmentation(marked, num_classes=2), picky)
+except ValueError as error:
+    refused = str(error)
+assert refused == ("one process cannot score its own" if sys.argv[2] == "2" else "")
+
 rows = [found.to_dict(), deep.to_dict(), kept.to_dict()]
 with open(sys.argv[1] + "/" + sys.argv[2] + sys.argv[3] + ".json", "w") as file:
     json.dump(rows, file)

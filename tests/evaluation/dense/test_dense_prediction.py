@@ -8,7 +8,7 @@ from torch import nn
 
 from proteus.evaluation.dense import prediction
 from proteus.evaluation.dense.data import open_segmentation
-from proteus.evaluation.dense.prediction import predict_set
+from proteus.evaluation.dense.prediction import score_set
 from proteus.evaluation.dense.segmentation import score_segmentation, segmentation
 from proteus.features import ShapeError
 
@@ -59,10 +59,10 @@ def test_a_batch_ends_where_its_maps_would_fill_the_memory(predictor, monkeypatc
     sizes, forward = [], predictor.forward
     monkeypatch.setattr(predictor, "forward", lambda x: sizes.append(len(x)) or forward(x))
     data = open_segmentation(rows((20, 24), (20, 24), (20, 24), (24, 20), (20, 24)), num_classes=2)
-    found = list(predict_set(predictor, data))
+    found = score_set(predictor, data, lambda output, target: (output, target))
     assert sizes == expected
-    assert [number for number, _, _ in found] == [0, 1, 2, 3, 4]
-    for number, output, target in found:
+    assert len(found) == 5
+    for number, (output, target) in enumerate(found):
         image, expected_target = data[number]
         assert torch.allclose(output, forward([image])[0], atol=1e-5)
         assert torch.equal(target, expected_target)
