@@ -36,9 +36,9 @@ class Interrupt:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        # What is still pending comes now, while our handler is there to take it. Not by sigwait: a
+        # thread that does not block the signal may get it first, and the wait would never end.
         if self._mask is not None:
-            if signal.SIGTERM in signal.sigpending():
-                signal.sigwait({signal.SIGTERM})
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -11,6 +12,25 @@ from proteus.training.interrupt import Interrupt
 
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)  # another thread, which does not block it, may be the one that gets it
+
+
+def test_leaving_never_waits_for_a_signal_that_another_thread_took():
+    over = threading.Event()
+    threads = [threading.Thread(target=over.wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # of one that comes too late
+    try:
+        for _ in range(300):
+            with Interrupt():
+                os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_it_notes_the_signal_and_goes_on():
