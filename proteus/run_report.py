@@ -4,13 +4,14 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .checkpoint import flatten
 from .curves import NO_TERMS, Array, Curve, save_panels, thin
 from .report import Details, Heading, Part, Picture, Table, write_report
 
@@ -188,7 +189,7 @@ def _summary(log: Columns, timing: Columns, facts: dict[str, Any] | None) -> lis
 
 def _find(facts: Mapping[str, Any], name: str) -> int | None:
     """A count of this name, from the settings or the recipe, at any depth."""
-    leaves = [leaf for key in ("settings", "recipe") for leaf in _flatten(facts.get(key))]
+    leaves = [leaf for key in ("settings", "recipe") for leaf in _leaves(facts.get(key))]
     found = (value for path, value in leaves if path.rpartition(".")[2] == name)
     return next((value for value in found if type(value) is int), None)
 
@@ -286,7 +287,7 @@ def _pictures(folder: Path) -> list[Part]:
 def _recipe(facts: Mapping[str, Any]) -> list[Part]:
     parts: list[Part] = []
     for key, title in (("recipe", "Recipe"), ("settings", "Settings"), ("versions", "Versions")):
-        rows = [[path, _text(value)] for path, value in _flatten(facts.get(key))]
+        rows = [[path, _text(value)] for path, value in _leaves(facts.get(key))]
         if rows:
             parts += [Heading(title), Table([key, "value"], rows)]
         if rows and key == "recipe":
@@ -294,13 +295,10 @@ def _recipe(facts: Mapping[str, Any]) -> list[Part]:
     return parts
 
 
+def _leaves(found: Any) -> Iterable[tuple[str, Any]]:
+    """What a file holds as (dotted path, value); nothing if it is not nested."""
+    return flatten(found).items() if isinstance(found, dict) else ()
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Nested dictionaries as (dotted path, value)."""
-    if isinstance(value, dict) and value:
-        pairs = ((f"{path}.{key}" if path else str(key), inner) for key, inner in value.items())
-        return [leaf for name, inner in pairs for leaf in _flatten(inner, name)]
-    return [(path, value)] if path else []
