@@ -26,14 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words of the command line; None = those of the process.
 
     Returns:
-        0 on success, 2 for what a user can mend, 130 when interrupted.
+        0 on success, 2 for what a user can mend, 130 when interrupted with Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name must not end a command half way
         sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        status: int | None = arguments.run(arguments)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"proteus {arguments.command}: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from .distill import until_stopped
 from .parser import Commands, add_command
 
 
@@ -22,13 +23,16 @@ def add(commands: Commands) -> None:
     demo.set_defaults(run=_run_demo)
 
 
-def _run_demo(arguments: argparse.Namespace) -> None:
+def _run_demo(arguments: argparse.Namespace) -> int:
     from ..demo import run_demo
 
-    run_demo(
-        arguments.out,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-    )
+    def work() -> None:
+        run_demo(
+            arguments.out,
+            steps=arguments.steps,
+            seed=arguments.seed,
+            device=arguments.device,
+            overwrite=arguments.overwrite,
+        )
+
+    return until_stopped("demo", work)

@@ -1,7 +1,9 @@
 """`proteus distill`."""
 
 import argparse
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +103,39 @@ def add(commands: Commands) -> None:
     distill.set_defaults(run=_run_distill)
 
 
-def _run_distill(arguments: argparse.Namespace) -> None:
+def _run_distill(arguments: argparse.Namespace) -> int:
     from ..recipes import run
-    from ..training import RunStopped
-    from ..training.parallel import leave
 
     recipe = recipe_of(arguments)
-    try:
+
+    def work() -> None:
         rows = run(
             recipe, arguments.out, resume=arguments.resume, overwrite=arguments.overwrite, say=print
         )
         if _first_process():
             _summarize(rows, arguments.out)
+
+    return until_stopped("distill", work)
+
+
+def until_stopped(command: str, work: Callable[[], object]) -> int:
+    """Train; the exit status.
+
+    Returns:
+        0, also where a scheduler ended the run; 130 where Ctrl-C did, so that a shell's loop or
+        script ends, too.
+    """
+    from ..training import RunStopped, leave
+
+    status = 0
+    try:
+        work()
     except RunStopped as stopped:
         if _first_process():
-            print(f"proteus distill: {stopped}", file=sys.stderr)
+            print(f"proteus {command}: {stopped}", file=sys.stderr)
+        status = 130 if stopped.by is signal.SIGINT else 0
     leave()  # not after an error: with a process missing, parting could wait for it
+    return status
 
 
 def recipe_of(arguments: argparse.Namespace) -> Any:

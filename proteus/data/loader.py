@@ -1,11 +1,11 @@
 """An endless, seeded, resumable stream of uint8 batches."""
 
-import contextlib
 import logging
-import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .finishing import finish
 from .order import Repeated, Shuffled
 from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Batch, Faults, Key, Samples
 from .sources import ImageSource
+from .workers import ignore_interrupt, start_workers, stop_workers
 
 _logger = logging.getLogger(__name__)
 
@@ -135,6 +136,7 @@ class ImageLoader:
 
         Raises:
             CorruptImageError: When more than 5 % of the images have turned out to be corrupt.
+            ChildProcessError: When a process that decodes died.
         """
         return self._stream(start, None)
 
@@ -145,45 +147,43 @@ class ImageLoader:
         )
 
     def _stream(self, start: int, stop: int | None) -> Iterator[Any]:
-        on_device = self.device.type != "cpu"
         loader = DataLoader(
             self.samples,
             sampler=Keys(self, start, stop),
             batch_size=None,  # `Samples` makes whole batches
             num_workers=self.workers,
             collate_fn=_as_it_is,
-            pin_memory=on_device and torch.cuda.is_available(),
+            pin_memory=self.device.type != "cpu" and torch.cuda.is_available(),
+            worker_init_fn=ignore_interrupt,
         )
-        stream = iter(loader)
-        while True:
-            try:
-                batch: Batch = next(stream)
-            except StopIteration:
-                return
-            # A process that dies while it hands a batch over breaks a pipe, which is an OSError.
-            except (RuntimeError, EOFError, OSError) as error:
-                message = None
-                for _ in range(2):
-                    # torch's signal handler may raise here as well, once for each process.
-                    with contextlib.suppress(RuntimeError):
-                        message = self._dead_worker(error)
-                        break
-                if message is None:
-                    raise
-                # Let go of the iterator: while it lives, torch raises again for each dead process.
-                del stream
-                raise RuntimeError(message) from error.with_traceback(None)
-            self._note(batch.faults)
-            images = batch.images
-            if on_device:
-                images = images.to(self.device, non_blocking=True)
-                if batch.draws is not None:
-                    generator = torch.Generator(self.device).manual_seed(batch.seed)
-                    images = finish(images, batch.draws, generator)
-            if batch.labels is None:
-                yield images
-            else:
-                yield images, batch.labels.to(self.device, non_blocking=True)
+        stream, workers = start_workers(loader)
+        try:
+            while True:
+                try:
+                    batch: Batch = next(stream)
+                except StopIteration:
+                    return
+                # A process that dies while it hands a batch over breaks a pipe: an OSError.
+                except (RuntimeError, EOFError, OSError) as error:
+                    message = self._dead_worker(workers)
+                    if message is None:
+                        raise
+                    raise ChildProcessError(message) from None
+                self._note(batch.faults)
+                yield self._on_device(batch)
+        finally:
+            stop_workers(workers)
+
+    def _on_device(self, batch: Batch) -> Any:
+        images = batch.images
+        if self.device.type != "cpu":
+            images = images.to(self.device, non_blocking=True)
+            if batch.draws is not None:
+                generator = torch.Generator(self.device).manual_seed(batch.seed)
+                images = finish(images, batch.draws, generator)
+        if batch.labels is None:
+            return images
+        return images, batch.labels.to(self.device, non_blocking=True)
 
     def _note(self, faults: Faults) -> None:
         for name, reason in faults:
@@ -198,24 +198,30 @@ class ImageLoader:
                 f"files were copied."
             )
 
-    def _dead_worker(self, error: Exception) -> str | None:
+    def _dead_worker(self, workers: Collection[BaseProcess]) -> str | None:
         """What to say if a process is dead: the file that it was at. None if all are alive."""
-        reading = {int(pid): int(place) for pid, place in self.samples.reading if pid >= 0}
-        reading.pop(os.getpid(), None)
         for _ in range(10):
-            alive = {child.pid for child in multiprocessing.active_children()}
-            dead = [place for pid, place in reading.items() if pid not in alive]
-            if dead or not reading:
+            dead = {worker.pid: worker.exitcode for worker in workers if not worker.is_alive()}
+            if dead or not workers:
                 break
             time.sleep(0.05)  # the pipe may close before the process is gone
-        if not reading or not dead:
+        if not workers or not dead:
             return None
+        at = {int(pid): int(place) for pid, place in self.samples.reading}
+        places = [self.source.name(at[pid]) for pid in dead if pid in at]
+        reasons = sorted({_how_it_ended(code) for code in dead.values()})
         return (
-            f"images: a worker process died while it was at "
-            f"{', '.join(self.source.name(place) for place in dead)}. Got {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]} It was probably killed for its memory, or a "
-            f"library crashed on that file; look at the file, or use fewer workers."
+            f"images: a worker process died"
+            f"{' while it was at ' + ', '.join(places) if places else ''}. Got "
+            f"{' and '.join(reasons)}. It was probably killed for its memory, or a library crashed "
+            f"on that file; look at the file, or use fewer workers."
         )
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"exit status {code}"
 
 
 def check_rank(rank: int, world_size: int) -> None:

@@ -1,7 +1,7 @@
 """Batches of a run, from any step on."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -92,7 +92,7 @@ def check_data(data: Any, world: World, steps: int, accumulate: int) -> None:
 
 def batches(
     data: Iterable[Any] | Resumable, start: int, stop: int, *, inputs: int, seed: int
-) -> Iterator[tuple[Tensor, ...]]:
+) -> Generator[tuple[Tensor, ...], None, None]:
     """Batch `start` … `stop` - 1, going round as often as needed.
 
     Data that cannot start anywhere are read from the beginning. The global generators are seeded

@@ -10,9 +10,10 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -30,6 +31,7 @@ _logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Item = TypeVar("Item")
 LOG, TIMING, WATCH = "log.jsonl", "timing.jsonl", "watch.jsonl"
+_STOPS = (signal.SIGTERM, signal.SIGINT)
 _MOST_STEPS = 200  # between two flushes
 _MOST_OVERFLOWS = 40  # in a row: the scaler has then tried every scale there is
 
@@ -53,6 +55,7 @@ class RunLog:
         progress: Show a progress bar.
         overflows: Infinite gradients are the fp16 scaler's business, up to 40 steps in a row.
         trackers: Get the newest row at each flush.
+        asked: Which signal asked this process to end the run, if any.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class RunLog:
         progress: bool,
         overflows: bool = False,
         trackers: Sequence[Tracker] = (),
+        asked: Callable[[], signal.Signals | None] = lambda: None,
     ) -> None:
         from tqdm import tqdm
 
@@ -73,7 +77,8 @@ class RunLog:
         self.trackers = trackers if world.first else ()
         self.names: list[str] = []
         self._untracked = False
-        self.stop_agreed = False
+        self.asked = asked
+        self.stop_agreed: signal.Signals | None = None
         self._kept: list[Row] = []
         self._files: dict[str, IO[str]] = {}
         if folder is not None and world.first:
@@ -114,25 +119,25 @@ class RunLog:
             self._waited += time.perf_counter() - began
             yield item
 
-    def add(
-        self, names: list[str], values: Tensor, rate: float, images: int, *, stop: bool = False
-    ) -> None:
-        """Note a step; `stop` = this process was asked to end the run."""
+    def add(self, names: list[str], values: Tensor, rate: float, images: int) -> None:
+        """Note a step."""
         self.names = names
         self._pending.append((values, rate, images))
-        if len(self._pending) >= self._interval or (stop and self.world.size == 1):
-            self.flush(stop=stop)
+        alone = self.world.size == 1
+        if len(self._pending) >= self._interval or (alone and self.asked()):
+            self.flush()
 
-    def flush(self, *, durable: bool = False, stop: bool = False) -> None:
+    def flush(self, *, durable: bool = False) -> None:
         """Read the pending losses, write their rows, and stop the run if one is not finite.
+
+        Where any process was asked to end the run, `stop_agreed` then is set on all of them.
 
         Args:
             durable: Put the rows on the disk before returning.
-            stop: This process was asked to end the run; `stop_agreed` then is set on all of them.
         """
         try:
             if self._pending:
-                self._write_pending(stop)
+                self._write_pending()
             if durable and self.folder is not None:
                 for name, file in self._files.items():
                     file.flush()
@@ -143,16 +148,21 @@ class RunLog:
                 f"touched. Make room, then resume (--resume)."
             ) from error
 
-    def _write_pending(self, stop: bool) -> None:
+    def _write_pending(self) -> None:
         if self.world.device.type != "cpu":  # what is queued belongs to this interval
             torch.accelerator.synchronize(self.world.device)
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         wanted = min(_MOST_STEPS, max(1, int(len(self._pending) / elapsed)))
         losses = torch.stack([values for values, _, _ in self._pending])  # [steps, terms]
-        agreed = losses.new_tensor([float(wanted if self.world.first else 0), float(stop)])
+        asked = self.asked()
+        agreed = losses.new_tensor(
+            [wanted if self.world.first else 0, *(asked is number for number in _STOPS)]
+        )
         packed = self.world.sum(torch.cat([losses.flatten(), agreed])).tolist()
-        self.stop_agreed = packed[-1] > 0
-        self._interval = max(1, round(packed[-2])) if math.isfinite(packed[-2]) else 1
+        *packed, interval, terminated, interrupted = packed
+        if terminated > 0 or interrupted > 0:
+            self.stop_agreed = signal.SIGINT if interrupted > 0 else signal.SIGTERM
+        self._interval = max(1, round(interval)) if math.isfinite(interval) else 1
         width = len(self.names)
         for number, (_, rate, _) in enumerate(self._pending):
             mean = [v / self.world.size for v in packed[number * width : (number + 1) * width]]

@@ -4,8 +4,10 @@ Everything random in step n depends on the seed and on n only, so a resumed run 
 random state to repeat what an uninterrupted one would have done.
 """
 
+import contextlib
 import hashlib
 import json
+import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +28,7 @@ from .results import write_results
 from .schedule import EpochSchedule, Schedule, learning_rate
 
 History = list[Row]
+_FIRST_SAVE = 10  # whatever `save_every`: what a short run did is not lost
 
 
 class Watch(Protocol):
@@ -96,7 +99,7 @@ def fit(
             `curves.png` and `pca.png`. None = write nothing.
         resume: Go on with the run in `out`; `"auto"` = if there is one, else start.
         overwrite: Replace the run in `out`.
-        save_every: Steps between checkpoints; there is one at the end too.
+        save_every: Steps between checkpoints; there is one after step 10 and at the end too.
         keep: How many checkpoints stay.
         watch: Measures the student every so many steps; see `proteus.watch.Watch`.
         trackers: Where the numbers go besides `log.jsonl`; see `proteus.trackers`.
@@ -111,7 +114,7 @@ def fit(
     Raises:
         ValueError: If settings contradict each other or `out` holds a run already.
         NonFiniteLossError: If a loss is NaN or infinite; the last checkpoint stays.
-        RunStopped: After SIGTERM, when the checkpoint is written.
+        RunStopped: After SIGTERM or Ctrl-C, when the checkpoint is written.
 
     Examples:
         >>> import proteus
@@ -154,25 +157,28 @@ def fit(
     if folder is not None:
         begin(folder, world, going_on)
     images = preview
+    interrupt = Interrupt(say=world.first)
     log = RunLog(
         folder, start, total, world, progress=progress, overflows=precision == "fp16",
-        trackers=trackers,
+        trackers=trackers, asked=lambda: interrupt.requested,
     )  # fmt: skip
     stream = batches(data, start, total, inputs=distiller.num_inputs, seed=seed)
-    with log, Interrupt() as interrupt:
+    # Closed, because a traceback would keep it, and the processes that load images, alive.
+    with log, interrupt, contextlib.closing(stream):
         for step, batch in enumerate(log.timed(stream), start):
             rate = schedule(step)
             inputs = [item.to(world.device, non_blocking=True) for item in batch]
             names, values = engine.step(inputs, step, rate)
-            log.add(names, values, rate, len(batch[0]), stop=interrupt.requested)
+            log.add(names, values, rate, len(batch[0]))
             if watch is not None and (step + 1) % watch.every == 0:
                 log.flush()  # a loss that is not finite is said first: there is nothing to measure
                 log.watch(watch(distiller))
             done, images = step + 1, batch[0]
-            if folder and (done % save_every == 0 or done == total or log.stop_agreed):
+            due = done % save_every == 0 or done in (min(_FIRST_SAVE, save_every), total)
+            if folder and (due or log.stop_agreed):
                 save_run(folder, done, engine, log, skipped_by(data), settings=settings, keep=keep)
-            if log.stop_agreed and done < total:
-                raise RunStopped(_stopped(folder, done, total))
+            if log.stop_agreed and done < total:  # saving, too, is where processes agree
+                raise RunStopped(_stopped(folder, done, total, log.stop_agreed), log.stop_agreed)
         log.flush(durable=True)
         if folder is not None:
             if images is None:  # resumed at its end, a run sees no batch
@@ -251,6 +257,7 @@ def _schedule(
     return lr, {"lr": described}
 
 
-def _stopped(folder: Path | None, done: int, total: int) -> str:
+def _stopped(folder: Path | None, done: int, total: int, by: signal.Signals) -> str:
     where = f"saved in {folder}; go on with resume (--resume)" if folder else "nothing was saved"
-    return f"Stopped by SIGTERM after {done} of {total} steps: {where}."
+    name = "Ctrl-C" if by is signal.SIGINT else by.name
+    return f"Stopped by {name} after {done} of {total} steps: {where}."
