@@ -1,7 +1,7 @@
 """`proteus evaluate`."""
 
 import argparse
-import os
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,13 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     plan_jobs(suites, sets, has_teacher=arguments.teacher is not None)
 
     import torch
-    from torch import distributed
 
     from ..evaluation.cache import FeatureCache
-    from ..evaluation.processes import rank_and_world
+    from ..world import join, leave
 
-    device = _start(arguments.device)
+    # A process may wait long for another that trains a head.
+    world = join(arguments.device, patience=datetime.timedelta(days=1))
+    device = world.device
     torch.manual_seed(arguments.seed)
     size, checkpoint = arguments.image_size, arguments.checkpoint
     model = _extractor(arguments.model, size, device, checkpoint, arguments.random_weights)
@@ -85,13 +86,13 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         progress=True,
     )
-    try:
+    with world.as_one():
         run.run(suites, sets)
-        if rank_and_world()[0] == 0:
+    try:
+        if world.first:
             _show(run, sets)
     finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        leave()  # not after an error above: with a process missing, parting could wait for it
 
 
 def _suites(text: str, tasks: set[Any]) -> list[str]:
@@ -100,27 +101,6 @@ def _suites(text: str, tasks: set[Any]) -> list[str]:
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     return [name for name in names if text != _SUITES or task_of(name) in tasks]
-
-
-def _start(device: str) -> Any:
-    """The device; in a torchrun process its own, and the group it belongs to."""
-    import datetime
-
-    import torch
-    from torch import distributed
-
-    from ..training import choose_device
-
-    chosen = choose_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(chosen)
-        # A process may wait long for another that trains a head.
-        distributed.init_process_group(
-            "nccl" if chosen.type == "cuda" else "gloo", timeout=datetime.timedelta(days=1)
-        )
-    return chosen
 
 
 def _extractor(

@@ -164,7 +164,7 @@ class ImageLoader:
                 except StopIteration:
                     return
                 # A process that dies while it hands a batch over breaks a pipe: an OSError.
-                except (RuntimeError, EOFError, OSError) as error:
+                except (RuntimeError, EOFError, OSError):
                     message = self._dead_worker(workers)
                     if message is None:
                         raise

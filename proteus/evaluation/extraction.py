@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
+from ..world import gather, rank_and_world, together
 from .cache import FeatureCache
 from .extractor import Extractor, as_extractor
 from .features import (
@@ -21,7 +22,6 @@ from .features import (
     read_vectors,
     square_size,
 )
-from .processes import gather, rank_and_world, together
 from .sets.labelled import open_labelled
 
 _PART_BATCHES = 4  # a part is what is stored, and dealt to a process, at once

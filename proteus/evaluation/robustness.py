@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from ..world import gather, rank_and_world, together
 from .classifier import Classifier
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .features import Resized
-from .processes import gather, rank_and_world, together
 from .sets.labelled import LabelledImages, open_labelled
 from .sets.targets import check_labels
 

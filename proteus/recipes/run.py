@@ -19,7 +19,7 @@ from ..masking import MaskGenerator
 from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, fit, join
-from ..training.folder import Resume, begin, claim, note_skipped
+from ..training.folder import Resume, begin, claim, holding, note_skipped
 from .images import Loader, batches_of_an_epoch, count_steps, facts_of, open_data
 from .recipe import Logits, Masks, Recipe, Science, to_json
 
@@ -56,59 +56,61 @@ def run(
     science, machine = recipe.science, recipe.machine
     folder = None if out is None else Path(out)
     world = join(machine.device)
-    trackers = _trackers(recipe, folder)
-    going_on = False
-    if folder is not None:  # first of all: a wrong folder must not cost a download
-        going_on = claim(folder, world, resume, overwrite)
-    data = open_data(recipe, world, say if world.first else lambda text: None)
-    torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
-    model = build(recipe)
-    steps = count_steps(science, data)
-    details = describe(recipe, data)
-    watch = _watch(recipe)
-    if folder is not None:  # nothing of an older run is removed before all of this was found to fit
-        begin(folder, world, going_on)
-    if folder is not None and world.first and not going_on:
-        found = {
-            "recipe": to_json(recipe),
-            "images": details["images"],
-            "versions": versions(),
-            "system": platform.platform(),
-        }
-        text = json.dumps(found, indent=2, default=str) + "\n"
-        (folder / RUN).write_text(text, encoding="utf-8")
-    try:
-        return fit(
-            model,
-            data,
-            steps=steps,
-            lr=_schedule(science, steps, data),
-            warmup=science.optimizer.warmup,
-            weight_decay=science.optimizer.weight_decay,
-            undecayed=science.optimizer.undecayed,
-            clip_grad=science.optimizer.clip_grad,
-            ema=science.optimizer.ema,
-            precision=science.optimizer.precision,
-            seed=science.seed,
-            accumulate=machine.accumulate,
-            parallel=machine.parallel,
-            compile=machine.compile,
-            activation_checkpointing=machine.activation_checkpointing,
-            device=world.device,
-            out=folder,
-            resume=going_on,
-            save_every=machine.save_every,
-            keep=machine.keep,
-            watch=watch,
-            trackers=trackers,
-            details=details,
-            progress=progress,
-        )
-    finally:  # also of a run that was stopped
-        if folder is not None and world.first:
-            count = note_skipped(folder, data.skipped)
-            if count:
-                say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
+    with holding(folder, world):
+        with world.as_one():
+            going_on = False
+            if folder is not None:  # first of all: a wrong folder must not cost a download
+                going_on = claim(folder, world, resume, overwrite)
+            trackers = _trackers(recipe, folder)
+            data = open_data(recipe, world, say if world.first else lambda text: None)
+            torch.manual_seed(science.seed)  # of the student's first weights, alike everywhere
+            model = build(recipe)
+            steps = count_steps(science, data)
+            details = describe(recipe, data)
+            watch = _watch(recipe)
+            if folder is not None:  # an older run goes only now that all of this was found to fit
+                begin(folder, world, going_on)
+            if folder is not None and world.first and not going_on:
+                found = {
+                    "recipe": to_json(recipe),
+                    "images": details["images"],
+                    "versions": versions(),
+                    "system": platform.platform(),
+                }
+                text = json.dumps(found, indent=2, default=str) + "\n"
+                (folder / RUN).write_text(text, encoding="utf-8")
+        try:
+            return fit(
+                model,
+                data,
+                steps=steps,
+                lr=_schedule(science, steps, data),
+                warmup=science.optimizer.warmup,
+                weight_decay=science.optimizer.weight_decay,
+                undecayed=science.optimizer.undecayed,
+                clip_grad=science.optimizer.clip_grad,
+                ema=science.optimizer.ema,
+                precision=science.optimizer.precision,
+                seed=science.seed,
+                accumulate=machine.accumulate,
+                parallel=machine.parallel,
+                compile=machine.compile,
+                activation_checkpointing=machine.activation_checkpointing,
+                device=world.device,
+                out=folder,
+                resume=going_on,
+                save_every=machine.save_every,
+                keep=machine.keep,
+                watch=watch,
+                trackers=trackers,
+                details=details,
+                progress=progress,
+            )
+        finally:  # also of a run that was stopped
+            if folder is not None and world.first:
+                count = note_skipped(folder, data.skipped)
+                if count:
+                    say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
 
 
 def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """Training: the loop, and what surrounds it."""
 
+from ..world import World as World
+from ..world import choose_device as choose_device
+from ..world import join as join
+from ..world import leave as leave
 from .batches import Resumable as Resumable
 from .engine import Engine as Engine
 from .groups import parameter_groups as parameter_groups
@@ -7,10 +11,6 @@ from .interrupt import RunStopped as RunStopped
 from .log import NonFiniteLossError as NonFiniteLossError
 from .loop import History as History
 from .loop import fit as fit
-from .parallel import World as World
-from .parallel import choose_device as choose_device
-from .parallel import join as join
-from .parallel import leave as leave
 from .results import compare as compare
 from .schedule import EpochSchedule as EpochSchedule
 from .schedule import learning_rate as learning_rate

@@ -14,8 +14,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from ..world import World
 from .engine import seed_everything
-from .parallel import World
 
 
 @runtime_checkable

@@ -14,9 +14,10 @@ from ..distiller import Distiller
 from ..masking import Hidden
 from ..student import Student
 from ..teacher import Teacher
+from ..world import World
 from .ema import Ema
 from .groups import parameter_groups
-from .parallel import Parallel, World, blocks_of, whole, wrap
+from .parallel import Parallel, blocks_of, whole, wrap
 from .state import EngineState, collect, restore
 
 Precision = Literal["fp32", "bf16", "fp16"]

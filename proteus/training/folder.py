@@ -1,18 +1,23 @@
 """The folder of a run: whose it is, going on with it, saving into it."""
 
+import contextlib
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed as dist
 
 from .. import checkpoint
+from ..world import World
 from .engine import Engine
+from .lock import FolderLock
 from .log import LOG, TIMING, WATCH, RunLog
-from .parallel import World
 from .state import EngineState
+
+_logger = logging.getLogger(__name__)
 
 Resume = bool | Literal["auto"]
 _LAUNCH = ".launch"  # which torchrun the run belongs to
@@ -20,28 +25,62 @@ _SKIPPED = "skipped.tsv"
 _NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # names are bytes to the system
 _FOLDERS = ("checkpoint", "export", "export-ema", "trackers")
 _FILES = (
-    LOG, TIMING, WATCH, "run.json", _SKIPPED, "curves.png", "pca.png", "masks.png", "report.html",
+    LOG, TIMING, WATCH, _LAUNCH, "run.json", _SKIPPED, "curves.png", "pca.png", "masks.png",
+    "report.html",
 )  # fmt: skip
 
 
+@contextlib.contextmanager
+def holding(folder: Path | None, world: World) -> Iterator[None]:
+    """Keep other runs out of a folder, made if missing; a run that did not start leaves nothing.
+
+    Raises:
+        ValueError: If another run is at work there, or nothing can be written.
+    """
+    if folder is None:
+        yield
+        return
+    locks: list[FolderLock] = []  # of the first process alone, as the next two
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    fresh = False
+
+    def take() -> None:
+        nonlocal fresh
+        _try_to_write(folder)
+        fresh = not any(folder.iterdir())
+        locks.append(FolderLock(folder))
+
+    try:
+        world.once(take)
+        yield
+    finally:
+        if locks and fresh and not _holds_run(folder):
+            _remove_run(folder)
+        for lock in locks:
+            lock.release()
+        with contextlib.suppress(OSError):  # up to the first that is not empty
+            for path in missing if world.first else []:
+                path.rmdir()
+
+
 def claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
-    """Make sure that a run may write here, before any work is done; nothing is removed yet.
+    """Make sure that a run may start here, before any work is done; nothing is removed yet.
 
     Where torchrun has started all processes again after one of them died, a run of the same launch
     goes on.
 
     Args:
-        folder: The run's; created if missing.
+        folder: The run's, see `holding`.
         world: The processes.
-        resume: The run that it holds goes on; `"auto"` = if it was saved, else `begin` removes it.
+        resume: The run that it holds goes on, or starts again if it was never saved: it holds
+            nothing but a log, and everything in it comes again. `"auto"` = if there is one.
         overwrite: `begin` removes the run that it holds.
 
     Returns:
         Whether there is a run to go on with.
 
     Raises:
-        ValueError: If the folder holds a run and neither is set, or holds none and `resume` is, or
-            if nothing can be written there.
+        ValueError: If the folder holds a run and neither is set, or holds none and `resume` is.
     """
     if resume and overwrite:
         raise ValueError("run folder: resume and overwrite exclude each other. Got both.")
@@ -49,18 +88,22 @@ def claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
     def look() -> bool:
         saved = checkpoint.newest(folder) is not None
         maybe = resume == "auto" or _started_again(folder)
-        if _holds_run(folder) and not (resume or overwrite or maybe):
+        begun = _holds_run(folder)
+        if begun and not (resume or overwrite or maybe):
+            goes = "go on with it" if saved else "start it again (it ended before it was saved)"
             raise ValueError(
-                f"run folder: {str(folder)!r} already holds a run. Pass resume (--resume) to go on "
-                f"with it, overwrite (--overwrite) to replace it, or another folder."
+                f"run folder: {str(folder)!r} already holds a run. Pass resume (--resume) to "
+                f"{goes}, overwrite (--overwrite) to replace it, or another folder."
             )
-        if resume is True and not saved:
+        if resume is True and not begun:
             raise checkpoint.CheckpointError(
-                f"run folder: nothing to resume. Got {str(folder)!r}, which holds no checkpoint; "
-                f"expected the folder of a run that was saved at least once. Leave resume "
-                f"(--resume) out."
+                f"run folder: nothing to resume. Got {str(folder)!r}, which holds no run; expected "
+                f"the folder of one. Leave resume (--resume) out."
             )
-        _try_to_write(folder)
+        if resume and begun and not saved:
+            _logger.warning(
+                "The run in %s ended before its first checkpoint: it starts again.", folder
+            )
         return saved and (resume is True or maybe)
 
     return world.once(look)
@@ -71,10 +114,7 @@ def begin(folder: Path, world: World, going_on: bool) -> None:
 
     def take() -> None:
         if not going_on and _holds_run(folder):
-            for name in _FOLDERS:
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for name in _FILES:
-                (folder / name).unlink(missing_ok=True)
+            _remove_run(folder)
         launch = _launch()
         if launch is not None:
             (folder / _LAUNCH).write_text(launch)
@@ -83,7 +123,16 @@ def begin(folder: Path, world: World, going_on: bool) -> None:
 
 
 def _holds_run(folder: Path) -> bool:
-    return (folder / LOG).exists() or (folder / "checkpoint").exists()
+    """Whether a run got as far as its first row."""
+    log = folder / LOG
+    return (log.exists() and log.stat().st_size > 0) or (folder / "checkpoint").exists()
+
+
+def _remove_run(folder: Path) -> None:
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _try_to_write(folder: Path) -> None:

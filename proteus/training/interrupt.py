@@ -18,7 +18,7 @@ _BOUNCE = 1.0  # seconds in which a launcher may hand on the Ctrl-C that its ter
 
 
 class Interrupt:
-    """While active, notes SIGTERM and Ctrl-C instead of dying of them; a second Ctrl-C is let through.
+    """While active, notes SIGTERM and Ctrl-C instead of dying of them; a second Ctrl-C ends all.
 
     Schedulers send SIGTERM to all processes of a job, those that load data included; if one of
     these died, so would the run, before it could save. So the signal is blocked besides: processes
@@ -95,4 +95,3 @@ class RunStopped(Exception):  # noqa: N818 - no error: the run did what it was t
     def __init__(self, message: str, by: signal.Signals = signal.SIGTERM) -> None:
         super().__init__(message)
         self.by = by
-

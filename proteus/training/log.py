@@ -24,7 +24,7 @@ from .. import checkpoint
 from ..curves import NO_TERMS
 from ..saving import sync
 from ..trackers import Tracker
-from .parallel import World
+from ..world import World
 
 _logger = logging.getLogger(__name__)
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ..distiller import Distiller
 from ..logits import LogitDistiller
 from ..trackers import Tracker
+from ..world import join
 from .batches import Resumable, batches, check_data, count_steps, skipped_by
 from .engine import Engine, Objective, Precision
-from .folder import Resume, begin, claim, resume_run, save_run
+from .folder import Resume, begin, claim, holding, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
 from .log import Row, RunLog
-from .parallel import Parallel, join
+from .parallel import Parallel
 from .results import write_results
 from .schedule import EpochSchedule, Schedule, learning_rate
 
@@ -136,55 +137,62 @@ def fit(
     total = count_steps(data, steps, epochs)
     schedule, described = _schedule(lr, warmup, total)
     world = join(device)
-    check_data(data, world, total, accumulate)
-    settings = {
-        "steps": total, **described, "weight_decay": weight_decay,
-        "undecayed": None if undecayed is None else sorted(undecayed),
-        "clip_grad": clip_grad, "ema": ema, "precision": precision, "seed": seed,
-        "teacher": distiller.teacher.name, "student": distiller.student.name,
-        "teacher_digest": world.once(lambda: _digest(distiller.teacher)),
-        **_objective(distiller), **(details or {}),
-    }  # fmt: skip
-    _check_describable(settings)
     folder = None if out is None else Path(out)
-    going_on = folder is not None and claim(folder, world, resume, overwrite)
-    engine = Engine(
-        distiller, world, lr=schedule(0), weight_decay=weight_decay, undecayed=undecayed,
-        seed=seed, precision=precision, accumulate=accumulate, clip_grad=clip_grad, ema=ema,
-        parallel=parallel, compile=compile, activation_checkpointing=activation_checkpointing,
-    )  # fmt: skip
-    start = resume_run(folder, engine, settings) if folder and going_on else 0
-    if folder is not None:
-        begin(folder, world, going_on)
-    images = preview
-    interrupt = Interrupt(say=world.first)
-    log = RunLog(
-        folder, start, total, world, progress=progress, overflows=precision == "fp16",
-        trackers=trackers, asked=lambda: interrupt.requested,
-    )  # fmt: skip
-    stream = batches(data, start, total, inputs=distiller.num_inputs, seed=seed)
-    # Closed, because a traceback would keep it, and the processes that load images, alive.
-    with log, interrupt, contextlib.closing(stream):
-        for step, batch in enumerate(log.timed(stream), start):
-            rate = schedule(step)
-            inputs = [item.to(world.device, non_blocking=True) for item in batch]
-            names, values = engine.step(inputs, step, rate)
-            log.add(names, values, rate, len(batch[0]))
-            if watch is not None and (step + 1) % watch.every == 0:
-                log.flush()  # a loss that is not finite is said first: there is nothing to measure
-                log.watch(watch(distiller))
-            done, images = step + 1, batch[0]
-            due = done % save_every == 0 or done in (min(_FIRST_SAVE, save_every), total)
-            if folder and (due or log.stop_agreed):
-                save_run(folder, done, engine, log, skipped_by(data), settings=settings, keep=keep)
-            if log.stop_agreed and done < total:  # saving, too, is where processes agree
-                raise RunStopped(_stopped(folder, done, total, log.stop_agreed), log.stop_agreed)
-        log.flush(durable=True)
-        if folder is not None:
-            if images is None:  # resumed at its end, a run sees no batch
-                images = next(batches(data, total - 1, total, inputs=1, seed=seed))[0]
-            write_results(engine, log, folder, images if preview is None else preview, settings)
-    return log.rows()
+    with holding(folder, world):
+        with world.as_one():
+            check_data(data, world, total, accumulate)
+            settings = {
+                "steps": total, **described, "weight_decay": weight_decay,
+                "undecayed": None if undecayed is None else sorted(undecayed),
+                "clip_grad": clip_grad, "ema": ema, "precision": precision, "seed": seed,
+                "teacher": distiller.teacher.name, "student": distiller.student.name,
+                "teacher_digest": world.once(lambda: _digest(distiller.teacher)),
+                **_objective(distiller), **(details or {}),
+            }  # fmt: skip
+            _check_describable(settings)
+            going_on = folder is not None and claim(folder, world, resume, overwrite)
+            engine = Engine(
+                distiller, world, lr=schedule(0), weight_decay=weight_decay, undecayed=undecayed,
+                seed=seed, precision=precision, accumulate=accumulate, clip_grad=clip_grad, ema=ema,
+                parallel=parallel, compile=compile,
+                activation_checkpointing=activation_checkpointing,
+            )  # fmt: skip
+            start = resume_run(folder, engine, settings) if folder and going_on else 0
+            if folder is not None:
+                begin(folder, world, going_on)
+        images = preview
+        interrupt = Interrupt(say=world.first)
+        log = RunLog(
+            folder, start, total, world, progress=progress, overflows=precision == "fp16",
+            trackers=trackers, asked=lambda: interrupt.requested,
+        )  # fmt: skip
+        stream = batches(data, start, total, inputs=distiller.num_inputs, seed=seed)
+        # Closed, because a traceback would keep it, and the processes that load images, alive.
+        with log, interrupt, world.as_one(unless=(RunStopped,)), contextlib.closing(stream):
+            for step, batch in enumerate(log.timed(stream), start):
+                rate = schedule(step)
+                inputs = [item.to(world.device, non_blocking=True) for item in batch]
+                names, values = engine.step(inputs, step, rate)
+                log.add(names, values, rate, len(batch[0]))
+                if watch is not None and (step + 1) % watch.every == 0:
+                    log.flush()  # a loss that is not finite is said first: nothing to measure
+                    log.watch(watch(distiller))
+                done, images = step + 1, batch[0]
+                due = done % save_every == 0 or done in (min(_FIRST_SAVE, save_every), total)
+                if folder and (due or log.stop_agreed):
+                    save_run(
+                        folder, done, engine, log, skipped_by(data), settings=settings, keep=keep
+                    )
+                if log.stop_agreed and done < total:  # saving, too, is where processes agree
+                    raise RunStopped(
+                        _stopped(folder, done, total, log.stop_agreed), log.stop_agreed
+                    )
+            log.flush(durable=True)
+            if folder is not None:
+                if images is None:  # resumed at its end, a run sees no batch
+                    images = next(batches(data, total - 1, total, inputs=1, seed=seed))[0]
+                write_results(engine, log, folder, images if preview is None else preview, settings)
+        return log.rows()
 
 
 def _objective(model: Objective) -> dict[str, Any]:

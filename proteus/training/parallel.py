@@ -1,129 +1,15 @@
-"""Several processes as one: joining them, wrapping the model, doing things once."""
+"""The model of the step, shared or sharded among the processes."""
 
-import os
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from collections.abc import Iterable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..world import World
+
 Parallel = Literal["auto", "ddp", "fsdp"]
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those of the run.
-
-    Attributes:
-        device: Where it computes.
-        rank: Its number, 0 … size - 1.
-        size: How many there are.
-    """
-
-    device: torch.device
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes files and prints."""
-        return self.rank == 0
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
-
-    def gather(self, mine: Result) -> list[Result]:
-        """What each process has, in the order of their ranks; all must call it together."""
-        everyone = [mine] * self.size
-        if self.size > 1:
-            dist.all_gather_object(everyone, mine)
-        return everyone
-
-    @torch.no_grad()
-    def share(self, *modules: nn.Module) -> None:
-        """Give everyone the first process's weights, in place."""
-        for module in modules if self.size > 1 else ():
-            for tensor in (*module.parameters(), *module.buffers()):
-                copy = tensor.contiguous()
-                dist.broadcast(copy, src=0)
-                tensor.copy_(copy)
-
-    def once(self, work: Callable[[], Result]) -> Result:
-        """Do something on the first process; its result, or its error, is everyone's."""
-        if self.size == 1:
-            return work()
-        outcome: list[Any] = [None]
-        if self.first:
-            try:
-                outcome = [(work(), None)]
-            except (ValueError, OSError, ArithmeticError) as error:
-                outcome = [(None, error)]
-        dist.broadcast_object_list(outcome, src=0)
-        result, failure = outcome[0]
-        if failure is not None:
-            raise failure
-        return result  # type: ignore[no-any-return]
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """`auto` = the accelerator if there is one, else the CPU. Under torchrun, this process's own.
-
-    Examples:
-        >>> choose_device("cpu")
-        device(type='cpu')
-    """
-    chosen = torch.device("cpu") if device == "auto" else torch.device(device)
-    if device == "auto" and torch.accelerator.is_available():
-        chosen = torch.accelerator.current_accelerator() or chosen
-    if chosen.type != "cpu" and chosen.index is None and dist.is_torchelastic_launched():
-        local = dist.get_node_local_rank()
-        chosen = torch.device(chosen.type, local)
-    return chosen
-
-
-def join(device: str | torch.device = "auto") -> World:
-    """The world of this process; under torchrun, joins the others if that was not done yet.
-
-    Args:
-        device: See `choose_device`.
-
-    Returns:
-        The world; of size 1 outside torchrun, unless a process group is there already.
-
-    Examples:
-        >>> join("cpu")
-        World(device=device(type='cpu'), rank=0, size=1)
-    """
-    chosen = choose_device(device)
-    if dist.is_available() and not dist.is_initialized() and dist.is_torchelastic_launched():
-        from torch.distributed.distributed_c10d import PrefixStore
-        from torch.distributed.rendezvous import rendezvous
-
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        store, rank, size = next(rendezvous("env://"))
-        # torchrun may keep its store when it starts the processes anew, with the addresses of the
-        # dead ones in it: each start gets names of its own.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        own = PrefixStore(f"attempt-{attempt}", store)
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size)
-    if not (dist.is_available() and dist.is_initialized()):
-        return World(chosen)
-    return World(chosen, dist.get_rank(), dist.get_world_size())
-
-
-def leave() -> None:
-    """Part from the others, so that the process can end without a complaint."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @runtime_checkable

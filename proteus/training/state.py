@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..world import World
 from .ema import Ema
-from .parallel import World, shared_like, whole
+from .parallel import shared_like, whole
 
 
 class EngineState(NamedTuple):

@@ -24,8 +24,7 @@ from torch.distributed.tensor import DTensor
 
 import proteus
 from proteus.data import ImageLoader, open_source
-from proteus.training import NonFiniteLossError, RunStopped, World, fit, join
-from proteus.training.parallel import leave
+from proteus.training import NonFiniteLossError, RunStopped, World, fit, join, leave
 
 STEPS, IMAGES = 8, 8
 RESULTS = "proteus.training.loop.write_results"

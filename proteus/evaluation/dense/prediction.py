@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...features import Features, ShapeError
+from ...world import gather, rank_and_world, together
 from ..extractor import Extractor
-from ..processes import gather, rank_and_world, together
 from .crops import fitted_size, to_pixels
 from .data import DenseImages
 from .decoders import Decoder

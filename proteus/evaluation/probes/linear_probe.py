@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...world import rank_and_world
 from ..cache import FeatureCache
 from ..classifier import LinearClassifier
 from ..extraction import extract_features
 from ..extractor import Extractor, as_extractor
 from ..features import FeatureSet, check_sets, probe_resize, square_size
 from ..metrics import Metric, check_metric, score_of
-from ..processes import rank_and_world
 from ..sets.labelled import open_splits
 from .linear_heads import BLOCKS, LEARNING_RATES, Head, ProbeHeads, draw_batches, head_grid
 from .logistic_fit import holdout_split

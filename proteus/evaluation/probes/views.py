@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...data.samples import random_resized_crop
+from ...world import gather, rank_and_world
 from ..extractor import Extractor
 from ..features import FeatureSet, default_workers, read_vectors
-from ..processes import gather, rank_and_world
 from ..sets.labelled import LabelledImages
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...report import Picture
+from ...world import rank_and_world
 from ..charts import save_bars
 from ..pictures import save_neighbours, save_side_by_side
-from ..processes import rank_and_world
 from .protocols import OpenSet
 from .report import TITLES, value_of
 from .run import SuiteRun

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from torch import distributed
 
 from ...version import __version__
+from ...world import rank_and_world, together
 from ..cache import FeatureCache
 from ..extractor import Extractor
-from ..processes import rank_and_world, together
 from .protocols import OpenSet
 from .sets import EvaluationSet, task_of
 
