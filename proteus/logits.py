@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .distiller import TeacherAndStudent
 from .features import Features, ShapeError
 from .losses import at_least_float32
+from .ranges import check_numbers
 from .student import Student
 from .teacher import Teacher
 from .weights.files import read_state_dict
@@ -267,13 +268,12 @@ class LogitDistiller(TeacherAndStudent):
 
 
 def _check_weights(kl: float, ce: float, hard: bool, temperature: float) -> None:
-    if not (kl >= 0 and ce >= 0 and kl + ce > 0):
+    check_numbers("LogitDistiller", {"kl": kl, "ce": ce, "temperature": temperature})
+    if not kl + ce > 0:
         raise ValueError(
             f"LogitDistiller: weights must be >= 0 and not all 0. Got kl={kl}, ce={ce}; expected "
             f"for example kl=0.5, ce=0.5."
         )
-    if not temperature > 0:
-        raise ValueError(f"LogitDistiller: temperature must be > 0. Got {temperature}.")
     if kl == 0 and (hard or temperature != 1):
         raise ValueError(
             f"LogitDistiller: hard= and temperature= would be ignored. Got hard={hard}, "

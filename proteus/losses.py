@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .features import Features, ShapeError
 from .heads import Design, ProjectionHead
+from .ranges import check_numbers
 
 Distance = Literal["mse", "smooth_l1", "cosine"]
 
@@ -223,7 +224,8 @@ class ProteusLoss(nn.Module):
     ) -> None:
         super().__init__()
         weights = {"token": token, "feature": feature, "patch": patch}
-        if min(weights.values()) < 0 or not sum(weights.values()) > 0:
+        check_numbers("ProteusLoss", weights)
+        if not sum(weights.values()) > 0:
             raise ValueError(
                 f"ProteusLoss: weights must be >= 0 and not all 0. Got {weights}; "
                 f"expected for example token=1, feature=1, patch=1."

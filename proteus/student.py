@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .backbone import ImageModel, load_backbone
 from .features import Features
 from .masking import check_hidden
+from .ranges import check_numbers
 from .reader import Statistics
 
 
@@ -95,6 +96,7 @@ class Student(ImageModel):
         normalize: bool | Statistics = True,
         drop_path: float = 0.0,
     ) -> None:
+        check_numbers("Student", {"drop_path": drop_path})
         loaded = load_backbone(
             model,
             subject="Student",

@@ -50,7 +50,11 @@ def add(commands: Commands) -> None:
 def _run_evaluate(arguments: argparse.Namespace) -> None:
     from ..evaluation.suite.run import SuiteRun, SuiteSettings, plan_jobs
     from ..evaluation.suite.sets import find_sets
+    from ..ranges import check_numbers
 
+    asked = {"batch_size": arguments.batch_size, "workers": arguments.workers}
+    asked |= {"images": arguments.limit, "seed": arguments.seed}
+    check_numbers("evaluate", asked)
     sets = find_sets(arguments.data)  # first of all: a wrong path must not cost a download
     suites = _suites(arguments.suite, {one.task for one in sets})
     plan_jobs(suites, sets, has_teacher=arguments.teacher is not None)

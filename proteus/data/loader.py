@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from ..ranges import check_numbers
 from .decoding import CorruptImageError
 from .finishing import finish
 from .order import Repeated, Shuffled
@@ -88,22 +89,26 @@ class ImageLoader:
         labels: bool | Sequence[str] = False,
     ) -> None:
         check_rank(rank, world_size)
+        check_numbers("images", {
+            "batch_size": batch_size, "image_size": image_size, "seed": seed, "repeats": repeats,
+            "workers": workers,
+        })  # fmt: skip
         self.device = torch.device(device)
         augmenter = Augmenter(
             augment, size=image_size, seed=seed, scale=scale, whole=self.device.type == "cpu"
         )
-        if repeats < 1 or (repeats > 1 and augment == "none"):
+        if repeats > 1 and augment == "none":
             raise ValueError(
-                f"images: got repeats={repeats} with augment={augment!r}; expected at least 1, and "
-                f"1 where nothing is random."
+                f"images: got repeats={repeats} with augment={augment!r}; expected 1 where nothing "
+                f"is random."
             )
         self.order = (
             Repeated(len(source), seed, repeats)
             if repeats > 1
             else Shuffled(len(source), seed, shuffle=augment != "none")
         )
-        length = self.order.length(batch_size=max(1, batch_size), world_size=world_size)
-        if batch_size < 1 or length < batch_size:
+        length = self.order.length(batch_size=batch_size, world_size=world_size)
+        if length < batch_size:
             raise ValueError(
                 f"images: too few for one batch. Got {len(source)} images in "
                 f"{source.description}, batch_size={batch_size} and world_size={world_size}; "

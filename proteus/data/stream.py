@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ranges import check_numbers
 from .datasets import StreamSource
 from .decoding import CorruptImageError
 from .loader import ImageLoader, check_rank
@@ -53,12 +54,14 @@ class StreamLoader:
         scale: tuple[float, float] = (0.08, 1.0),
     ) -> None:
         check_rank(rank, world_size)
+        check_numbers("images", {
+            "batch_size": batch_size, "image_size": image_size, "seed": seed, "workers": workers,
+        })  # fmt: skip
         self._augmenter = Augmenter(augment, size=image_size, seed=seed, scale=scale, whole=True)
-        if augment == "official" or batch_size < 1:
+        if augment == "official":
             raise ValueError(
-                f"images: a stream cannot do this. Got augment={augment!r}, "
-                f"batch_size={batch_size}; expected 'crop', 'fast' or 'none', and at least one "
-                f"image a batch."
+                f"images: a stream cannot do this. Got augment={augment!r}; expected 'crop', "
+                f"'fast' or 'none'."
             )
         self.source, self.batch_size, self.seed, self.buffer = source, batch_size, seed, buffer
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import ImageLoader, open_source
 from ..distiller import Distiller
+from ..ranges import check_numbers
 from ..report import Picture, Table, text_table, write_report
 from ..student import Student
 from ..teacher import Teacher
@@ -44,6 +45,7 @@ def run_demo(
         `teacher`, `before` and `after`: k-NN top-1 in percent; `recovered`: the share of the gap
         between the untrained student and the teacher that training closed; `seconds`.
     """
+    check_numbers("demo", {"steps": steps, "seed": seed})
     out, started = Path(out), time.perf_counter()
     torch.manual_seed(seed)
     teacher, student = Teacher("demo-teacher"), Student("demo-student", image_size=SIZE)

@@ -4,14 +4,17 @@
 must not change them (up to rounding), and may differ after a resume.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from ..checkpoint import flatten
 from ..data.samples import Augmentation
 from ..heads import Design
 from ..losses import Distance
 from ..masking import Strategy
+from ..ranges import RANGES, check_numbers
 from ..training.engine import Precision
 from ..training.parallel import Parallel
 
@@ -228,6 +231,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         science, machine = self.science, self.machine
+        plain = flatten({"science": asdict(science), "machine": asdict(machine)})
+        check_numbers("recipe", {k: v for k, v in plain.items() if k.rpartition(".")[2] in RANGES})
         _check_length(science.data)
         _check_schedule(science.optimizer)
         if science.logits is not None and science.loss != Loss():
@@ -281,7 +286,9 @@ def proxy_of(text: str) -> tuple[str, float | None]:
     try:
         if kind in ("all", "merge") and not separator:
             return kind, None
-        if kind in ("single", "sub-data", "sub-class"):
+        if kind == "single" and 1 <= int(number) <= 10**12:
+            return kind, float(number)
+        if kind in ("sub-data", "sub-class") and math.isfinite(float(number)):
             return kind, float(number)
     except ValueError:
         pass

@@ -14,6 +14,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from ..ranges import check_numbers
 from ..world import World
 from .engine import seed_everything
 
@@ -52,8 +53,7 @@ def count_steps(data: Iterable[Any] | Resumable, steps: int | None, epochs: floa
             raise ValueError("fit: epochs needs data with a length. Got none; pass steps=.")
         assert epochs is not None
         steps = round(epochs * len(data))
-    if steps < 1:
-        raise ValueError(f"fit: nothing to do. Got {steps} steps; expected at least 1.")
+        check_numbers(f"fit: {epochs} epochs of {len(data)} batches", {"steps": steps})
     return steps
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..ranges import check_numbers
+
 
 class Ema:
     """Exponential moving average of everything in a module's state, batch norm's buffers included.
@@ -35,11 +37,7 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        if not 0 < decay < 1:
-            raise ValueError(
-                f"ema: the decay is out of range. Got {decay}; expected a number between 0 and 1, "
-                f"such as 0.99996."
-            )
+        check_numbers("Ema", {"ema": decay})
         self.decay = decay
         self.tensors = {name: t.detach().clone() for name, t in module.state_dict().items()}
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..distiller import Distiller
 from ..masking import Hidden
+from ..ranges import check_numbers
 from ..student import Student
 from ..teacher import Teacher
 from ..world import World
@@ -86,7 +87,11 @@ class Engine:
         compile: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
-        _check(precision, accumulate, clip_grad, parallel)
+        check_numbers("Engine", {
+            "lr": lr, "weight_decay": weight_decay, "seed": seed, "accumulate": accumulate,
+            "clip_grad": clip_grad, "ema": ema,
+        })  # fmt: skip
+        _check(precision, parallel)
         self.world, self.seed, self.precision = world, seed, precision
         self.accumulate, self.clip_grad = accumulate, clip_grad
         self.plain = model.to(world.device).train()
@@ -228,15 +233,11 @@ def _hash(*parts: int | str) -> int:
     return random.Random("/".join(map(str, parts))).getrandbits(32)
 
 
-def _check(precision: str, accumulate: int, clip_grad: float | None, parallel: Parallel) -> None:
+def _check(precision: str, parallel: Parallel) -> None:
     if precision not in get_args(Precision):
         raise ValueError(
             f"precision: unknown. Got {precision!r}; expected {', '.join(get_args(Precision))}."
         )
-    if accumulate < 1:
-        raise ValueError(f"accumulate: got {accumulate}; expected at least 1.")
-    if clip_grad is not None and not clip_grad > 0:
-        raise ValueError(f"clip_grad: got {clip_grad}; expected a positive norm, or None.")
     if precision == "fp16" and parallel == "fsdp":
         raise ValueError(
             "precision: fp16 with fsdp is not supported, because each process would look for "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..distiller import Distiller
 from ..logits import LogitDistiller
+from ..ranges import check_numbers
 from ..trackers import Tracker
 from ..world import join
 from .batches import Resumable, batches, check_data, count_steps, skipped_by
@@ -133,7 +134,12 @@ def fit(
         decayed (the authors decay them): `proteus.recipes` has their settings. Checkpoints hold no
         teacher.
     """
-    _check(save_every, keep, watch)
+    check_numbers("fit", {
+        "steps": steps, "epochs": epochs, "lr": 0.0 if callable(lr) else lr, "warmup": warmup,
+        "weight_decay": weight_decay, "clip_grad": clip_grad, "ema": ema, "seed": seed,
+        "accumulate": accumulate, "save_every": save_every, "keep": keep,
+        "watch_every": watch.every if watch else 1,
+    })  # fmt: skip
     total = count_steps(data, steps, epochs)
     schedule, described = _schedule(lr, warmup, total)
     world = join(device)
@@ -225,13 +231,6 @@ def _some(thing: object, *names: str) -> dict[str, Any]:
     return {name: vars(thing)[name] for name in names}
 
 
-def _check(save_every: int, keep: int, watch: Watch | None) -> None:
-    counts = {"save_every": save_every, "keep": keep, "watch.every": watch.every if watch else 1}
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"fit: {name} is out of range. Got {count}; expected at least 1.")
-
-
 def _check_describable(settings: Mapping[str, Any]) -> None:
     """Now, and not at the first checkpoint."""
     try:
@@ -249,11 +248,6 @@ def _schedule(
     """The rate of each step, and how the run's settings describe it."""
     if not callable(lr):
         share = 0.05 if warmup is None else warmup
-        if not 0 <= share < 1:
-            raise ValueError(
-                f"fit: warmup is out of range. Got {warmup}; expected a share of the steps, such "
-                f"as 0.05."
-            )
         peak = lr
         return lambda step: learning_rate(step, steps, peak, share), {"lr": lr, "warmup": share}
     if warmup is not None:

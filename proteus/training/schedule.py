@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from ..ranges import check_numbers
+
 Schedule: TypeAlias = Callable[[int], float]
 
 
@@ -67,12 +69,7 @@ class EpochSchedule:
     min_rate: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.steps_per_epoch < 1 or self.warmup_epochs < 0:
-            raise ValueError(
-                f"EpochSchedule: got epochs={self.epochs}, steps_per_epoch={self.steps_per_epoch}, "
-                f"warmup_epochs={self.warmup_epochs}; expected a positive length and no negative "
-                f"warm-up."
-            )
+        check_numbers("EpochSchedule", {k: v for k, v in vars(self).items() if k != "update"})
         if self.update not in ("step", "epoch_late"):
             raise ValueError(
                 f"EpochSchedule: unknown update. Got {self.update!r}; expected 'step' or "

@@ -209,7 +209,7 @@ def test_a_list_file_is_a_source(tmp_path):
         ({"world_size": 0}, "world_size=0"),
         ({"augment": "Fast"}, "unknown augmentation. Got 'Fast'"),
         ({"augment": "official"}, "a stream cannot do this"),
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 0}, "batch_size is out of range. Got 0"),
         ({"scale": (2, 3)}, r"scale=\(2, 3\)"),
     ],
 )

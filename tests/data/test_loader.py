@@ -282,7 +282,7 @@ def test_a_worker_that_dies_is_an_error_that_names_the_file(folder):
     ("options", "message"),
     [
         ({"augment": "strong"}, "unknown augmentation. Got 'strong'"),
-        ({"repeats": 0}, "repeats=0"),
+        ({"repeats": 0}, "repeats is out of range. Got 0"),
         ({"rank": 2, "world_size": 2}, "rank=2"),
         ({"batch_size": 8, "world_size": 4}, "at most 5"),
     ],

@@ -89,5 +89,5 @@ def test_in_another_thread_it_does_nothing():
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [False]
+    assert seen == [None]
     assert signal.getsignal(signal.SIGTERM) is before

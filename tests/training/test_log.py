@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import signal
 
 import pytest
 import torch
@@ -90,9 +91,18 @@ class TestFlush:
     def test_a_stop_is_noted_at_once_by_one_process(self, tmp_path, clock):
         with open_log(tmp_path) as log:
             self.flushes(log, clock, 5, seconds=1e-5)
-            add(log, 1.0, 1.0, 1.0, stop=True)
-            assert log.stop_agreed
+            assert log.stop_agreed is None
+            log.asked = lambda: signal.SIGTERM
+            add(log, 1.0, 1.0, 1.0)
+            assert log.stop_agreed is signal.SIGTERM
             assert len(log.rows()) == 6
+
+    def test_a_stop_is_agreed_on_wherever_rows_are_written(self, tmp_path, clock):
+        with open_log(tmp_path) as log:
+            self.flushes(log, clock, 5, seconds=1e-5)
+            log.asked = lambda: signal.SIGINT
+            log.flush(durable=True)  # as before a checkpoint
+            assert log.stop_agreed is signal.SIGINT
 
 
 def test_timing_tells_images_a_second_and_the_share_of_waiting(tmp_path, clock):
