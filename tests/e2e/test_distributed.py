@@ -127,6 +127,9 @@ def shared(tmp_path_factory, files):
         # One of the two is told to stop; agreeing takes a second, so the steps are slow.
         trouble = {"trouble": "sigterm", "at": 2, "on": 1, "pause": 0.4}
         add(f"{kind}-stop", options={"parallel": kind}, trouble=trouble)
+        # One is told in the middle of quick steps that are all saved.
+        trouble = {"trouble": "sigterm", "at": 2, "on": 1}
+        add(f"{kind}-stop-saving", options={"parallel": kind, "save_every": 1}, trouble=trouble)
         copy = str(folder / f"{kind}-stop")
         add(f"{kind}-go-on", options={"parallel": kind, "resume": True}, copy_of=copy)
         trouble = {"trouble": "nan", "at": 5, "on": 1}
@@ -179,6 +182,14 @@ class TestTwoProcesses:
         assert 3 <= done < STEPS
         assert f"after {done} of {STEPS} steps" in first[1]
         assert (folder / f"{kind}-stop/checkpoint/step-{done:08d}").is_dir()
+
+    def test_they_agree_on_stopping_where_every_step_is_saved_too(self, kind, shared):
+        folder, seen = shared
+        first, second = (rank["stopped"] for rank in seen[f"{kind}-stop-saving"])
+        assert first == second
+        assert first[0] == "RunStopped"
+        assert "after 3 of" in first[1]
+        assert (folder / f"{kind}-stop-saving/checkpoint/step-00000003").is_dir()
 
     def test_what_was_stopped_ends_as_the_whole_run_bit_for_bit(self, kind, shared):
         folder, _ = shared
@@ -283,6 +294,30 @@ def test_a_nan_ends_torchrun_with_an_error_and_the_message_of_every_process(tmp_
     assert done.returncode == 1
     assert done.stderr.count("NonFiniteLossError: Training stopped: the token and") == 2
     assert [p.name for p in (tmp_path / "run/checkpoint").iterdir()] == ["step-00000004"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asleep", [0.0, 600.0])
+def test_a_process_that_fails_ends_all_and_all_say_its_reason(tmp_path, asleep):
+    """At a collective the other fails at once; where it waits for something else, it is ended."""
+    trouble = {"trouble": "raise", "at": 3, "on": 1, "asleep": asleep}
+    job = {"name": "fail", "out": str(tmp_path / "run"), "options": OPTIONS, "trouble": trouble}
+    began = time.monotonic()
+    done, _ = torchrun(tmp_path, [job | {"uncaught": True}], check=False)
+    assert done.returncode == 1
+    assert time.monotonic() - began < 100  # of which the start takes most; it was 30 s and more
+    assert "KeyError: 'only here'" in done.stderr
+    assert "Process 1 failed first: 'only here'" in done.stderr
+    assert "Connection closed by peer" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_said_to_be(tmp_path):
+    trouble = {"trouble": "sigkill", "at": 3, "on": 1}
+    job = {"name": "kill", "out": str(tmp_path / "run"), "options": OPTIONS, "trouble": trouble}
+    done, _ = torchrun(tmp_path, [job | {"uncaught": True}], check=False)
+    assert done.returncode == 1
+    assert "Another process failed first, and gave no reason" in done.stderr
 
 
 @pytest.mark.slow

@@ -49,10 +49,12 @@ def build(seed=0, student=None, **masks):
 class Batches:
     """Step n's batch of the whole run, or this process's share; trouble happens on the way."""
 
-    def __init__(self, rank=0, world_size=1, *, trouble=None, at=4, on=None, pause=0.0, limit=0):
+    def __init__(
+        self, rank=0, world_size=1, *, trouble=None, at=4, on=None, pause=0.0, limit=0, asleep=0.0
+    ):
         self.rank, self.world_size = rank, world_size
         self.trouble, self.at, self.on = trouble, at, on
-        self.pause, self.limit = pause, limit
+        self.pause, self.limit, self.asleep = pause, limit, asleep
         self.skipped = {f"{rank}.png": "no image"}
 
     def batches(self, start):
@@ -62,6 +64,8 @@ class Batches:
             images = torch.rand(IMAGES, 3, 32, 32, generator=generator)
             if step == self.at and self.on in (None, self.rank):
                 self.make_trouble(images)
+            elif step == self.at:
+                time.sleep(self.asleep)
             time.sleep(self.pause)
             yield images[self.rank :: self.world_size]
             step += 1
@@ -72,6 +76,8 @@ class Batches:
             images[:] = math.nan
         elif self.trouble == "sigterm":
             os.kill(os.getpid(), signal.SIGTERM)
+        elif self.trouble == "raise":
+            raise KeyError("only here")
         elif self.trouble == "sigkill" and first_try:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.trouble == "full disk":  # no file may grow beyond this many bytes
