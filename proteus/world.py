@@ -129,7 +129,8 @@ class _Board:
 
     def tell(self, rank: int, error: BaseException) -> str | None:
         """Note a failure; what another process noted before, if one did."""
-        mine = f"{rank} {str(error) or type(error).__name__}"
+        plain = isinstance(error, ValueError | OSError | ArithmeticError)  # in words of its own
+        mine = f"{rank} {error if plain else f'{type(error).__name__}: {error}'}"
         if self.store is None:
             return None
         try:

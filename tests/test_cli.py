@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from PIL import Image
 from proteus.cli import main
 from proteus.data.datasets import StreamSource
 from proteus.recipes import RUNS, Masks, from_json, read_recipe, recipe
+from proteus.training import RunStopped
 
 
 def loaded_by(code):
@@ -30,7 +32,8 @@ def test_importing_proteus_loads_nothing_else():
 def test_the_losses_load_torch_and_nothing_else():
     ours = loaded_by("from proteus import ProteusLoss, Features") - loaded_by("import torch")
     assert ours == {
-        *("proteus", "proteus.version", "proteus.features", "proteus.heads", "proteus.losses")
+        *("proteus", "proteus.version", "proteus.features", "proteus.heads", "proteus.losses"),
+        "proteus.ranges",
     }
 
 
@@ -178,7 +181,7 @@ def test_what_a_user_gets_wrong_is_one_plain_paragraph(images, tmp_path, capsys,
     assert error.count("\n") == 1
     assert "Traceback" not in error
     assert all(word in error for word in ["proteus distill: error:", *words])
-    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_then_a_refusal_then_an_overwrite(images, tmp_path, capsys):
@@ -329,3 +332,42 @@ def test_distill_from_one_image(tmp_path):
              "64", "--data", str(tmp_path / "large.png"), "--single", "8", "--steps", "1",
              "--batch-size", "4", "--workers", "0", "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["distill", "demo"])
+def test_a_stopped_run_says_so_in_one_line(images, tmp_path, capsys, monkeypatch, *, command, by):
+    def stopped(*words, **options):
+        raise RunStopped("Stopped after 3 of 9 steps: saved in there.", by)
+
+    monkeypatch.setattr(sys.modules["proteus.recipes.run"], "fit", stopped)
+    monkeypatch.setattr("proteus.training.fit", stopped)
+    out = tmp_path / "run"
+    run = {
+        "distill": lambda: distill(images, out),
+        "demo": lambda: main(["demo", "--out", str(out), "--device", "cpu"]),
+    }
+    assert run[command]() == (130 if by is signal.SIGINT else 0)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"proteus {command}: Stopped after 3 of 9 steps: saved in there."
+    )
+
+
+def test_a_folder_in_use_is_refused_at_once(images, tmp_path, capsys):
+    code = (
+        "import sys, time; from pathlib import Path; from proteus.training.lock import FolderLock;"
+        "lock = FolderLock(Path(sys.argv[1])); print('taken', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "taken\n"
+            (tmp_path / "log.jsonl").write_text("{}\n")
+            for more in ({}, {"--overwrite": None}, {"--resume": "auto"}, {"--resume": None}):
+                assert distill(images, tmp_path, **more) == 2
+            assert main(["demo", "--out", str(tmp_path), "--overwrite"]) == 2
+        finally:
+            holder.kill()
+    told = f"in use. Got '{tmp_path}', where a run of process {holder.pid} on"
+    assert capsys.readouterr().err.count(told) == 5
+    assert (tmp_path / "log.jsonl").read_text() == "{}\n"

@@ -184,7 +184,7 @@ def test_a_file_that_is_not_the_head_is_an_error_that_says_what_it_holds(tmp_pat
     ("options", "message"),
     [
         ({"kl": 0, "ce": 0}, "not all 0. Got kl=0, ce=0"),
-        ({"kl": -1.0}, "weights must be"),
+        ({"kl": -1.0}, "kl is out of range. Got -1"),
         ({"temperature": 0}, "temperature is out of range. Got 0"),
         ({"kl": 0, "hard": True}, "would be ignored"),
         ({"hard": True, "temperature": 2.0}, "the temperature would be ignored. Got temperature=2"),

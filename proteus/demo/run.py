@@ -16,6 +16,8 @@ from ..ranges import check_numbers
 from ..report import Picture, Table, text_table, write_report
 from ..student import Student
 from ..teacher import Teacher
+from ..training import join
+from ..training.folder import holding
 from ..watch import Watch
 
 IMAGES = Path(__file__).parent / "images"
@@ -46,7 +48,15 @@ def run_demo(
         between the untrained student and the teacher that training closed; `seconds`.
     """
     check_numbers("demo", {"steps": steps, "seed": seed})
-    out, started = Path(out), time.perf_counter()
+    out, world = Path(out), join(device)
+    with holding(out, world):
+        return _run(out, steps=steps, seed=seed, device=world.device, overwrite=overwrite)
+
+
+def _run(
+    out: Path, *, steps: int, seed: int, device: torch.device, overwrite: bool
+) -> dict[str, float]:
+    started = time.perf_counter()
     torch.manual_seed(seed)
     teacher, student = Teacher("demo-teacher"), Student("demo-student", image_size=SIZE)
     distiller = Distiller(teacher, student)

@@ -307,7 +307,7 @@ def test_a_process_that_fails_ends_all_and_all_say_its_reason(tmp_path, asleep):
     assert done.returncode == 1
     assert time.monotonic() - began < 100  # of which the start takes most; it was 30 s and more
     assert "KeyError: 'only here'" in done.stderr
-    assert "Process 1 failed first: 'only here'" in done.stderr
+    assert "Process 1 failed first: KeyError: 'only here'" in done.stderr
     assert "Connection closed by peer" not in done.stderr
 
 

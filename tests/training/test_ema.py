@@ -87,5 +87,5 @@ def test_what_was_saved_is_taken_over():
 
 @pytest.mark.parametrize("decay", [0, 1, -0.1, 1.5, float("nan")])
 def test_a_decay_out_of_range_is_refused(decay):
-    with pytest.raises(ValueError, match=f"ema: .*Got {decay}"):
+    with pytest.raises(ValueError, match=f"Ema: ema .*Got {decay}"):
         Ema(nn.Linear(1, 1), decay)

@@ -323,7 +323,7 @@ def test_a_state_of_another_model_is_refused(teacher, distiller, batches):
         ({"precision": "half"}, "precision: unknown. Got 'half'"),
         ({"accumulate": 0}, "accumulate is out of range. Got 0"),
         ({"clip_grad": 0}, "clip_grad is out of range. Got 0"),
-        ({"clip_grad": math.nan}, "clip_grad: got nan"),
+        ({"clip_grad": math.nan}, "clip_grad is out of range. Got nan"),
         ({"parallel": "dp"}, "parallel: unknown kind. Got 'dp'"),
         ({"precision": "fp16", "parallel": "fsdp"}, "fp16 with fsdp is not supported"),
         ({"ema": 1.0}, "ema is out of range. Got 1.0"),

@@ -91,3 +91,44 @@ def test_in_another_thread_it_does_nothing():
     thread.join()
     assert seen == [None]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def interrupt(times, pause=0.0):
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(pause)
+
+
+def test_ctrl_c_is_noted_and_outranks_sigterm(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt(say=True) as asked:
+        terminate()
+        interrupt(2)  # at once: what a launcher hands on to us is not a second one
+        assert asked.requested is signal.SIGINT
+    assert capfd.readouterr().err.count("Ctrl-C once more leaves at once") == 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_leaves_at_once():
+    with pytest.raises(KeyboardInterrupt), Interrupt():
+        interrupt(2, pause=1.1)
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_doing_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell does for `nohup … &`
+    try:
+        with Interrupt() as asked:
+            interrupt(1)
+            assert asked.requested is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_forked_process_takes_no_notice_of_ctrl_c():
+    with Interrupt():
+        pid = os.fork()
+        if pid == 0:
+            interrupt(3, pause=0.6)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0

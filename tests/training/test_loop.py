@@ -1,6 +1,8 @@
 import copy
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import proteus
 from proteus.checkpoint import CheckpointError
-from proteus.training import NonFiniteLossError, World, compare
+from proteus.training import NonFiniteLossError, RunStopped, World, compare
 from proteus.training import folder as training_folder
 
 QUIET = {"device": "cpu", "progress": False}
@@ -187,6 +189,49 @@ def test_settings_that_cannot_be_kept_are_refused_before_any_work(
         distiller.fit(batches, steps=2, out=tmp_path, **options, **QUIET)
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(t, before[name]) for name, t in distiller.state_dict().items())
+
+
+@pytest.mark.usefixtures("without_results")
+@pytest.mark.parametrize(
+    ("save_every", "keep", "kept"),
+    [(100, 3, [10, 25]), (4, 9, [4, 8, 12, 16, 20, 24, 25]), (100, 1, [25]), (10, 9, [10, 20, 25])],
+)
+def test_a_first_checkpoint_comes_early(distiller, batches, tmp_path, *, save_every, keep, kept):
+    options = {"steps": 25, "save_every": save_every, "keep": keep, **QUIET}
+    distiller.fit(batches, out=tmp_path, **options)
+    names = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
+    assert names == [f"step-{step:08d}" for step in kept]
+
+
+@pytest.mark.usefixtures("without_results")
+@pytest.mark.parametrize("out", [False, True])
+def test_ctrl_c_saves_after_the_step_and_says_by_whom(distiller, batches, tmp_path, out):
+    def pressed(step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1e-3
+
+    folder = tmp_path / "run" if out else None
+    with pytest.raises(RunStopped, match="Stopped by Ctrl-C after 3 of 9 steps") as stopped:
+        distiller.fit(batches, steps=9, lr=pressed, out=folder, **QUIET)
+    assert stopped.value.by is signal.SIGINT
+    assert ("saved in" in str(stopped.value)) == out
+    assert (tmp_path / "run/checkpoint/step-00000003").is_dir() == out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"warmup": 3.0}, {"details": {"data": object}}, {"resume": True}, {"parallel": "fsdp"},
+        {"precision": "int4"}, {"seed": "a"}, {"epochs": 2},
+    ],
+)  # fmt: skip
+def test_a_start_that_fails_leaves_no_folder(distiller, batches, tmp_path, options):
+    with pytest.raises(ValueError, match=r"Got|needs"):
+        distiller.fit(batches, steps=2, out=tmp_path / "new/run", **options, **QUIET)
+    with pytest.raises(ValueError, match="tuple that starts with one"):  # at the first batch
+        distiller.fit(["image.jpg"], steps=2, out=tmp_path / "new/run", **QUIET)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("without_results")

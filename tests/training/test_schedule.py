@@ -59,9 +59,9 @@ def test_it_can_do_without_warm_up_and_never_goes_below_its_end():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"epochs": 0}, "epochs=0"),
-        ({"steps_per_epoch": 0}, "steps_per_epoch=0"),
-        ({"warmup_epochs": -1}, "warmup_epochs=-1"),
+        ({"epochs": 0}, "epochs is out of range. Got 0"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch is out of range. Got 0"),
+        ({"warmup_epochs": -1}, "warmup_epochs is out of range. Got -1"),
         ({"update": "late"}, "'late'"),
     ],
 )
