@@ -2,10 +2,7 @@
 
 import logging
 import os
-import signal
-import time
 from collections.abc import Collection, Iterator, Sequence
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from .finishing import finish
 from .order import Repeated, Shuffled
 from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Batch, Faults, Key, Samples
 from .sources import ImageSource
-from .workers import ignore_interrupt, start_workers, stop_workers
+from .workers import ignore_interrupt, load
 
 _logger = logging.getLogger(__name__)
 
@@ -161,23 +158,10 @@ class ImageLoader:
             pin_memory=self.device.type != "cpu" and torch.cuda.is_available(),
             worker_init_fn=ignore_interrupt,
         )
-        stream, workers = start_workers(loader)
-        try:
-            while True:
-                try:
-                    batch: Batch = next(stream)
-                except StopIteration:
-                    return
-                # A process that dies while it hands a batch over breaks a pipe: an OSError.
-                except (RuntimeError, EOFError, OSError):
-                    message = self._dead_worker(workers)
-                    if message is None:
-                        raise
-                    raise ChildProcessError(message) from None
-                self._note(batch.faults)
-                yield self._on_device(batch)
-        finally:
-            stop_workers(workers)
+        batches: Iterator[Batch] = load(loader, self._place_of)
+        for batch in batches:
+            self._note(batch.faults)
+            yield self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> Any:
         images = batch.images
@@ -203,30 +187,11 @@ class ImageLoader:
                 f"files were copied."
             )
 
-    def _dead_worker(self, workers: Collection[BaseProcess]) -> str | None:
-        """What to say if a process is dead: the file that it was at. None if all are alive."""
-        for _ in range(10):
-            dead = {worker.pid: worker.exitcode for worker in workers if not worker.is_alive()}
-            if dead or not workers:
-                break
-            time.sleep(0.05)  # the pipe may close before the process is gone
-        if not workers or not dead:
-            return None
+    def _place_of(self, pids: Collection[int]) -> str:
+        """What to say about the files that dead processes were at."""
         at = {int(pid): int(place) for pid, place in self.samples.reading}
-        places = [self.source.name(at[pid]) for pid in dead if pid in at]
-        reasons = sorted({_how_it_ended(code) for code in dead.values()})
-        return (
-            f"images: a worker process died"
-            f"{' while it was at ' + ', '.join(places) if places else ''}. Got "
-            f"{' and '.join(reasons)}. It was probably killed for its memory, or a library crashed "
-            f"on that file; look at the file, or use fewer workers."
-        )
-
-
-def _how_it_ended(code: int | None) -> str:
-    if code is not None and code < 0:
-        return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"exit status {code}"
+        names = ", ".join(self.source.name(at[pid]) for pid in pids if pid in at)
+        return f" while it was at {names}" if names else ""
 
 
 def check_rank(rank: int, world_size: int) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..data.workers import load
 from ..features import Features, ShapeError
 from ..losses import ProteusLoss, token_distance
 from ..reader import evaluating
@@ -256,7 +257,7 @@ def agreement(
     )
     with torch.random.fork_rng(), quiet:
         torch.manual_seed(seed)
-        for images in loader:
+        for images in load(loader):
             found = ours(images), theirs(images)
             add_weighted(distances, compare_projected(heads, *found), len(images))
             if isinstance(loss, Distilling):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
+from ..data.workers import load
 from ..world import gather, rank_and_world, together
 from .cache import FeatureCache
 from .extractor import Extractor, as_extractor
@@ -154,7 +155,7 @@ class _Job:
         loader = DataLoader(self.images, batch_sampler=batches, num_workers=workers)
         bar = tqdm(total=sum(map(len, batches)), unit="image", disable=None if progress else True)
         bar.set_description(self.images.data.description[-40:])
-        stream = iter(loader)
+        stream = load(loader)
         for number in numbers:
             rows = []
             for _ in self.parts[number]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from ..data.workers import load
 from ..world import gather, rank_and_world, together
 from .classifier import Classifier
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -154,7 +155,10 @@ def accuracies(
 
         numbers = iter(mine)
         for pixels, labels in tqdm(
-            loader, desc=data.description[-40:], disable=None if progress else True
+            load(loader),
+            total=len(loader),
+            desc=data.description[-40:],
+            disable=None if progress else True,
         ):
             _check_labels(probe, labels, data.description)
             found = score(pixels, list(islice(numbers, len(pixels))))

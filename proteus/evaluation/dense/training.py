@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ...data.workers import load
 from ...features import Features
 from ..extractor import Extractor, as_extractor
 from .crops import Augmentation, RandomCrops, all_windows
@@ -232,7 +233,8 @@ def _fresh_batches(
         for number, batch in enumerate(_order(len(data), settings))
     )
     device = predictor.extractor.device
-    for images, targets in DataLoader(crops, batch_sampler=keys, num_workers=settings.workers):
+    loader = DataLoader(crops, batch_sampler=keys, num_workers=settings.workers)
+    for images, targets in load(loader):
         yield *predictor.outputs(images), targets.to(device)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...data.samples import random_resized_crop
+from ...data.workers import load
 from ...world import gather, rank_and_world
 from ..extractor import Extractor
 from ..features import FeatureSet, default_workers, read_vectors
@@ -81,7 +82,7 @@ def augmented_views(
         num_workers=default_workers(workers, len(data)),
     )
     rank, world = rank_and_world()
-    for images, labels in loader:
+    for images, labels in load(loader):
         found = read_vectors(extractor, images, blocks)
         mine = View(found["blocks"], found["patches"], labels.long().to(found["cls"].device))
         yield mine if world == 1 else _interleave(gather({rank: [t.cpu() for t in mine]}), mine)
