@@ -8,7 +8,8 @@ from torch import nn
 
 from .hub import download, upload
 from .pretrained import PRETRAINED, Pretrained
-from .saving import save_pretrained, sha256_of
+from .files import sha256_of
+from .saving import save_pretrained
 from .student import Student
 from .weights import from_dinov2, from_openai_clip, from_proteus, from_synclr
 from .weights.folder import WEIGHTS

@@ -1,6 +1,5 @@
 """What leaves the library: timm's Hub layout, which loads without us."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .card import model_card, versions
+from .files import replace_files
 from .weights.folder import load_folder
 
 if TYPE_CHECKING:
@@ -89,36 +89,6 @@ def _is_running(pid: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def sync(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk before the rename that publishes it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def replace_files(staging: Path, folder: Path) -> None:
-    """Move complete files into place: on disk first, then renamed, so that none is ever half."""
-    files = sorted(staging.iterdir())
-    for path in (*files, staging):
-        sync(path)
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in files:
-        file.chmod(0o666 & ~umask)  # safetensors writes for the owner alone
-        file.replace(folder / file.name)
 
 
 def _write(student: "Student", folder: Path, details: dict[str, Any], name: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..positions import Resizable
 from ..reader import Statistics, reader_for
-from ..saving import replace_files
+from ..files import replace_files
 
 TOLERANCE = 1e-4  # of a graph against the model, largest absolute difference
 

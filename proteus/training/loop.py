@@ -221,8 +221,8 @@ def _check(save_every: int, keep: int, watch: Watch | None) -> None:
 def _check_describable(settings: Mapping[str, Any]) -> None:
     """Now, and not at the first checkpoint."""
     try:
-        json.dumps(settings)
-    except TypeError as error:
+        json.dumps(settings, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"fit: details must be JSON-able. Got {settings}, and: {error}. Leave out what is not, "
             f"or pass its description."
