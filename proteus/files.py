@@ -6,7 +6,7 @@ import math
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +205,19 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
     step = row.get("step") if isinstance(row, dict) else None
     return row if type(step) is int and 0 <= step < _MOST_STEPS else None
+
+
+def holes(steps: Sequence[int], end: int) -> str:
+    """Which of the steps 0 ... `end - 1` are not among these rising ones, in words; "" if none.
+
+    Examples:
+        >>> holes([0, 1, 4, 6], end=7)
+        'steps 2 to 3, 5'
+    """
+    gaps, last = [], -1
+    for step in (*steps, end):
+        if step > last + 1:
+            gaps.append(f"{last + 1} to {step - 1}" if step > last + 2 else f"{last + 1}")
+        last = step
+    more = f" and {len(gaps) - 10} holes more" if len(gaps) > 10 else ""
+    return f"steps {', '.join(gaps[:10])}{more}" if gaps else ""

@@ -32,3 +32,14 @@ def markdown_text(text: str) -> str:
     """
     marked = _MARKS.sub(r"\\\1", printable(text))
     return re.sub("[&<>]", lambda found: _HTML[found[0]], marked)
+
+
+def picture_text(text: str) -> str:
+    """The text as a short label of a picture: a dollar is no formula there.
+
+    Examples:
+        >>> print(picture_text("a$b$"))
+        a\\$b\\$
+    """
+    line = printable(text)
+    return (line if len(line) <= 60 else f"{line[:59]}…").replace("$", r"\$")

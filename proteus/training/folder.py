@@ -73,6 +73,8 @@ def begin(folder: Path, world: World, going_on: bool) -> None:
     def take() -> None:
         if not going_on and _holds_run(folder):
             for name in _FOLDERS:
+                if (folder / name).is_symlink():  # to another disk; `rmtree` would leave it
+                    (folder / name).unlink()
                 shutil.rmtree(folder / name, ignore_errors=True)
             for name in _FILES:
                 (folder / name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..curves import NO_TERMS
-from ..files import is_plain, read_lines, sha256_of, sync, write_whole
+from ..files import holes, is_plain, read_lines, sha256_of, sync, write_whole
 from ..trackers import Tracker
 from .parallel import World
 
@@ -313,15 +313,24 @@ def go_back(folder: Path, start: int, saved: Any) -> None:
     """
     known = saved if isinstance(saved, dict) else {}
     for name in (LOG, TIMING, WATCH):
-        path, (length, digest) = folder / name, known.get(name, (0, ""))
+        path, (length, digest) = folder / name, _entry(known.get(name))
         if digest and is_plain(path) and _starts_with(path, length, digest):
             os.truncate(path, length)
             continue
-        missing = sorted({*range(start)}.difference(cut_rows(path, start))) if name == LOG else []
+        kept = cut_rows(path, start)
+        missing = holes(kept, start) if name == LOG else ""
         if missing:
-            _note(folder, f"{name} lacks rows that the run had written: {spans(missing)}.", start)
+            _note(folder, f"{name} lacks rows that the run had written: {missing}.", start)
         elif digest:
             _note(folder, f"{name} is not what was saved: rows of it were changed or lost.", start)
+
+
+def _entry(found: Any) -> tuple[int, str]:
+    """Bytes and their sha256; zero where nothing usable is known."""
+    match found:
+        case [int(length), str(digest)] if length >= 0:
+            return length, digest
+    return 0, ""
 
 
 def _starts_with(path: Path, length: int, digest: str) -> bool:
@@ -335,24 +344,6 @@ def _note(folder: Path, what: str, start: int) -> None:
     _logger.warning("log: %s", note.strip())
     if note not in before:
         write_whole(file, before + note)
-
-
-def spans(steps: Sequence[int]) -> str:
-    """Rising numbers in words.
-
-    Examples:
-        >>> spans([2, 3, 4, 7])
-        'steps 2 to 4, 7'
-    """
-    found: list[list[int]] = []
-    for step in steps:
-        if found and step == found[-1][-1] + 1:
-            found[-1][1:] = [step]
-        else:
-            found.append([step])
-    words = [" to ".join(map(str, span)) for span in found[:10]]
-    more = f" and {len(found) - 10} holes more" if len(found) > 10 else ""
-    return f"steps {', '.join(words)}{more}"
 
 
 def memory_mib(device: torch.device) -> int:
@@ -369,4 +360,5 @@ def memory_mib(device: torch.device) -> int:
 
 def summary_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The losses of a row, rounded for people."""
-    return {k: round(v, 4) for k, v in row.items() if k not in NO_TERMS}
+    losses = {k: v for k, v in row.items() if k not in NO_TERMS}
+    return {k: round(v, 4) for k, v in losses.items() if isinstance(v, int | float)}
