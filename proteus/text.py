@@ -24,22 +24,22 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """The text as one line of Markdown that shows it and nothing else: no link, no tag, no cell.
+    r"""The text as one line of Markdown that shows it and nothing else: no link, tag or cell.
 
     Examples:
         >>> print(markdown_text("a|b <script> [x](y)"))
-        a\\|b &lt;script&gt; \\[x\\](y)
+        a\|b &lt;script&gt; \[x\](y)
     """
     marked = _MARKS.sub(r"\\\1", printable(text))
     return re.sub("[&<>]", lambda found: _HTML[found[0]], marked)
 
 
 def picture_text(text: str) -> str:
-    """The text as a short label of a picture: a dollar is no formula there.
+    r"""The text as a short label of a picture: a dollar is no formula there.
 
     Examples:
         >>> print(picture_text("a$b$"))
-        a\\$b\\$
+        a\$b\$
     """
     line = printable(text)
     return (line if len(line) <= 60 else f"{line[:59]}…").replace("$", r"\$")

@@ -21,7 +21,8 @@ _SKIPPED = "skipped.tsv"
 _NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # names are bytes to the system
 _FOLDERS = ("checkpoint", "export", "export-ema", "trackers")
 _FILES = (
-    LOG, TIMING, WATCH, NOTES, "run.json", "report.json", "demo.json", _SKIPPED, "curves.png", "pca.png", "masks.png", "report.html",
+    LOG, TIMING, WATCH, NOTES, "run.json", _SKIPPED, "curves.png", "pca.png", "masks.png",
+    "report.html", "report.json", "demo.json",
 )  # fmt: skip
 
 
