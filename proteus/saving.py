@@ -103,7 +103,7 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
         safe_serialization=True,
     )
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     # transformers' reader passes num_classes itself and stops at a second one.
     config.get("model_args", {}).pop("num_classes", None)
     mean, std = student.statistics
@@ -114,7 +114,14 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
     for stale in ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_ids"):
         config["pretrained_cfg"].pop(stale, None)
     config["proteus"] = {"versions": versions(), **details}
-    path.write_text(json.dumps(config, indent=2, default=str) + "\n")
+    try:
+        text = json.dumps(config, indent=2, default=str, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"save_pretrained: the details are no JSON. Got {details} and {error}; expected finite "
+            f"numbers."
+        ) from error
+    path.write_text(text + "\n", encoding="utf-8")
     title = details.pop("name", None) or (student.name if name == "export" else name)
     (folder / "README.md").write_text(model_card(student, title, details), encoding="utf-8")
 

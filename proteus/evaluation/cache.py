@@ -139,7 +139,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.flatten().view(uint8).numpy()))
+        digest.update(tensor.flatten().view(uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,7 +1,6 @@
 """Recipes as JSON, and single settings by path: `science.loss.patch=0`."""
 
 import difflib
-import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import flatten
+from ..files import parse_json, read_json
 from .paper import RUNS
 from .recipe import Preset, Recipe, to_json
 
@@ -83,8 +83,8 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     path = path / "run.json" if path.is_dir() else path
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = read_json(path)
+    except ValueError as error:
         raise ValueError(f"recipe: {path} cannot be read. Got {error}.") from error
     if isinstance(data, dict) and "recipe" in data:
         data = data["recipe"]
@@ -101,7 +101,7 @@ def parse_setting(line: str) -> tuple[str, Any]:
     if not separator:
         raise ValueError(f"--set: no value. Got {line!r}; expected PATH=VALUE.")
     try:
-        return path.strip(), json.loads(text)
+        return path.strip(), parse_json(text)
     except ValueError:
         return path.strip(), text.strip()
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from torch import distributed
 
-from ...files import read_json, seal, unseal, write_whole
+from ...files import parse_json, seal, unseal, write_whole
+from ...report import check_page
 from ...version import __version__
 from ..cache import FeatureCache
 from ..extractor import Extractor
@@ -120,7 +121,7 @@ class SuiteRun:
 
         jobs = plan_jobs(suites, sets, has_teacher=self.teacher is not None)
         self._head = self._describe()
-        self.results = self._stored()
+        self.results, self._others = self._stored(), {}
         chief = rank_and_world()[0] == 0
         bar = tqdm(jobs, unit="protocol", disable=None if self.progress and chief else True)
         opened = OpenSet(self, jobs[0][1])
@@ -205,38 +206,50 @@ class SuiteRun:
 
     def _read(self) -> dict[str, Any] | None:
         """The page that is there, if it is whole; its damage is told, and what it held measured."""
+        self._written = self._file.read_bytes() if self._file.is_file() else b""
         if not self._file.exists():
             return None
         try:
-            page = unseal(read_json(self._file))
-            self._written = self._file.read_bytes()
-            return page
-        except (ValueError, OSError) as error:
+            return unseal(parse_json(self._written))
+        except ValueError as error:
             _logger.warning(
                 "suite: %s is damaged, and its results are measured again. Got: %s.",
                 self._file, error,
             )  # fmt: skip
         return None
 
-    def _write(self) -> None:
+    def _write(self) -> Path:
         """Write the page; results that another run with the same head put there meanwhile stay."""
         if rank_and_world()[0]:
-            return
+            return self._file
         self.out.mkdir(parents=True, exist_ok=True)
-        before = self._written
-        if self._file.is_file() and self._file.read_bytes() != before:
+        if self._file.is_file() and self._file.read_bytes() != self._written:
             page = self._read()
-            if page and before and not self._is_ours(page):
+            if page and not self._is_ours(page):
                 raise ValueError(
                     f"suite: another evaluation writes here. Got {str(self._file)!r} with results "
                     f"of another model or other settings; expected a folder for each (--out)."
                 )
-            if page and before:
-                self._others |= page["results"]
-        page = {"model": self.name, **self._head, "results": {**self._others, **self.results}}
-        text = seal(page)
+            self._others |= page["results"] if page else {}
+        results = {**self._others, **self.results}
+        text = seal({"model": self.name, **self._head, "results": results})
         write_whole(self._file, text)
         self._written = text.encode()
+        return self._file
+
+
+def check_out(out: Path) -> None:
+    """Make sure that an evaluation may write there: its page and pictures are named like a run's.
+
+    Raises:
+        ValueError: If it is a file, or holds a run or another page.
+    """
+    if (out / "log.jsonl").exists() or (out.exists() and not out.is_dir()):
+        raise ValueError(
+            f"suite: results cannot go there. Got {str(out)!r}, which is a file or holds a run, "
+            f"whose page and pictures have the same names; expected a folder of its own (--out)."
+        )
+    check_page(out / "report.html", "Evaluation of")
 
 
 def plan_jobs(
