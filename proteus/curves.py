@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+_LARGEST = 1e38  # no float32 is larger; axes cannot have ticks at the end of all floats
 # What a row of a log holds besides the loss terms.
 NO_TERMS = ("step", "lr", "grad_norm", "images_per_second")
 
@@ -40,7 +41,7 @@ def thin(steps: Array, values: Array, points: int = 500) -> Curve:
 
     Args:
         steps: [n], rising.
-        values: [n]; those that are not finite are left out.
+        values: [n]; those that are not finite, or of no size for a picture, are left out.
         points: At most so many.
 
     Examples:
@@ -51,8 +52,8 @@ def thin(steps: Array, values: Array, points: int = 500) -> Curve:
     """
     import numpy as np
 
-    finite = np.isfinite(values)
-    steps, values = steps[finite], values[finite]
+    drawn = np.abs(values) < _LARGEST
+    steps, values = steps[drawn], values[drawn]
     if len(steps) <= points:
         return Curve(steps, values, values, values)
     first = np.arange(points) * len(steps) // points
@@ -128,7 +129,7 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     steps, panels = column(rows, "step"), {}
     for name in [*terms, "lr"]:
         values = column(rows, name)
-        finite = np.isfinite(values)
+        finite = np.abs(values) < _LARGEST
         if name != "lr" and not values[finite].any():
             continue
         panels[name] = {name: thin(steps, values)}
