@@ -42,4 +42,4 @@ def picture_text(text: str) -> str:
         a\$b\$
     """
     line = printable(text)
-    return (line if len(line) <= 60 else f"{line[:59]}…").replace("$", r"\$")
+    return (line if len(line) <= 40 else f"{line[:39]}…").replace("$", r"\$")

@@ -1,5 +1,6 @@
 """Recipes as JSON, and single settings by path: `science.loss.patch=0`."""
 
+import contextlib
 import difflib
 import types
 import typing
@@ -158,7 +159,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:  # noqa: PLR0911 - one li
         if len(value) == len(arguments):
             return tuple(_convert(k, v, path) for k, v in zip(arguments, value, strict=True))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # an integer may be larger than any float
+            return float(value)
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return dict(value)
     if kind is type(value):
@@ -181,4 +183,4 @@ def _convert_any(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _wrong(path: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"recipe: wrong type. Got {path}={value!r}; expected {expected}.")
+    return ValueError(f"recipe: wrong type. Got {path}={value!r:.200}; expected {expected}.")
