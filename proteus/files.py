@@ -1,5 +1,6 @@
 """Files that are whole, or known not to be: one way to write them, one way to read them back."""
 
+import errno
 import hashlib
 import json
 import math
@@ -46,6 +47,8 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], object]) -> 
     Raises:
         OSError: If it cannot be written; what was there before stays.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "A folder is where a file is to go", str(path))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     os.close(handle)
     staging = Path(name)

@@ -21,6 +21,13 @@ def test_a_file_is_written_whole_with_the_rights_of_any_other(tmp_path, content)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_a_folder_in_the_place_of_a_file_is_left_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="A folder is where a file is to go"):
+        write_whole(tmp_path / "a", "text")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+
+
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, error):
     (tmp_path / "a").write_text("before")

@@ -108,6 +108,16 @@ def test_a_damaged_note_of_a_set_is_not_believed(images, tmp_path):
     assert note.read_text().startswith(f"{found} ")
 
 
+def test_images_and_classes_may_have_any_name(images, tmp_path):
+    folder = tmp_path / os.fsdecode(b"set \xff <b>")
+    images.rename(folder)
+    (folder / "0").rename(folder / os.fsdecode(b"bad \xff"))
+    options = {"image_size": 16, "cache": tmp_path / "cache"}
+    first = extract_features(model(), folder, **options)
+    assert torch.equal(extract_features(model(), folder, **options).cls, first.cls)
+    assert first.classes == ("1", os.fsdecode(b"bad \xff"))
+
+
 def model():
     torch.manual_seed(0)
     return torch.nn.Conv2d(3, 4, 8, stride=8)
