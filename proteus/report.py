@@ -11,7 +11,7 @@ from typing import TypeAlias
 from .files import is_plain, write_whole
 from .text import printable
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # its first and its last bytes
 _LARGEST = 32 << 20  # bytes of a picture
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -167,7 +167,8 @@ def _picture(part: Picture) -> str:
         reason = f"it has more than {_LARGEST >> 20} MiB"
     else:
         content = part.path.read_bytes()
-        reason = "" if content.startswith(_PNG) else "it is no PNG picture"
+        whole = content.startswith(_PNG[0]) and content.endswith(_PNG[1])
+        reason = "" if whole else "it is no whole PNG picture"
     if reason:
         return f"<p>{_escape(part.path.name)} is not shown: {reason}.</p>"
     data, caption = base64.b64encode(content).decode("ascii"), _escape(part.caption)

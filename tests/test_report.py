@@ -52,7 +52,7 @@ def test_nothing_from_outside_is_markup_or_a_control_character(tmp_path):
     assert not re.search(r"[\x00\x1b\u202e\udcff]", text)
 
 
-@pytest.mark.parametrize("kind", ["link", "pipe", "text", "huge", "folder", "missing"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "text", "huge", "cut", "folder", "missing"])
 def test_only_a_picture_of_the_folder_is_put_into_the_page(tmp_path, kind, monkeypatch):
     secret, picture = tmp_path / "secret.png", tmp_path / "p.png"
     Image.new("RGB", (40, 40), "red").save(secret)
@@ -62,6 +62,7 @@ def test_only_a_picture_of_the_folder_is_put_into_the_page(tmp_path, kind, monke
         "pipe": lambda: os.mkfifo(picture),
         "text": lambda: picture.write_text("root:x:0:0"),
         "huge": lambda: picture.write_bytes(secret.read_bytes() + b"\0" * 10_000),
+        "cut": lambda: picture.write_bytes(secret.read_bytes()[:-20]),
         "folder": picture.mkdir,
         "missing": lambda: None,
     }[kind]()
