@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .text import markdown_text, printable
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -53,19 +55,28 @@ def model_card(student: "Student", name: str, details: Mapping[str, Any]) -> str
     Args:
         student: What is saved.
         name: Of the model, in the title and the model index.
-        details: See `save_pretrained`.
+        details: See `save_pretrained`. All of it is shown as it stands: nothing in it is markup.
+
+    Raises:
+        ValueError: If `scores` are not names with finite numbers.
     """
+    _check_scores(details.get("scores"))
+    name = printable(name)
     known = ("teacher", "data", "recipe", "scores", "license")
     facts = {"teacher": details.get("teacher"), "images": details.get("data")}
     facts |= {key: value for key, value in details.items() if key not in known}
-    lines = [f"- {key}: {_inline(value)}" for key, value in facts.items() if value is not None]
+    lines = [
+        f"- {markdown_text(f'{key}: {_inline(value)}')}"
+        for key, value in facts.items()
+        if value is not None
+    ]
     count = sum(p.numel() for p in student.backbone.parameters())
     height, width = student.image_size
     mean, std = student.statistics
     parts = [
         f"---\n{_metadata(name, details)}\n---",
-        f"# {name}",
-        f"{student.name}: {count / 1e6:.2f} M parameters, {height}×{width} pixels, "
+        f"# {markdown_text(name)}",
+        f"{markdown_text(student.name)}: {count / 1e6:.2f} M parameters, {height}×{width} pixels, "
         f"{student.embed_dim}-dimensional features. Trained without labels, by matching a "
         f"teacher's features (Proteus, ICLR 2025) with proteus-distill {__version__}.",
         "\n".join(lines),
@@ -87,13 +98,14 @@ def _metadata(name: str, details: Mapping[str, Any]) -> str:
 
     options: dict[str, Any] = {}
     if license := details.get("license"):
+        license = printable(str(license))
         known = license in _HUB
         options = {"license": license} if known else {"license": "other", "license_name": license}
     results = [
         EvalResult(
             task_type="image-feature-extraction",
-            dataset_type=score.split(" ", 1)[0].lower(),
-            dataset_name=score,
+            dataset_type=printable(score).split(" ", 1)[0].lower(),
+            dataset_name=printable(score),
             metric_type="rmse" if "RMSE" in score else "miou" if "mIoU" in score else "accuracy",
             metric_value=float(value),
         )
@@ -110,10 +122,21 @@ def _metadata(name: str, details: Mapping[str, Any]) -> str:
     return str(data.to_yaml())
 
 
+def _check_scores(scores: Any) -> None:
+    pairs = scores.items() if isinstance(scores, Mapping) else [("scores", scores)]
+    for name, value in pairs if scores else ():
+        known = isinstance(value, int | float) and math.isfinite(value)
+        if not (known and isinstance(name, str) and name.strip()):
+            raise ValueError(
+                f"model card: a score is a name with a number. Got {name!r}: {value!r}; expected "
+                f"such as {{'ImageNet k-NN': 73.5}}."
+            )
+
+
 def _scores(scores: Mapping[str, float] | None) -> str:
     if not scores:
         return ""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in scores.items())
+    rows = "\n".join(f"| {markdown_text(name)} | {value} |" for name, value in scores.items())
     return f"## Scores\n\n| protocol | score |\n|---|---|\n{rows}"
 
 
@@ -137,7 +160,8 @@ def _license(details: Mapping[str, Any]) -> str:
             license,
             teacher or "the teacher",
         )
-    return f"{license}, from the teacher. The licence of the images applies as well."
+    shown = markdown_text(str(license))
+    return f"{shown}, from the teacher. The licence of the images applies as well."
 
 
 def _numbers(values: Any) -> str:

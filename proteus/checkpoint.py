@@ -2,13 +2,14 @@
 
 A checkpoint is a folder with safetensors files (student, mask token and heads; the optimizer; a
 moving average where there is one; never the teacher) and `state.json`. No pickle. It is written
-under another name and renamed when complete, and `state.json` holds the checksum of each file, so
-that what is there under its own name is whole or known not to be.
+under another name and renamed when complete, and `state.json` holds the checksum of each file and
+of itself, so that what is there under its own name is whole or known not to be.
 """
 
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .saving import sha256_of, sync
+from .files import is_sealed, read_json, seal, sha256_of, sync, unseal
 from .version import __version__
 
 _logger = logging.getLogger(__name__)
 _STATE = "state.json"
+_STEP = re.compile(r"step-(\d{8,15})")
+_KEYS = {"step": int, "proteus": str, "settings": dict, "facts": dict, "sha256": dict}
 
 
 class CheckpointError(ValueError):
@@ -49,12 +52,19 @@ class Checkpoint:
 
 def all_steps(out: Path) -> list[Path]:
     """The checkpoints of a run that were completed, oldest first."""
-    return sorted((out / "checkpoint").glob("step-*"))
+    found = (out / "checkpoint").glob("step-*")
+    return sorted(filter(_step_of, found), key=_step_of)
 
 
 def newest(out: Path) -> Path | None:
     """The newest completed checkpoint of a run, or None."""
-    return max(all_steps(out), default=None)
+    return max(all_steps(out), key=_step_of, default=None)
+
+
+def _step_of(folder: Path) -> int:
+    """Steps done, as the name tells; 0 where it is not the name of a checkpoint."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match else 0
 
 
 def save(
@@ -87,7 +97,10 @@ def save(
     folder = out / "checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(".tmp-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
+        if left_over.is_dir() and not left_over.is_symlink():
+            shutil.rmtree(left_over, ignore_errors=True)
+        else:
+            left_over.unlink(missing_ok=True)
     staging = folder / f".tmp-{os.getpid()}"
     staging.mkdir()
     try:
@@ -103,7 +116,7 @@ def save(
             "facts": dict(facts or {}),
             "sha256": sums,
         }
-        (staging / _STATE).write_text(json.dumps(state, indent=2) + "\n")
+        (staging / _STATE).write_text(seal(state))
         for path in (*staging.iterdir(), staging):
             sync(path)
     except BaseException as error:
@@ -138,9 +151,9 @@ def set_aside_after(out: Path, step: int) -> None:
     Under their own names they would be counted among those to keep, before good ones.
     """
     for folder in all_steps(out):
-        if folder.name > _name(step):
+        if _step_of(folder) > step:
             aside = folder.with_name(f"damaged-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             folder.replace(aside)
 
 
@@ -150,10 +163,14 @@ def _name(step: int) -> str:
 
 def _remove(folder: Path) -> None:
     """Rename, then delete: a folder that is half deleted never has the name of a whole one."""
-    if folder.exists():
-        doomed = folder.with_name(f".tmp-old-{folder.name}")
-        folder.replace(doomed)
+    if not os.path.lexists(folder):
+        return
+    doomed = folder.with_name(f".tmp-old-{folder.name}")
+    folder.replace(doomed)
+    if doomed.is_dir() and not doomed.is_symlink():
         shutil.rmtree(doomed)
+    else:
+        doomed.unlink()  # not ours, but in our place
 
 
 def load(out: Path) -> Checkpoint:
@@ -181,17 +198,42 @@ def _read(folder: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     try:
-        state = json.loads((folder / _STATE).read_text())
+        state = _read_state(folder)
         tensors = {}
         for name, digest in state["sha256"].items():
-            if sha256_of(folder / name) != digest:
+            if not (folder / name).is_file() or sha256_of(folder / name) != digest:
                 raise ValueError(f"{name} is not what was saved")
             tensors[Path(name).stem] = load_file(folder / name)
-        return Checkpoint(int(state["step"]), tensors, state["facts"], state["settings"], folder)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        return Checkpoint(state["step"], tensors, state["facts"], state["settings"], folder)
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint: {folder} is damaged ({type(error).__name__}: {error})."
         ) from error
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """`state.json`, whole and of the right shape.
+
+    Raises:
+        ValueError: With the reason, if it is not.
+    """
+    try:
+        state = read_json(folder / _STATE)
+        if is_sealed(state):  # older ones are not, and have these keys alone
+            state = unseal(state)
+        if not isinstance(state, dict) or state.keys() != _KEYS.keys():
+            raise ValueError(f"expected an object with {', '.join(_KEYS)}")
+        for key, kind in _KEYS.items():
+            if type(state[key]) is not kind:
+                raise ValueError(f"{key!r} is {state[key]!r:.80}; expected {kind.__name__}")
+        if state["step"] != _step_of(folder):
+            raise ValueError(f"'step' is {state['step']!r:.80}; its folder tells another")
+        names = {path.name for path in folder.glob("*.safetensors")}
+        if not state["sha256"] or state["sha256"].keys() != names:
+            raise ValueError(f"'sha256' lists {[*state['sha256']]!r:.200}, and there are {names}")
+    except ValueError as error:
+        raise ValueError(f"{_STATE}: {error}") from error
+    return state
 
 
 _WHERE_IMAGES_LIE = ("data", "recipe.science.data.paths")

@@ -1,15 +1,21 @@
 """Curves of a run: what its log holds, thinned so that any length can be drawn."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from .files import read_lines
+from .text import picture_text
 from .visualize import new_figure
 
 if TYPE_CHECKING:
     import numpy as np
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+_LARGEST = 1e38  # no float32 is larger; axes cannot have ticks at the end of all floats
 # What a row of a log holds besides the loss terms.
 NO_TERMS = ("step", "lr", "grad_norm", "images_per_second")
 
@@ -35,7 +41,7 @@ def thin(steps: Array, values: Array, points: int = 500) -> Curve:
 
     Args:
         steps: [n], rising.
-        values: [n]; those that are not finite are left out.
+        values: [n]; those that are not finite, or of no size for a picture, are left out.
         points: At most so many.
 
     Examples:
@@ -46,8 +52,8 @@ def thin(steps: Array, values: Array, points: int = 500) -> Curve:
     """
     import numpy as np
 
-    finite = np.isfinite(values)
-    steps, values = steps[finite], values[finite]
+    drawn = np.abs(values) < _LARGEST
+    steps, values = steps[drawn], values[drawn]
     if len(steps) <= points:
         return Curve(steps, values, values, values)
     first = np.arange(points) * len(steps) // points
@@ -86,11 +92,17 @@ def save_panels(panels: Mapping[str, Mapping[str, Curve]], path: str | Path) -> 
             )
             marker = "o" if len(curve.steps) < 20 else None
             axis.plot(
-                curve.steps, curve.mean, color, label=name, linewidth=1.2, marker=marker, ms=3
+                curve.steps,
+                curve.mean,
+                color,
+                label=picture_text(name),
+                linewidth=1.2,
+                marker=marker,
+                ms=3,
             )
         if len(curves) > 1:
             axis.legend(fontsize=7)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(picture_text(title), fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
         axis.tick_params(labelsize=7)
@@ -114,15 +126,90 @@ def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     if not rows:
         raise ValueError("save_curves: nothing to draw. Got no rows; expected those of a run.")
     terms = [name for name in rows[0] if name not in NO_TERMS]
-    names = [name for name in terms if any(row[name] for row in rows)]
-    steps = np.array([row["step"] for row in rows], dtype=np.float64)
-    panels = {}
-    for name in [*names, "lr"]:
-        values = np.array([row[name] for row in rows], dtype=np.float64)
+    steps, panels = column(rows, "step"), {}
+    for name in [*terms, "lr"]:
+        values = column(rows, name)
+        finite = np.abs(values) < _LARGEST
+        if name != "lr" and not values[finite].any():
+            continue
         panels[name] = {name: thin(steps, values)}
         if name != "lr" and len(rows) > 20:
-            panels[name]["mean"] = thin(steps, _smooth(values))
+            panels[name]["mean"] = thin(steps[finite], _smooth(values[finite]))
     save_panels(panels, path)
+
+
+def column(rows: Sequence[Mapping[str, Any]], name: str) -> Array:
+    """One number of each row; NaN where it is missing or no number.
+
+    Examples:
+        >>> column([{"a": 1}, {"a": "x"}, {}], "a").tolist()
+        [1.0, nan, nan]
+    """
+    import numpy as np
+
+    return np.array([_number(row.get(name)) for row in rows], np.float64)
+
+
+def _number(value: Any) -> float:
+    try:
+        known = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # an integer may be larger than any float
+        known = math.nan
+    return known if math.isfinite(known) else math.nan
+
+
+@dataclass
+class Columns:
+    """A log read from JSON lines.
+
+    Attributes:
+        values: Name -> one number a row, NaN where the row has none; "step" is always there.
+        unreadable: Lines that could not be read (a run that was killed leaves half of one).
+    """
+
+    values: "dict[str, Array]" = field(default_factory=dict)
+    unreadable: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values["step"])
+
+
+def read_columns(path: str | Path) -> Columns:
+    r"""Read a log of JSON lines, each an object of numbers with a "step".
+
+    Where steps start again at a smaller number (a run that was resumed), the later rows replace the
+    earlier ones.
+
+    Args:
+        path: File; one that does not exist, or is a link, is empty.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "log.jsonl")
+        ...     _ = path.write_text('{"step": 0, "total": 2.0}\n{"step": 1, "tot')
+        ...     columns = read_columns(path)
+        >>> columns.values["total"].tolist(), columns.unreadable
+        ([2.0], 1)
+    """
+    import numpy as np
+
+    chunks: list[dict[str, Array]] = []
+    unreadable, lines = 0, read_lines(Path(path))
+    while chunk := list(itertools.islice(lines, 10_000)):
+        rows = [row for _, row in chunk if row is not None]
+        unreadable += sum(bool(line.strip()) for line, row in chunk if row is None)
+        names = dict.fromkeys(["step", *(name for row in rows for name in row)])
+        chunks.append({name: column(rows, name) for name in names})
+    names = dict.fromkeys(["step", *(name for chunk in chunks for name in chunk)])
+    values = {}
+    for name in names:
+        parts = [c.get(name, np.full(len(c["step"]), np.nan)) for c in chunks]
+        values[name] = np.concatenate([np.empty(0), *parts])
+    steps = values["step"]
+    least_after = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
+    kept = steps < least_after[: len(steps)]
+    return Columns({name: found[kept] for name, found in values.items()}, unreadable)
 
 
 def _smooth(values: Array) -> Array:

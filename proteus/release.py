@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from .files import sha256_of
 from .hub import download, upload
 from .pretrained import PRETRAINED, Pretrained
-from .saving import save_pretrained, sha256_of
+from .saving import save_pretrained
 from .student import Student
 from .weights import from_dinov2, from_openai_clip, from_proteus, from_synclr
 from .weights.folder import WEIGHTS

@@ -2,11 +2,17 @@
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from .files import is_plain, write_whole
+from .text import printable
+
+_PNG = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # its first and its last bytes
+_LARGEST = 32 << 20  # bytes of a picture
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #1a1a1a; background: #fff; }
@@ -62,7 +68,7 @@ def text_table(table: Table) -> str:
         a   b
         x  10
     """
-    rows = [table.header, *table.rows]
+    rows = [[printable(cell) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
     lines = []
     for row in rows:
@@ -80,7 +86,12 @@ def write_report(path: str | Path, title: str, parts: Sequence[Part]) -> None:
     Args:
         path: HTML file.
         title: Heading.
-        parts: In order: paragraphs (plain text), headings, tables, pictures, folded text.
+        parts: In order: paragraphs (plain text), headings, tables, pictures, folded text. All of
+            it is shown as it stands: nothing in it is markup. A picture that is no PNG file of
+            its folder (a link, a pipe), or a huge one, is left out with a word.
+
+    Raises:
+        ValueError: As `check_page`.
 
     Examples:
         >>> import tempfile
@@ -90,33 +101,78 @@ def write_report(path: str | Path, title: str, parts: Sequence[Part]) -> None:
         ...     "<td>0.1</td>" in page.read_text(encoding="utf-8")
         True
     """
+    target = Path(path)
+    check_page(target, title)
     body = "\n".join(_render(part) for part in parts)
-    title = html.escape(title)
-    Path(path).write_text(
+    title = _escape(title)
+    write_whole(
+        target,
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n{body}\n</html>\n",
-        encoding="utf-8",
     )
+
+
+def check_page(path: Path, title: str) -> None:
+    """Make sure that a page may be written: one page never replaces another.
+
+    Args:
+        path: HTML file.
+        title: Its first word says what kind of page it is.
+
+    Raises:
+        ValueError: If another page, or another file, is there.
+    """
+    if not path.exists():
+        return
+    found = "no file"
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(1000).decode("utf-8", "replace")
+        known = re.search(r"<title>(.*?)</title>", head)
+        if known and html.unescape(known[1]).split(" ")[0] == title.split(" ", maxsplit=1)[0]:
+            return
+        found = f"a page called {html.unescape(known[1])!r:.80}" if known else "another file"
+    raise ValueError(
+        f"report: one page does not replace another. Got {str(path)!r}, where {found} is. Move it "
+        f"away, or write to another place (--out)."
+    )
+
+
+def _escape(text: str, *, lines: bool = False) -> str:
+    return html.escape(printable(text, lines=lines))
 
 
 def _render(part: Part) -> str:
     if isinstance(part, str):
-        return f"<p>{html.escape(part)}</p>"
+        return f"<p>{_escape(part)}</p>"
     if isinstance(part, Heading):
-        return f"<h2>{html.escape(part.text)}</h2>"
+        return f"<h2>{_escape(part.text)}</h2>"
     if isinstance(part, Details):
-        title, text = html.escape(part.title), html.escape(part.text)
-        return f"<details><summary>{title}</summary><pre>{text}</pre></details>"
+        text = _escape(part.text, lines=True)
+        return f"<details><summary>{_escape(part.title)}</summary><pre>{text}</pre></details>"
     if isinstance(part, Picture):
-        data = base64.b64encode(part.path.read_bytes()).decode("ascii")
-        caption = html.escape(part.caption)
-        return (
-            f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    header = "".join(f"<th>{html.escape(cell)}</th>" for cell in part.header)
+        return _picture(part)
+    header = "".join(f"<th>{_escape(cell)}</th>" for cell in part.header)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in part.rows
+        "<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows
     )
     return f"<table><tr>{header}</tr>{rows}</table>"
+
+
+def _picture(part: Picture) -> str:
+    content = b""
+    if not is_plain(part.path):
+        reason = "it is not a file of this folder"
+    elif part.path.stat().st_size > _LARGEST:
+        reason = f"it has more than {_LARGEST >> 20} MiB"
+    else:
+        content = part.path.read_bytes()
+        whole = content.startswith(_PNG[0]) and content.endswith(_PNG[1])
+        reason = "" if whole else "it is no whole PNG picture"
+    if reason:
+        return f"<p>{_escape(part.path.name)} is not shown: {reason}.</p>"
+    data, caption = base64.b64encode(content).decode("ascii"), _escape(part.caption)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )

@@ -1,115 +1,44 @@
 """One page for a run, from the files in its folder; also while it goes on, and after it died."""
 
-import contextlib
-import itertools
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .checkpoint import flatten
-from .curves import NO_TERMS, Array, Curve, save_panels, thin
-from .report import Details, Heading, Part, Picture, Table, write_report
+from .curves import NO_TERMS, Array, Columns, Curve, read_columns, save_panels, thin
+from .files import holes, is_plain, read_json, seal, unseal, write_whole
+from .report import Details, Heading, Part, Picture, Table, check_page, write_report
 
+DEMO = "demo.json"  # what a demo found; it stands at the head of the page
 _PICTURES = {
     "pca.png": "Patch features as colours: teacher and student in one basis.",
     "masks.png": "Images, and what the student sees of them in the masked view.",
 }
-
-
-@dataclass
-class Columns:
-    """A log read from JSON lines.
-
-    Attributes:
-        values: Name -> one number a row, NaN where the row has none; "step" is always there.
-        unreadable: Lines that could not be read (a run that was killed leaves half of one).
-    """
-
-    values: dict[str, Array] = field(default_factory=lambda: {"step": np.empty(0)})
-    unreadable: int = 0
-
-    def __len__(self) -> int:
-        return len(self.values["step"])
-
-
-def read_columns(path: str | Path) -> Columns:
-    r"""Read a log of JSON lines, each an object of numbers with a "step".
-
-    Where steps start again at a smaller number (a run that was resumed), the later rows replace the
-    earlier ones.
-
-    Args:
-        path: File; one that does not exist is empty.
-
-    Examples:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "log.jsonl")
-        ...     _ = path.write_text('{"step": 0, "total": 2.0}\n{"step": 1, "tot')
-        ...     columns = read_columns(path)
-        >>> columns.values["total"].tolist(), columns.unreadable
-        ([2.0], 1)
-    """
-    path = Path(path)
-    chunks: list[dict[str, Array]] = []
-    unreadable = 0
-    if path.exists():
-        with path.open("rb") as file:
-            while lines := list(itertools.islice(file, 10_000)):
-                rows = _rows(lines)
-                unreadable += sum(map(bool, map(bytes.strip, lines))) - len(rows)
-                chunks.append(_columns(rows))
-    names = dict.fromkeys(["step", *(name for chunk in chunks for name in chunk)])
-    values = {}
-    for name in names:
-        parts = [c.get(name, np.full(len(c["step"]), np.nan)) for c in chunks]
-        values[name] = np.concatenate([np.empty(0), *parts])
-    steps = values["step"]
-    least_after = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
-    kept = steps < least_after[: len(steps)]
-    return Columns({name: column[kept] for name, column in values.items()}, unreadable)
-
-
-def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
-    """The lines that are objects with a step."""
-    try:
-        rows = json.loads(b"[" + b",".join(lines) + b"]")  # several times faster than one by one
-    except ValueError:
-        rows = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-    return [r for r in rows if isinstance(r, dict) and isinstance(r.get("step"), int | float)]
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        column = [row.get(name) for row in rows]
-        # What is no number is not drawn: NaN.
-        columns[name] = np.array(
-            [value if isinstance(value, int | float) else np.nan for value in column], np.float64
-        )
-    return columns if rows else {"step": np.empty(0)}
+_MOST_PANELS = 24
+_MOST_NOTES = 20_000  # bytes
 
 
 def write_run_report(run: str | Path, path: str | Path | None = None) -> Path:
     r"""Write the page of a run: numbers, curves, throughput, watch, pictures, recipe, versions.
 
+    The numbers also go to a JSON file beside the page, of the same name. What is a link in the
+    run's folder is not followed: the page shows the run's own files only.
+
     Args:
         run: The run's folder. `log.jsonl` must be there; `timing.jsonl`, `watch.jsonl`, `run.json`,
-            `pca.png` and `masks.png` are shown where they are.
+            `pca.png`, `masks.png` and what a demo found are shown where they are.
         path: HTML file; None = `report.html` in the folder.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: If the folder holds no run.
+        ValueError: If the folder holds no run, or another page or file would be replaced.
 
     Examples:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -118,65 +47,144 @@ def write_run_report(run: str | Path, path: str | Path | None = None) -> Path:
         True
     """
     folder = Path(run)
-    if not (folder / "log.jsonl").is_file():
+    if not is_plain(folder / "log.jsonl"):
         raise ValueError(
             f"report: no run. Got {str(folder)!r}, which holds no log.jsonl; expected the folder "
-            f"given to `proteus distill --out`."
+            f"given to `proteus distill --out`. Links are not followed."
         )
     target = folder / "report.html" if path is None else Path(path)
+    title = f"Run {folder.resolve().name}"
+    check_page(target, title)
+    _check_ours(target.with_suffix(".json"))
     log, timing, watch = (
         read_columns(folder / f"{name}.jsonl") for name in ("log", "timing", "watch")
     )
     facts = _facts(folder / "run.json")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, np.errstate(all="ignore"):
+        numbers = _measure(log, timing, watch, facts or {})
         parts = [
-            *_summary(log, timing, facts),
-            *_losses(log, Path(scratch)),
+            *_demo(folder / DEMO),
+            *_notes(folder / "notes.txt"),
+            *_summary(numbers, log, facts),
+            *_losses(log, numbers["losses"], Path(scratch)),
             *_throughput(timing, Path(scratch)),
-            *_watched(watch, Path(scratch)),
+            *_watched(watch, numbers["watch"], Path(scratch)),
             *_pictures(folder),
             *_recipe(facts or {}),
         ]
-        write_report(target, f"Run {folder.resolve().name}", parts)
+        write_report(target, title, parts)
+    write_whole(target.with_suffix(".json"), seal({"run": folder.resolve().name, **numbers}))
     return target
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse to replace a JSON file that is not the numbers of a page."""
+    if not path.exists():
+        return
+    try:
+        if "run" in unseal(read_json(path)):
+            return
+        reason = "it holds other results"
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(
+        f"report: {str(path)!r} would be replaced, which is no page's numbers: {reason}. Move it "
+        f"away, or write to another place (--out)."
+    )
 
 
 def _facts(path: Path) -> dict[str, Any] | None:
     """What `run.json` says; None where it is there and cannot be read."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return {}
     try:
-        facts = json.loads(path.read_bytes())
+        facts = read_json(path) if is_plain(path) else None
     except ValueError:
         return None
     return facts if isinstance(facts, dict) else None
 
 
-def _summary(log: Columns, timing: Columns, facts: dict[str, Any] | None) -> list[Part]:
+def _demo(path: Path) -> list[Part]:
+    """What a demo found, as it wrote it down: sentences and tables."""
+    if not is_plain(path):
+        return []
+    try:
+        page = unseal(read_json(path))["page"]
+    except (ValueError, KeyError) as error:
+        return [f"{path.name} is damaged, and not shown ({error})."]
+    return [part if isinstance(part, str) else Table(**part) for part in page]
+
+
+def _notes(path: Path) -> list[Part]:
+    if not is_plain(path):
+        return []
+    with path.open("rb") as file:
+        return [*file.read(_MOST_NOTES).decode("utf-8", "replace").splitlines()]
+
+
+def _measure(
+    log: Columns, timing: Columns, watch: Columns, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The numbers of the page, as JSON has them; what is not known is left out or None."""
+    found: dict[str, Any] = {"steps": int(log.values["step"][-1]) + 1 if len(log) else 0}
+    found["of"] = _find(facts, "steps")
+    found["missing"] = holes([int(step) for step in log.values["step"]], found["steps"])
+    seconds = timing.values.get("seconds", np.empty(0))
+    if len(seconds):
+        # Each process counts from its own start.
+        ends = np.append(np.flatnonzero(np.diff(seconds) < 0), len(seconds) - 1)
+        found["seconds"] = _known(np.nansum(seconds[ends]))
+        found["processes"] = len(ends)
+    for name, of_all in (
+        ("images_per_second", np.nanmedian),
+        ("data_wait", np.nanmedian),
+        ("memory_mib", np.nanmax),
+    ):
+        values = timing.values.get(name, np.empty(0))
+        if np.isfinite(values).any():
+            found[name] = _known(of_all(values))
+    late = max(1, min(100, len(log) // 10))
+    found["mean_of"] = late
+    terms = [name for name in log.values if name not in NO_TERMS] if len(log) else []
+    found["losses"] = {
+        name: [_known(x) for x in (v[0], v[-1], np.mean(v[-late:]), np.min(v))]
+        for name, v in ((name, log.values[name]) for name in terms)
+    }
+    found["watch"] = {}
+    for name in sorted(set(watch.values) - {"step"}, key=lambda n: n.startswith("teacher_")):
+        known = watch.values[name][np.isfinite(watch.values[name])]
+        if len(known):
+            found["watch"][name] = [_known(known[0]), _known(known[-1])]
+    return found
+
+
+def _known(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _summary(numbers: dict[str, Any], log: Columns, facts: dict[str, Any] | None) -> list[Part]:
     parts: list[Part] = []
     rows: list[list[str]] = []
-    if len(log):
-        wanted = _find(facts or {}, "steps")
-        done = int(log.values["step"][-1]) + 1
+    if numbers["steps"]:
+        done, wanted = numbers["steps"], numbers["of"]
         rows.append(["steps", f"{done:,} of {wanted:,}" if wanted else f"{done:,}"])
     else:
         parts.append("No step has been logged yet.")
-    if "seconds" in timing.values:
-        seconds = timing.values["seconds"]
-        # Each process counts from its own start.
-        ends = np.append(np.flatnonzero(np.diff(seconds) < 0), len(seconds) - 1)
-        rows.append(["time spent training", _duration(float(np.nansum(seconds[ends])))])
-        if len(ends) > 1:
-            rows.append(["processes one after the other", str(len(ends))])
-    for name, label, text, of_all in (
-        ("images_per_second", "images/s (median)", "{:,.0f}", np.nanmedian),
-        ("data_wait", "waiting for data (median)", "{:.1%}", np.nanmedian),
-        ("memory_mib", "memory (highest)", "{:,.0f} MiB", np.nanmax),
+    if numbers.get("seconds") is not None:
+        rows.append(["time spent training", _duration(numbers["seconds"])])
+        if numbers["processes"] > 1:
+            rows.append(["processes one after the other", str(numbers["processes"])])
+    for name, label, text in (
+        ("images_per_second", "images/s (median)", "{:,.0f}"),
+        ("data_wait", "waiting for data (median)", "{:.1%}"),
+        ("memory_mib", "memory (highest)", "{:,.0f} MiB"),
     ):
-        if np.isfinite(timing.values.get(name, np.empty(0))).any():
-            rows.append([label, text.format(float(of_all(timing.values[name])))])
+        if numbers.get(name) is not None:
+            rows.append([label, text.format(numbers[name])])
     if rows:
         parts.append(Table(["", ""], rows))
+    if numbers["missing"]:
+        parts.append(f"Rows that the log lacks: {numbers['missing']}. Curves join what is left.")
     if log.unreadable:
         parts.append(
             f"Lines of the log that could not be read: {log.unreadable} (a run that is killed "
@@ -200,32 +208,28 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _losses(log: Columns, scratch: Path) -> list[Part]:
+def _losses(log: Columns, losses: Mapping[str, list[float | None]], scratch: Path) -> list[Part]:
     if not len(log):
         return []
-    terms = [name for name in log.values if name not in NO_TERMS]
     late = max(1, min(100, len(log) // 10))
-    rows = [
-        [name, *(_number(value) for value in (v[0], v[-1], float(np.mean(v[-late:])), np.min(v)))]
-        for name, v in ((name, log.values[name]) for name in terms)
-    ]
     header = ["", "first step", "last step", f"mean of the last {late}", "lowest"]
+    rows = [[name, *map(_number, values)] for name, values in losses.items()]
     # A term that is off is logged as zeros.
     shown = [
         name
-        for name in [*terms, "lr", "grad_norm"]
+        for name in [*losses, "lr", "grad_norm"]
         if name in log.values and np.nan_to_num(log.values[name]).any()
     ]
     parts: list[Part] = [Heading("Losses"), Table(header, rows)]
-    lost = sum(int((~np.isfinite(log.values[name])).sum()) for name in terms)
+    lost = sum(int((~np.isfinite(log.values[name])).sum()) for name in losses)
     if lost:
         parts.append(f"Values that are missing or not finite, and not drawn: {lost}.")
     panels = {name: {name: log.values[name]} for name in shown}
     return [*parts, *_panels(log, panels, scratch / "losses.png")]
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _throughput(timing: Columns, scratch: Path) -> list[Part]:
@@ -243,19 +247,17 @@ def _throughput(timing: Columns, scratch: Path) -> list[Part]:
     return [Heading("Throughput"), *pictures] if pictures else []
 
 
-def _watched(watch: Columns, scratch: Path) -> list[Part]:
+def _watched(watch: Columns, found: Mapping[str, list[float | None]], scratch: Path) -> list[Part]:
     """One panel a measure; what was measured of the teacher goes into its student's panel."""
     panels: dict[str, dict[str, Array]] = {}
-    rows = []
-    for name in sorted(set(watch.values) - {"step"}, key=lambda n: n.startswith("teacher_")):
-        title, values = name.removeprefix("teacher_"), watch.values[name]
-        panels.setdefault(title, {})["student" if title == name else "teacher"] = values
-        known = values[np.isfinite(values)]
-        if len(known):
-            rows.append([name, _number(known[0]), _number(known[-1])])
+    for name in found:
+        title = name.removeprefix("teacher_")
+        who = "student" if title == name else "teacher"
+        panels.setdefault(title, {})[who] = watch.values[name]
     pictures = _panels(watch, panels, scratch / "watch.png")
     if not pictures:
         return []
+    rows = [[name, *map(_number, values)] for name, values in found.items()]
     table = Table(["", "first look", "last look"], rows)
     return [Heading("On held-out images"), table, *pictures]
 
@@ -270,16 +272,19 @@ def _panels(columns: Columns, panels: Mapping[str, Mapping[str, Array]], path: P
                 drawn.setdefault(title, {})[name] = curve
     if not drawn:
         return []
+    left_out = [*drawn][_MOST_PANELS:]
+    drawn = {title: drawn[title] for title in [*drawn][:_MOST_PANELS]}
     save_panels(drawn, path)
     caption = f"{', '.join(drawn)} over steps: mean (line), lowest and highest (band)."
-    return [Picture(path, caption)]
+    more = [f"Not drawn: {len(left_out)} more columns."] if left_out else []
+    return [Picture(path, caption), *more]
 
 
 def _pictures(folder: Path) -> list[Part]:
     found: list[Part] = [
         Picture(folder / name, caption)
         for name, caption in _PICTURES.items()
-        if (folder / name).is_file()
+        if (folder / name).exists()  # what it is, the page looks at
     ]
     return [Heading("Pictures"), *found] if found else []
 

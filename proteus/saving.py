@@ -1,6 +1,5 @@
 """What leaves the library: timm's Hub layout, which loads without us."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .card import model_card, versions
+from .files import replace_files
 from .weights.folder import load_folder
 
 if TYPE_CHECKING:
@@ -91,36 +91,6 @@ def _is_running(pid: str) -> bool:
     return True
 
 
-def sync(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk before the rename that publishes it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def replace_files(staging: Path, folder: Path) -> None:
-    """Move complete files into place: on disk first, then renamed, so that none is ever half."""
-    files = sorted(staging.iterdir())
-    for path in (*files, staging):
-        sync(path)
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in files:
-        file.chmod(0o666 & ~umask)  # safetensors writes for the owner alone
-        file.replace(folder / file.name)
-
-
 def _write(student: "Student", folder: Path, details: dict[str, Any], name: str) -> None:
     from timm.models import save_for_hf
 
@@ -133,7 +103,7 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
         safe_serialization=True,
     )
     path = folder / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     # transformers' reader passes num_classes itself and stops at a second one.
     config.get("model_args", {}).pop("num_classes", None)
     mean, std = student.statistics
@@ -144,7 +114,14 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
     for stale in ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_ids"):
         config["pretrained_cfg"].pop(stale, None)
     config["proteus"] = {"versions": versions(), **details}
-    path.write_text(json.dumps(config, indent=2, default=str) + "\n")
+    try:
+        text = json.dumps(config, indent=2, default=str, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"save_pretrained: the details are no JSON. Got {details} and {error}; expected finite "
+            f"numbers."
+        ) from error
+    path.write_text(text + "\n", encoding="utf-8")
     title = details.pop("name", None) or (student.name if name == "export" else name)
     (folder / "README.md").write_text(model_card(student, title, details), encoding="utf-8")
 

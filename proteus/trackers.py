@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from .files import write_whole
+
 
 class Tracker(Protocol):
     """Where numbers go. Anything with these two methods can be one."""
@@ -115,7 +117,7 @@ class _WeightsAndBiases:
         place.mkdir(parents=True, exist_ok=True)
         known = place / "wandb.id"
         if not known.exists():
-            known.write_text(uuid.uuid4().hex)
+            write_whole(known, uuid.uuid4().hex)
         self.run: Any = wandb.init(
             project=project,
             name=place.parent.name,
@@ -147,7 +149,7 @@ class _MLflow:
                 found.experiment_id if found else self.client.create_experiment(project, files)
             )
             run = self.client.create_run(experiment, run_name=place.parent.name)
-            known.write_text(run.info.run_id)
+            write_whole(known, run.info.run_id)
         self.run_id = known.read_text()
         self.client.update_run(self.run_id, status="RUNNING")
         self.client.log_dict(self.run_id, dict(settings), "settings.json")

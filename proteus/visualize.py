@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .features import Features, ShapeError
+from .text import picture_text
 
 Basis = Literal["reference", "joint", "own"]
 
@@ -218,7 +219,7 @@ def save_rows(rows: Sequence[Tensor], names: Sequence[str], path: str | Path) ->
             axis.imshow(picture.permute(1, 2, 0).numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel(name)
+        line[0].set_ylabel(picture_text(name))
     figure.savefig(path, dpi=110)
 
 

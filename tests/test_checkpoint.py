@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import shutil
@@ -173,6 +174,79 @@ def test_a_state_file_that_says_nothing_is_damage(tmp_path, tensors, text):
         folder = checkpoint.save(tmp_path, step, tensors, settings={})
     (folder / "state.json").write_text(text)
     assert checkpoint.load(tmp_path).step == 1
+
+
+SHAPES = {
+    "sha256": [{}, [], None, {"../state.json": "0" * 64}, {"weights.safetensors": 1}],
+    "settings": [None, [], "x"],
+    "facts": [None, 3],
+    "step": [-1, True, 1e400, "2", 2.0, None, 10**300],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k in SHAPES for v in SHAPES[k]])
+def test_a_state_of_another_shape_is_damage_in_an_old_checkpoint_too(tmp_path, tensors, key, value):
+    for step in (1, 2):
+        folder = checkpoint.save(tmp_path, step, tensors, settings={})
+    state = json.loads((folder / "state.json").read_text())
+    del state["digest"]
+    (folder / "state.json").write_text(json.dumps(state | {key: value}))
+    assert checkpoint.load(tmp_path).step == 1
+
+
+def test_one_wrong_digit_of_a_state_is_damage(tmp_path, tensors, caplog):
+    for step in (10, 12):
+        folder = checkpoint.save(tmp_path, step, tensors, settings={"lr": 0.25}, facts={"a": 1})
+    state = (folder / "state.json").read_text()
+    for right, wrong in (('"step": 12', '"step": 10'), ("0.25", "0.75"), ('"a": 1', '"a": 2')):
+        (folder / "state.json").write_text(state.replace(right, wrong))
+        assert checkpoint.load(tmp_path).step == 10
+        assert "step-00000012 is damaged" in caplog.text
+        caplog.clear()
+    (folder / "state.json").write_text(state)
+    assert checkpoint.load(tmp_path).step == 12
+
+
+def test_a_checkpoint_from_before_its_state_was_sealed_loads(tmp_path, tensors, caplog):
+    folder = checkpoint.save(tmp_path, 3, tensors, settings={"lr": 0.1}, facts={"scaler": {}})
+    state = json.loads((folder / "state.json").read_text())
+    del state["digest"]
+    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    found = checkpoint.load(tmp_path)
+    assert (found.step, found.settings, found.facts) == (3, {"lr": 0.1}, {"scaler": {}})
+    assert not caplog.records
+
+
+def test_a_renamed_checkpoint_is_damage(tmp_path, tensors):
+    for step in (1, 2):
+        folder = checkpoint.save(tmp_path, step, tensors, settings={})
+    folder.rename(folder.with_name("step-00000009"))
+    assert checkpoint.load(tmp_path).step == 1
+
+
+def test_what_else_lies_among_checkpoints_is_passed_over_and_makes_room(tmp_path, tensors):
+    good = checkpoint.save(tmp_path, 1, tensors, settings={})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("keep")
+    (good.parent / "step-00000002").write_text("a file")
+    (good.parent / "step-00000003").symlink_to(elsewhere)
+    (good.parent / "step-none").mkdir()
+    (good.parent / "step-00000004").symlink_to(tmp_path / "nowhere")
+    (good.parent / ".tmp-5").symlink_to(elsewhere)
+    assert checkpoint.load(tmp_path).step == 1
+    checkpoint.set_aside_after(tmp_path, 1)
+    for _ in range(2):
+        for step in (2, 3):
+            checkpoint.save(tmp_path, step, tensors, settings={}, keep=1)
+        checkpoint.set_aside_after(tmp_path, 2)
+    assert (elsewhere / "mine").read_text() == "keep"
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path, tensors):
+    for step in (99_999_999, 100_000_000):
+        checkpoint.save(tmp_path, step, tensors, settings={})
+    assert checkpoint.load(tmp_path).step == 100_000_000
 
 
 def test_with_nothing_whole_every_damage_is_named(tmp_path, tensors):

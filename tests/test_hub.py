@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import proteus
 from proteus import hub, pretrained
+from proteus.files import sha256_of
 from proteus.hub import download, upload
-from proteus.saving import sha256_of
 
 OWNER = "me/student"
 

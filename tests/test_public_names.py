@@ -27,7 +27,7 @@ LAYERS = [
     {"backbone"},
     {"weights", "reader"},
     {"heads", "losses", "masking", "catalog", "pretrained", "data"},
-    {"features", "positions", "ranges", "version", "world"},
+    {"features", "files", "positions", "ranges", "text", "version", "world"},
 ]
 # heads and losses are siblings, and a loss owns its heads; hub writes what a student is.
 ALLOWED = {("losses", "heads"), ("distiller", "training")}

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from proteus.cli import main
+from proteus.files import seal
 from proteus.run_report import read_columns, write_run_report
 
 
@@ -172,3 +174,74 @@ def test_the_command_writes_where_it_is_told_and_says_so(tmp_path, capsys):
 def test_a_folder_without_a_run_is_an_error(tmp_path, capsys):
     assert main(["report", str(tmp_path / "nothing")]) == 2
     assert "holds no log.jsonl; expected the folder" in capsys.readouterr().err
+
+
+def test_rows_that_the_log_lacks_and_notes_are_told(tmp_path):
+    write(tmp_path / "log.jsonl", [*log_rows(2), *log_rows(3, start=5), *log_rows(1, start=9)])
+    (tmp_path / "notes.txt").write_text("Resumed after 5 steps: <b>rows</b> are lost.\nTwice.\n")
+    page = write_run_report(tmp_path)
+    assert "Rows that the log lacks: steps 2 to 4, 8." in text_of(page)
+    assert "&lt;b&gt;rows&lt;/b&gt; are lost." in page.read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["missing"] == "steps 2 to 4, 8"
+
+
+def test_the_numbers_of_the_page_are_also_json(run, page):
+    found = json.loads((run / "report.json").read_text())
+    assert (found["run"], found["steps"], found["of"]) == ("first <run>", 200, 375)
+    assert found["losses"]["total"][0] == 3
+    assert found["watch"]["knn_top1"] == [0.5, 0.625]
+    assert found["images_per_second"] == 100
+    write_run_report(run)  # it replaces its own
+
+
+def test_numbers_of_others_are_not_replaced(tmp_path):
+    write(tmp_path / "log.jsonl", log_rows(2))
+    (tmp_path / "page.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"page\.json' would be replaced"):
+        write_run_report(tmp_path, tmp_path / "page.html")
+    assert (tmp_path / "page.json").read_text() == "[1, 2]"
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_what_a_demo_found_stands_first(tmp_path):
+    write(tmp_path / "log.jsonl", log_rows(2))
+    table = {"header": ["", "k-NN"], "rows": [["student <after>", "61.0 %"]]}
+    (tmp_path / "demo.json").write_text(seal({"scores": {}, "page": ["It recovered.", table]}))
+    text = text_of(write_run_report(tmp_path))
+    assert text.index("It recovered. k-NN student &lt;after&gt; 61.0 %") < text.index("Losses")
+    (tmp_path / "demo.json").write_text((tmp_path / "demo.json").read_text().replace("61", "91"))
+    text = text_of(write_run_report(tmp_path))
+    assert "demo.json is damaged, and not shown" in text
+    assert "91.0" not in text
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "watch.jsonl", "timing.jsonl", "notes.txt", "demo.json"]
+)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_of_the_run_s_folder_nothing_but_its_own_files_is_read(tmp_path, name, kind):
+    run = tmp_path / "run"
+    run.mkdir()
+    write(run / "log.jsonl", log_rows(2))
+    secret = tmp_path / "secret"
+    secret.write_text('{"step": 1, "settings": {"password": 1234567}, "1234567": 1}\n')
+    (run / name).symlink_to(secret) if kind == "link" else os.mkfifo(run / name)
+    assert "1234567" not in write_run_report(run).read_text()
+
+
+def test_a_log_that_is_a_link_is_no_run(tmp_path):
+    write(tmp_path / "mine", log_rows(2))
+    (tmp_path / "log.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match="Links are not followed"):
+        write_run_report(tmp_path)
+
+
+def test_names_and_numbers_of_a_log_may_be_anything(tmp_path):
+    row = {"a$b$\\frac": 1.0, "<script>x": -1e308, "_hidden": 1e308, "n" * 5000: 10**400, "": True}
+    write(tmp_path / "log.jsonl", [{"step": n} | row | {"lr": 0.1} for n in range(3)])
+    write(tmp_path / "timing.jsonl", [{"step": n, "seconds": 1e308} for n in (3, 2, 1)])
+    many = {f"measure {n}": 1.0 for n in range(300)}
+    write(tmp_path / "watch.jsonl", [{"step": 10**14} | many])
+    page = write_run_report(tmp_path)
+    assert "<script" not in page.read_text()
+    assert "Not drawn: 276 more columns." in text_of(page)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,3 +198,45 @@ def test_details_of_other_types_are_written_as_text(tmp_path):
     student = proteus.Student("demo-student", image_size=64)
     proteus.save_pretrained(student, tmp_path, details={"data": Path("photos")})
     assert json.loads((tmp_path / "config.json").read_text())["proteus"]["data"] == "photos"
+
+
+HOSTILE = (
+    "x\n---\ntags: [evil]\n---\n# Evil | [a](javascript:1) <script>alert(1)</script> \x1b \udcff"
+)
+
+
+def test_names_and_details_change_nothing_but_their_own_line_of_the_card(tmp_path, student):
+    details = {
+        "name": HOSTILE, "teacher": HOSTILE, "data": HOSTILE, "license": HOSTILE, HOSTILE: HOSTILE,
+        "scores": {HOSTILE: 1.5}, "recipe": {"a": f"{HOSTILE}\n```\n# Evil"}, "more": [HOSTILE],
+    }  # fmt: skip
+    proteus.save_pretrained(
+        proteus.Student("demo-student", image_size=64), tmp_path, details=details
+    )
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.tags == ["proteus", "distillation", "timm", "image-feature-extraction"]
+    assert card.data.license == "other"
+    body = text.split("\n---\n", 1)[1]
+    code = re.findall("```json\n(.*?)\n```", body, re.DOTALL)
+    assert json.loads(code[0])["a"].endswith("# Evil")
+    body = body.replace(code[0], "")
+    assert "<script" not in body
+    assert not re.search(r"^# Evil|^---|^tags|(?<!\\)\]\(|[\x1b]", body, re.MULTILINE)
+    assert proteus.load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "scores", [{"k-NN": "high"}, {"k-NN": float("nan")}, {"": 1.0}, {"k-NN": None}, [1.0], "x"]
+)
+def test_scores_are_names_with_numbers(tmp_path, scores):
+    student = proteus.Student("demo-student", image_size=64)
+    with pytest.raises(ValueError, match=r"a score is a name with a number|details are no JSON"):
+        proteus.save_pretrained(student, tmp_path, details={"scores": scores})
+    assert not list(tmp_path.iterdir())
+
+
+def test_details_without_a_number_s_end_are_refused(tmp_path):
+    student = proteus.Student("demo-student", image_size=64)
+    with pytest.raises(ValueError, match="details are no JSON"):
+        proteus.save_pretrained(student, tmp_path, details={"loss": float("inf")})

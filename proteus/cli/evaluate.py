@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
 
 
 def _run_evaluate(arguments: argparse.Namespace) -> None:
-    from ..evaluation.suite.run import SuiteRun, SuiteSettings, plan_jobs
+    from ..evaluation.suite.run import SuiteRun, SuiteSettings, check_out, plan_jobs
     from ..evaluation.suite.sets import find_sets
     from ..ranges import check_numbers
 
@@ -58,6 +58,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     sets = find_sets(arguments.data)  # first of all: a wrong path must not cost a download
     suites = _suites(arguments.suite, {one.task for one in sets})
     plan_jobs(suites, sets, has_teacher=arguments.teacher is not None)
+    check_out(arguments.out)
 
     import torch
 

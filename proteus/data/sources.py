@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..files import write_whole
 from .decoding import CorruptImageError
 from .shards import expand_urls, fetch_shard, read_shard
 
@@ -106,7 +107,7 @@ class ImageSource:
             raise ValueError(f"images: a list is a .json file. Got {str(path)!r}.")
         rows = [[os.path.abspath(p.file), *astuple(p)[1:]] for p in self.places]
         content = {"proteus_images": 1, "description": self.description, "places": rows}
-        target.write_text(json.dumps(content) + "\n")
+        write_whole(target, json.dumps(content) + "\n")
 
 
 def open_source(path: Any) -> Any:

@@ -5,6 +5,7 @@ for the ten digits) are inside the package; `tools/` in the repository made them
 """
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from ..data import ImageLoader, open_source
 from ..distiller import Distiller
+from ..files import seal, write_whole
 from ..ranges import check_numbers
-from ..report import Picture, Table, text_table, write_report
+from ..report import Table, text_table
+from ..run_report import DEMO, write_run_report
 from ..student import Student
 from ..teacher import Teacher
 from ..training import join
@@ -32,7 +35,7 @@ def run_demo(
     device: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, float]:
-    """Run the demo and write `report.html` and the run's own files.
+    """Run the demo and write `report.html`, its results (`demo.json`) and the run's own files.
 
     The labels are used for nothing but the k-NN scores: training sees images only.
 
@@ -124,8 +127,14 @@ def _run(
         ],
     )
     print(f"\n{text_table(table)}\n\n{text_table(losses)}\n\n{summary}\n")
-    _write_page(out, table, losses, summary, len(test[0]))
-    print(f"Report: {out / 'report.html'}")
+    note = (
+        f"k-NN (k = 20) on {len(test[0])} photographs of hand signs by people who are not in the "
+        f"training images; cosine between class tokens on the same photographs. The student's "
+        f"colours below should look like the teacher's."
+    )
+    page = [summary, asdict(table), note, asdict(losses)]
+    write_whole(out / DEMO, seal({"scores": scores, "page": page}))
+    print(f"Report: {write_run_report(out)}")
     return scores
 
 
@@ -139,23 +148,3 @@ def _labelled(shard: Path) -> tuple[Tensor, Tensor]:
 
 def _millions(model: Teacher | Student) -> str:
     return f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M"
-
-
-def _write_page(out: Path, table: Table, losses: Table, summary: str, tested: int) -> None:
-    write_report(
-        out / "report.html",
-        "proteus demo",
-        [
-            summary,
-            table,
-            f"k-NN (k = 20) on {tested} photographs of hand signs by people who are not in the "
-            f"training images; cosine between class tokens on the same photographs.",
-            losses,
-            Picture(out / "curves.png", "Loss terms over the run: token, feature, patch."),
-            Picture(
-                out / "pca.png",
-                "Patch features on test photographs as colours (first three principal components "
-                "of the teacher's features): the student's should look like the teacher's.",
-            ),
-        ],
-    )

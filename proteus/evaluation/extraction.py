@@ -86,7 +86,7 @@ def extract_features(
     if store is not None:
         settings = {"image_size": size, "resize": resize, "blocks": blocks, "batch": batch_size}
         key = store.key(extractor.fingerprint(), data, settings)
-    tensors = store.load(key) if store else None
+    tensors = store.load(key, rows=len(data)) if store else None
     if tensors is None:
         images, parts = Resized(data, size, resize), _parts(len(data), batch_size)
         job = _Job(extractor, images, parts, blocks, store, key)

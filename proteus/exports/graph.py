@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..files import replace_files
 from ..positions import Resizable
 from ..reader import Statistics, reader_for
-from ..saving import replace_files
 
 TOLERANCE = 1e-4  # of a graph against the model, largest absolute difference
 

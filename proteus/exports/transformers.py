@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..features import IMAGENET
-from ..saving import replace_files
+from ..files import replace_files
 
 _BLOCK = {
     "norm1": "norm1",

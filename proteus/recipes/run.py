@@ -12,6 +12,7 @@ import torch
 from ..card import versions
 from ..distiller import Distiller, supported_weights
 from ..features import IMAGENET
+from ..files import write_whole
 from ..inheritance import select_weights
 from ..logits import LogitDistiller, load_linear_head
 from ..losses import ProteusLoss
@@ -78,7 +79,7 @@ def run(
                     "system": platform.platform(),
                 }
                 text = json.dumps(found, indent=2, default=str) + "\n"
-                (folder / RUN).write_text(text, encoding="utf-8")
+                write_whole(folder / RUN, text)
         try:
             return fit(
                 model,

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import flatten
+from ..files import parse_json, read_json
 from .paper import RUNS
 from .recipe import Preset, Recipe, to_json
 
@@ -84,8 +84,8 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     path = path / "run.json" if path.is_dir() else path
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = read_json(path)
+    except ValueError as error:
         raise ValueError(f"recipe: {path} cannot be read. Got {error}.") from error
     if isinstance(data, dict) and "recipe" in data:
         data = data["recipe"]
@@ -102,7 +102,7 @@ def parse_setting(line: str) -> tuple[str, Any]:
     if not separator:
         raise ValueError(f"--set: no value. Got {line!r}; expected PATH=VALUE.")
     try:
-        return path.strip(), json.loads(text)
+        return path.strip(), parse_json(text)
     except ValueError:
         return path.strip(), text.strip()
 
@@ -159,7 +159,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:  # noqa: PLR0911 - one li
         if len(value) == len(arguments):
             return tuple(_convert(k, v, path) for k, v in zip(arguments, value, strict=True))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # an int may be larger than any float
+        with contextlib.suppress(OverflowError):  # an integer may be larger than any float
             return float(value)
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return dict(value)
@@ -183,4 +183,4 @@ def _convert_any(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def _wrong(path: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"recipe: wrong type. Got {path}={value!r}; expected {expected}.")
+    return ValueError(f"recipe: wrong type. Got {path}={value!r:.200}; expected {expected}.")

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from .. import checkpoint
+from ..files import is_plain, write_whole
 from ..world import World
 from .engine import Engine
 from .lock import FolderLock
-from .log import LOG, TIMING, WATCH, RunLog
+from .log import LOG, NOTES, TIMING, WATCH, RunLog, covered, go_back
 from .state import EngineState
 
 _logger = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ _SKIPPED = "skipped.tsv"
 _NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # names are bytes to the system
 _FOLDERS = ("checkpoint", "export", "export-ema", "trackers")
 _FILES = (
-    LOG, TIMING, WATCH, _LAUNCH, "run.json", _SKIPPED, "curves.png", "pca.png", "masks.png",
-    "report.html",
+    LOG, TIMING, WATCH, NOTES, _LAUNCH, "run.json", _SKIPPED, "curves.png", "pca.png",
+    "masks.png", "report.html", "report.json", "demo.json",
 )  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def begin(folder: Path, world: World, going_on: bool) -> None:
             _remove_run(folder)
         launch = _launch()
         if launch is not None:
-            (folder / _LAUNCH).write_text(launch)
+            write_whole(folder / _LAUNCH, launch)
 
     world.once(take)
 
@@ -130,6 +131,8 @@ def _holds_run(folder: Path) -> bool:
 
 def _remove_run(folder: Path) -> None:
     for name in _FOLDERS:
+        if (folder / name).is_symlink():  # to another disk; `rmtree` would leave it
+            (folder / name).unlink()
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
@@ -181,7 +184,12 @@ def resume_run(folder: Path, engine: Engine, settings: Mapping[str, Any]) -> int
         raise checkpoint.CheckpointError(
             f"checkpoint: {found.path} does not fit: {error}"
         ) from error
-    engine.world.once(lambda: checkpoint.set_aside_after(folder, found.step))
+
+    def mend() -> None:
+        checkpoint.set_aside_after(folder, found.step)
+        go_back(folder, found.step, found.facts.get("logs"))
+
+    engine.world.once(mend)
     return found.step
 
 
@@ -211,9 +219,8 @@ def save_run(
         try:
             for images in everyone:
                 note_skipped(folder, images)
-            checkpoint.save(
-                folder, step, state.tensors, settings=settings, facts=state.facts, keep=keep
-            )
+            facts = {**state.facts, "logs": covered(folder)}
+            checkpoint.save(folder, step, state.tensors, settings=settings, facts=facts, keep=keep)
         except OSError as error:
             raise OSError(
                 f"checkpoint: it could not be written after step {step - 1}. Got {error}. Kept: "
@@ -226,11 +233,11 @@ def save_run(
 def note_skipped(folder: Path, skipped: Mapping[str, str]) -> int:
     """Add images that could not be read to the run's `skipped.tsv`; how many it then lists."""
     file = folder / _SKIPPED
-    text = file.read_text(**_NAMES) if file.exists() else ""
+    text = file.read_text(**_NAMES) if is_plain(file) else ""
     lines = (line.partition("\t") for line in text.split("\n") if line)
     listed = {name: reason for name, _, reason in lines}
     listed |= {name: " ".join(reason.split()) for name, reason in skipped.items()}
     if listed:
         text = "".join(f"{name}\t{reason}\n" for name, reason in listed.items())
-        file.write_text(text, **_NAMES)
+        write_whole(file, text)
     return len(listed)

@@ -6,6 +6,7 @@ on the mean of their losses, on when to flush next, and on whether to stop.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..curves import NO_TERMS
-from ..saving import sync
+from ..files import holes, is_plain, read_lines, sha256_of, sync, write_whole
 from ..trackers import Tracker
 from ..world import World
 
@@ -32,6 +33,8 @@ Row = dict[str, Any]
 Item = TypeVar("Item")
 LOG, TIMING, WATCH = "log.jsonl", "timing.jsonl", "watch.jsonl"
 _STOPS = (signal.SIGTERM, signal.SIGINT)
+NOTES = "notes.txt"  # what befell the run, in sentences; its page shows them
+_COVERED = (LOG, WATCH)  # not timings: those of a resumed run differ, and its checkpoints may not
 _MOST_STEPS = 200  # between two flushes
 _MOST_OVERFLOWS = 40  # in a row: the scaler has then tried every scale there is
 
@@ -83,7 +86,7 @@ class RunLog:
         self._files: dict[str, IO[str]] = {}
         if folder is not None and world.first:
             for name in (LOG, TIMING, WATCH):
-                _cut(folder / name, start)
+                cut_rows(folder / name, start)
             for name in (LOG, TIMING):
                 self._files[name] = (folder / name).open("a", encoding="utf-8")
         self._pending: list[tuple[Tensor, float, int]] = []
@@ -263,27 +266,94 @@ class RunLog:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSONL file; a torn last line, of a run that was killed, is left out."""
-    if not path.exists():
+    """The rows of a log; what is no row, as the half of one of a run that was killed, is left out.
+
+    Where steps start again at a smaller number, the later rows replace the earlier ones.
+    """
+    return [row for _, row in _newest_rows(path)]
+
+
+def _newest_rows(path: Path) -> list[tuple[bytes, Row]]:
+    kept: list[tuple[bytes, Row]] = []
+    for line, row in read_lines(path):
+        while row and kept and kept[-1][1]["step"] >= row["step"]:
+            kept.pop()
+        if row:
+            kept.append((line, row))
+    return kept
+
+
+def cut_rows(path: Path, start: int) -> list[int]:
+    """Cut what is not a row of a step before `start`; the steps that are left.
+
+    In place wherever rows are lost at the end alone: this needs no space.
+
+    Raises:
+        ValueError: If it is a link or no file: what it leads to is not ours to cut.
+    """
+    if not os.path.lexists(path):
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    if not is_plain(path):
+        raise ValueError(
+            f"log: {path} is a link, or no file. Its rows would be cut elsewhere. Move it away."
+        )
+    rows = [(line, row["step"]) for line, row in _newest_rows(path) if row["step"] < start]
+    whole = b"".join(line.rstrip(b"\n") + b"\n" for line, _ in rows)
+    if not _starts_with(path, len(whole), hashlib.sha256(whole).hexdigest()):
+        write_whole(path, whole)
+    os.truncate(path, len(whole))
+    return [step for _, step in rows]
 
 
-def _cut(path: Path, start: int) -> None:
-    """Cut rows of steps from `start` on, in place: this needs no space and loses nothing before."""
-    if not path.exists():
-        return
-    keep = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            over = not line.endswith(b"\n") or json.loads(line)["step"] >= start
-        except (ValueError, TypeError, KeyError):
-            over = True  # a machine that lost power may leave any bytes after the last sync
-        if over:
-            break
-        keep += len(line)
-    os.truncate(path, keep)
+def covered(folder: Path) -> dict[str, Any]:
+    """What the logs of a run hold now: name -> bytes and their sha256. A checkpoint keeps it."""
+    paths = [folder / name for name in _COVERED if is_plain(folder / name)]
+    return {path.name: [path.stat().st_size, sha256_of(path)] for path in paths}
+
+
+def go_back(folder: Path, start: int, saved: Any) -> None:
+    """Take the logs back to where a run stood after `start` steps; what of them is lost, is told.
+
+    By a warning, and in the run's notes, which its page shows: training is not repeated for rows.
+
+    Args:
+        folder: The run's.
+        start: Steps done.
+        saved: What `covered` gave then; None = the checkpoint is older than these checks.
+    """
+    known = saved if isinstance(saved, dict) else {}
+    for name in (LOG, TIMING, WATCH):
+        path, (length, digest) = folder / name, _entry(known.get(name))
+        if digest and is_plain(path) and _starts_with(path, length, digest):
+            os.truncate(path, length)
+            continue
+        kept = cut_rows(path, start)
+        missing = holes(kept, start) if name == LOG else ""
+        if missing:
+            _note(folder, f"{name} lacks rows that the run had written: {missing}.", start)
+        elif digest:
+            _note(folder, f"{name} is not what was saved: rows of it were changed or lost.", start)
+
+
+def _entry(found: Any) -> tuple[int, str]:
+    """Bytes and their sha256; zero where nothing usable is known."""
+    match found:
+        case [int(length), str(digest)] if length >= 0:
+            return length, digest
+    return 0, ""
+
+
+def _starts_with(path: Path, length: int, digest: str) -> bool:
+    return path.stat().st_size >= length and sha256_of(path, length) == digest
+
+
+def _note(folder: Path, what: str, start: int) -> None:
+    note = f"Resumed after {start} steps: {what} The weights are whole.\n"
+    file = folder / NOTES
+    before = file.read_text("utf-8", "replace") if is_plain(file) else ""
+    _logger.warning("log: %s", note.strip())
+    if note not in before:
+        write_whole(file, before + note)
 
 
 def memory_mib(device: torch.device) -> int:
@@ -300,4 +370,5 @@ def memory_mib(device: torch.device) -> int:
 
 def summary_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The losses of a row, rounded for people."""
-    return {k: round(v, 4) for k, v in row.items() if k not in NO_TERMS}
+    losses = {k: v for k, v in row.items() if k not in NO_TERMS}
+    return {k: round(v, 4) for k, v in losses.items() if isinstance(v, int | float)}

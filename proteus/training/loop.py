@@ -234,11 +234,11 @@ def _some(thing: object, *names: str) -> dict[str, Any]:
 def _check_describable(settings: Mapping[str, Any]) -> None:
     """Now, and not at the first checkpoint."""
     try:
-        json.dumps(settings)
-    except TypeError as error:
+        json.dumps(settings, allow_nan=False)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"fit: details must be JSON-able. Got {settings}, and: {error}. Leave out what is not, "
-            f"or pass its description."
+            f"fit: details must be JSON-able, and numbers finite. Got {settings}, and: {error}. "
+            f"Leave out what is not, or pass its description."
         ) from error
 
 

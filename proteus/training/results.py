@@ -34,7 +34,7 @@ def write_results(
         # A run of a recipe is described by it; another one by the loop's own settings.
         "recipe": settings.get("recipe")
         or {key: value for key, value in settings.items() if key not in ("data", "teacher")},
-        "losses": summary_of(rows[-1]),
+        "losses": summary_of(rows[-1]) if rows else None,
     }
     if model.student.architecture:
         student = engine.export_student(state, "weights")
@@ -42,7 +42,8 @@ def write_results(
         if engine.ema is not None:
             average = engine.export_student(state, "ema")
             save_pretrained(average, folder / "export-ema", details=details)
-    curves.save_curves(rows, folder / "curves.png")
+    if rows:  # a run resumed at its end may have lost its log
+        curves.save_curves(rows, folder / "curves.png")
     if isinstance(model, Distiller) and model.masks is not None:
         shown = images[:8].cpu()
         generator = torch.Generator().manual_seed(0)  # drawn aside: training's numbers stay

@@ -61,6 +61,9 @@ def restore(
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
+    missing = [name for name in ("weights", "optimizer") if name not in state.tensors]
+    if missing:
+        raise ValueError(f"it holds no {' and no '.join(missing)}.")
     if ("ema" in state.tensors) != (ema is not None):
         raise ValueError("ema: the checkpoint and the run differ in whether they keep one.")
     weights, own = state.tensors["weights"], model.state_dict()
@@ -81,7 +84,10 @@ def restore(
         averages = state.tensors["ema"]
         ema.load({name: shared_like(t, ema.tensors[name]) for name, t in averages.items()})
     if scaler.is_enabled():
-        scaler.load_state_dict(state.facts["scaler"])
+        try:
+            scaler.load_state_dict(state.facts["scaler"])
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"it holds no scale of fp16 ({error!r}).") from error
 
 
 def _gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:

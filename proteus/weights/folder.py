@@ -1,11 +1,11 @@
 """timm's folder layout (`config.json` beside the weights) -> a plain timm model, strictly."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..files import read_json
 from .files import load_strictly, model_tensors, read_state_dict, without_classifier
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -74,7 +74,7 @@ def _read_config(folder: Path, subject: str) -> dict[str, Any]:
             f"folder in timm's layout, such as the export folder of a run (RUN/export)."
         )
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
     except ValueError as error:
         raise ValueError(
             f"{subject}: {path} is not JSON. Got {error}; expected what an export wrote."

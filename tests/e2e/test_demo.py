@@ -4,6 +4,7 @@ import re
 import pytest
 
 from proteus.demo import run_demo
+from proteus.run_report import write_run_report
 
 TEACHER_LIMIT, SHARE = 6_000_000, 0.25
 
@@ -26,7 +27,11 @@ def test_a_short_demo_writes_one_page_that_holds_everything(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("teacher", "student before", "student after", "k-NN"))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4
+    assert "The student recovered" in page
+    found = json.loads((tmp_path / "demo.json").read_text())["scores"]
+    assert found == {name: pytest.approx(score) for name, score in scores.items()}
+    assert "k-NN top-1" in write_run_report(tmp_path).read_text(encoding="utf-8")  # once more
     assert not re.search(r"<script|https?://", page)
     assert scores["before"] < scores["teacher"]
 

@@ -51,3 +51,11 @@ def test_what_cannot_be_drawn_is_an_error(tmp_path):
         save_bars({"a": {"x": float("nan")}}, path)
     with pytest.raises(ValueError, match="Got 0 benchmarks of 0 models"):
         save_bars({}, path)
+
+
+def test_a_name_is_no_formula_and_no_control_character(tmp_path):
+    names = ["$\\frac$", "a\nb\x00", "\udcff", "_x", "n" * 5000]
+    scores = {name: dict.fromkeys(names, 1.0) for name in names}
+    save_bars(scores, tmp_path / "bars.png", title="$\\x$")
+    save_radar(scores, tmp_path / "radar.png", title="$\\x$")
+    assert (tmp_path / "radar.png").stat().st_size > 1000

@@ -15,7 +15,7 @@ from proteus.recipes import (
     to_json,
     with_settings,
 )
-from proteus.recipes.settings import flatten
+from proteus.recipes.settings import flatten, parse_setting
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
@@ -107,4 +107,24 @@ def test_a_run_s_file_is_read_from_its_folder_and_a_broken_one_is_named(tmp_path
         read_recipe(tmp_path)
     (tmp_path / "run.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected an object"):
+        read_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "NaN", "-Infinity", "1e400", '{"a": 1, "a": 2}'])
+def test_a_setting_that_is_no_json_is_text_and_refused_where_numbers_stand(value):
+    assert parse_setting(f"a={value}") == ("a", value)
+    with pytest.raises(ValueError, match=r"recipe: wrong type\. Got recipe\.science\.loss\.patch"):
+        with_settings(Recipe(), [f"science.loss.patch={value}"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "null", "[]", '"x"', '{"recipe": null}', '{"recipe": []}', '{"recipe": {"science": 3}}',
+     '{"recipe": {"science": {"seed": ' + "9" * 400 + ".0}}}", "[" * 100_000,
+     '{"recipe": {"science": {"loss": {"patch": ' + "9" * 4000 + "}}}}"],
+    ids=lambda content: content[:30],
+)  # fmt: skip
+def test_a_run_json_of_another_shape_is_an_error_in_words(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^recipe: "):
         read_recipe(tmp_path)

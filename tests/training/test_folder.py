@@ -38,6 +38,14 @@ def test_skipped_images_may_have_any_name(tmp_path):
     assert (tmp_path / "skipped.tsv").read_bytes().startswith(b"\xff.png\tempty\n")
 
 
+def test_the_list_of_skipped_images_is_never_written_through_a_link(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "skipped.tsv").symlink_to(tmp_path / "mine.txt")
+    assert note_skipped(tmp_path, {"a.png": "empty"}) == 1
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "skipped.tsv").read_text() == "a.png\tempty\n"
+
+
 class TestClaim:
     def test_a_folder_that_cannot_be_written_is_found_out_before_any_work(self, tmp_path):
         out = tmp_path / "closed"
@@ -70,6 +78,15 @@ class TestClaim:
         assert (tmp_path / "checkpoint").exists()  # only now is it sure that a run can start
         begin(tmp_path, ALONE, going_on=False)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.jsonl", "mine.txt"]
+
+    def test_overwrite_takes_a_link_to_older_checkpoints_away(self, tmp_path):
+        old, out = tmp_path / "old", tmp_path / "out"
+        checkpoint.save(old, 9, {"weights": {"a": torch.zeros(1)}}, settings={})
+        out.mkdir()
+        (out / "checkpoint").symlink_to(old / "checkpoint")
+        begin(out, ALONE, going_on=claim(out, ALONE, resume=False, overwrite=True))
+        assert checkpoint.newest(out) is None
+        assert checkpoint.load(old).step == 9
 
     def test_nothing_to_resume(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"holds no run.*Leave resume"):

@@ -10,7 +10,7 @@ import torch
 
 from proteus.training import NonFiniteLossError, World
 from proteus.training import log as log_module
-from proteus.training.log import RunLog, read_rows
+from proteus.training.log import NOTES, RunLog, covered, go_back, read_rows
 
 CPU = World(torch.device("cpu"))
 NAMES = ["total", "token", "grad_norm"]
@@ -161,6 +161,84 @@ def test_a_torn_last_line_is_not_read(tmp_path):
     path.write_bytes(b'{"step": 0}\n{"step": 1}\n{"st')
     assert [row["step"] for row in read_rows(path)] == [0, 1]
     assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def lines(*steps):
+    return b"".join(b'{"step": %d, "total": 1.0}\n' % step for step in steps)
+
+
+LOSSES = {
+    "cut": (lines(0, 1) + b'{"step": 2, "to', "steps 2 to 4"),
+    "missing": (None, "steps 0 to 4"),
+    "empty": (b"", "steps 0 to 4"),
+    "a hole": (lines(0, 2, 4), "steps 1, 3"),
+    "a line of noise": (lines(0, 1) + b"\0\xff\n" + lines(3, 4, 5), "steps 2"),
+    "too deep": (lines(0, 1) + b"[" * 9_999 + b"\n" + lines(3, 4), "steps 2"),
+    "another shape": (b'[1]\n{"step": true}\n{"step": -1}\n' + lines(*range(1, 5)), "steps 0"),
+    "a wrong digit": (lines(*range(5)).replace(b"1.0", b"1.5", 1), "changed or lost"),
+}
+
+
+class TestGoBack:
+    """A checkpoint after step 4 (of 0 ... 4), and a log that went on to step 6."""
+
+    @pytest.fixture
+    def saved(self, tmp_path):
+        (tmp_path / "log.jsonl").write_bytes(lines(*range(5)))
+        (tmp_path / "watch.jsonl").write_bytes(lines(1, 3))
+        found = json.loads(json.dumps(covered(tmp_path)))
+        (tmp_path / "log.jsonl").write_bytes(lines(*range(7)) + b'{"st')
+        return found
+
+    def test_what_came_after_the_checkpoint_is_cut_without_a_word(self, tmp_path, saved, caplog):
+        go_back(tmp_path, 5, saved)
+        assert (tmp_path / "log.jsonl").read_bytes() == lines(*range(5))
+        assert (tmp_path / "watch.jsonl").read_bytes() == lines(1, 3)
+        assert not caplog.records
+        assert not (tmp_path / NOTES).exists()
+
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_rows_that_are_lost_are_told_where_one_looks(self, tmp_path, saved, caplog, loss):
+        content, words = LOSSES[loss]
+        (tmp_path / "log.jsonl").unlink()
+        if content is not None:
+            (tmp_path / "log.jsonl").write_bytes(content)
+        for _ in range(2):  # resumed twice, it is noted once
+            go_back(tmp_path, 5, saved)
+        assert words in caplog.text
+        assert "log.jsonl" in caplog.text
+        (note,) = (tmp_path / NOTES).read_text().splitlines()
+        assert words in note
+        rows = read_rows(tmp_path / "log.jsonl")
+        assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+        assert all(row["step"] < 5 for row in rows)
+
+    def test_a_watch_that_lacks_rows_is_told(self, tmp_path, saved, caplog):
+        (tmp_path / "watch.jsonl").unlink()
+        go_back(tmp_path, 5, saved)
+        assert "watch.jsonl is not what was saved" in caplog.text
+
+    @pytest.mark.parametrize("saved_by", [None, {}, {"log.jsonl": None}, {"log.jsonl": [-1, "x"]}])
+    def test_of_an_older_checkpoint_holes_are_told_too(self, tmp_path, caplog, saved_by):
+        (tmp_path / "log.jsonl").write_bytes(lines(0, 1, 4, 5))
+        go_back(tmp_path, 5, saved_by)
+        assert "steps 2 to 3" in caplog.text
+        assert (tmp_path / "log.jsonl").read_bytes() == lines(0, 1, 4)
+
+    @pytest.mark.parametrize("name", ["log.jsonl", "timing.jsonl", "watch.jsonl"])
+    def test_what_a_link_leads_to_is_not_cut(self, tmp_path, name):
+        target = tmp_path / "letters.txt"
+        target.write_text("mine\n" * 9)
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(ValueError, match=f"{name} is a link"):
+            go_back(tmp_path, 5, None)
+        assert target.read_text() == "mine\n" * 9
+
+
+def test_later_rows_replace_earlier_ones_of_the_same_steps(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(lines(0, 1, 2, 3) + b'{"step": 2, "total": 5.0}\n')
+    assert [(row["step"], row["total"]) for row in read_rows(path)] == [(0, 1), (1, 1), (2, 5)]
 
 
 class TestNotFinite:

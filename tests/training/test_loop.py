@@ -363,3 +363,26 @@ def test_pictures_at_the_end_leave_every_module_in_its_own_mode(distiller):
     before = [module.training for module in distiller.modules()]
     compare(distiller, torch.rand(2, 3, 32, 32))
     assert [module.training for module in distiller.modules()] == before
+
+
+@pytest.mark.usefixtures("without_results")
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_run_that_lost_its_log_goes_on_and_says_so(distiller, batches, tmp_path, caplog, left):
+    options = {"steps": 6, "out": tmp_path, "save_every": 2, **QUIET}
+    whole = distiller.fit(batches, **options)
+    lines = (tmp_path / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "log.jsonl").write_bytes(b"".join(lines[:left]))
+    rows = distiller.fit(batches, resume=True, **options)
+    assert rows == whole[:left]
+    assert f"log.jsonl lacks rows that the run had written: steps {left} to 5" in caplog.text
+    assert "lacks rows" in (tmp_path / "notes.txt").read_text()
+
+
+def test_the_results_of_a_run_without_any_log_are_written(distiller, batches, tmp_path, caplog):
+    options = {"steps": 2, "out": tmp_path, **QUIET}
+    distiller.fit(batches, **options)
+    (tmp_path / "log.jsonl").unlink()
+    (tmp_path / "pca.png").unlink()
+    assert distiller.fit(batches, resume=True, **options) == []
+    assert (tmp_path / "pca.png").exists()
+    assert "steps 0 to 1" in caplog.text

@@ -5,6 +5,7 @@ by the same code.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,8 @@ def file_stamp(source: ImageSource, labels: Sequence[int] = ()) -> str:
     digest = hashlib.sha256()
     for file in sorted({place.file for place in source.places if place.file}):
         status = Path(file).stat()
-        digest.update(f"{Path(file).resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(Path(file).resolve()))
+        digest.update(f" {status.st_size} {status.st_mtime_ns}\n".encode())
     digest.update(repr([(place.file, place.offset) for place in source.places]).encode())
     digest.update(repr(list(labels)).encode())
     return digest.hexdigest()

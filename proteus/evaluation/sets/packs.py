@@ -1,9 +1,10 @@
 """Sets as tar packs: `NAME-SPLIT-000.tar` beside an `index.json` that says what they are."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ...files import read_json
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ def read_packs(folder: str | Path) -> dict[str, Pack]:
 
 def _read_index(folder: Path) -> list[Pack]:
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "index.json")
         return [_pack(folder, entry) for entry in index["sets"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"packs: no readable index. Got {str(folder / 'index.json')!r} and "
             f"{type(error).__name__}: {error}; expected a folder of packs, or NAME=PATH."

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...files import write_whole
 from ...report import Heading, Part, Picture, Table, write_report
+from ...text import markdown_text
 from .paper import paper_score
 
 TITLES = {"knn": "k-NN (k)", "linear": "linear probe", "finegrained": "logistic regression"}
@@ -146,7 +148,7 @@ def markdown(table: Table) -> str:
     """
     rule = "|---|" + "---:|" * (len(table.header) - 1)
     rows = [table.header, *table.rows]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
@@ -177,10 +179,12 @@ def write_tables(
     how = "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."
     notes = [*_NOTES, how, *(f"Failed: {reason}" for reason in failures(results))]
     title = f"Evaluation of {model}"
-    lines = [f"# {title}", ""]
+    lines = [f"# {markdown_text(title)}", ""]
     parts: list[Part] = []
     for name, table in tables.items():
         lines += [f"## {name}", "", markdown(table), ""]
         parts += [Heading(name), table]
-    (out / "results.md").write_text("\n".join([*lines, *notes, ""]), encoding="utf-8")
+    # Each a paragraph of its own: Markdown joins lines.
+    paragraphs = [text for note in notes for text in (markdown_text(note), "")]
+    write_whole(out / "results.md", "\n".join([*lines, *paragraphs]))
     write_report(out / "report.html", title, [*parts, *notes, *pictures])

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from torch import distributed
 
+from ...files import parse_json, seal, unseal, write_whole
+from ...report import check_page
 from ...version import __version__
 from ...world import rank_and_world, together
 from ..cache import FeatureCache
@@ -93,6 +95,8 @@ class SuiteRun:
     progress: bool = False
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     _head: dict[str, Any] = field(default_factory=dict)
+    _written: bytes = b""  # the file as this run left it
+    _others: dict[str, Any] = field(default_factory=dict)  # by a run beside this one
 
     def run(
         self, suites: Sequence[str], sets: Sequence[EvaluationSet]
@@ -117,7 +121,7 @@ class SuiteRun:
 
         jobs = plan_jobs(suites, sets, has_teacher=self.teacher is not None)
         self._head = self._describe()
-        self.results = self._stored()
+        self.results, self._others = self._stored(), {}
         chief = rank_and_world()[0] == 0
         bar = tqdm(jobs, unit="protocol", disable=None if self.progress and chief else True)
         opened = OpenSet(self, jobs[0][1])
@@ -140,8 +144,9 @@ class SuiteRun:
             found["subset"] = one.subset or self.settings.limit is not None
             found["seconds"] = round(time.perf_counter() - begun, 2)
             self.results[key] = _as_json(found)
-            self._write()
-        self._write()  # also where nothing was left to do but to drop what is out of date
+            list(together(self._write() for _ in range(1)))
+        # Also where nothing was left to do but to drop what is out of date.
+        list(together(self._write() for _ in range(1)))
         return {key: self.results[key] for key in (f"{name}/{one.name}" for name, one in jobs)}
 
     def _stamp(self, protocol: str, opened: OpenSet) -> str:
@@ -168,20 +173,16 @@ class SuiteRun:
         The file has one model and one set of settings at its head, so others' results go.
         """
         found: list[Any] = [{}]
-        file = self.out / "results.json"
-        if rank_and_world()[0] == 0 and file.is_file():
-            try:
-                page = json.loads(file.read_text(encoding="utf-8"))
-                if {key: page.get(key) for key in self._head} == self._head:
-                    # Without a stamp are failures, which are tried again.
-                    found = [{k: one for k, one in page["results"].items() if one.get("stamp")}]
-                else:
-                    _logger.warning(
-                        "suite: the results in %s are replaced: they are of another model, other "
-                        "settings or another version.", file,
-                    )  # fmt: skip
-            except (ValueError, KeyError, AttributeError):
-                found = [{}]  # cut off while it was written by another program
+        if rank_and_world()[0] == 0:
+            page = self._read() or {}
+            if page and not self._is_ours(page):
+                _logger.warning(
+                    "suite: the results in %s are replaced: they are of another model, other "
+                    "settings or another version.", self._file,
+                )  # fmt: skip
+            elif page:
+                # Without a stamp are failures, which are tried again.
+                found = [{k: one for k, one in page["results"].items() if one.get("stamp")}]
         if rank_and_world()[1] > 1:
             distributed.broadcast_object_list(found)
         return dict(found[0])
@@ -196,14 +197,59 @@ class SuiteRun:
             }
         )
 
-    def _write(self) -> None:
+    @property
+    def _file(self) -> Path:
+        return self.out / "results.json"
+
+    def _is_ours(self, page: dict[str, Any]) -> bool:
+        return {key: page.get(key) for key in self._head} == self._head
+
+    def _read(self) -> dict[str, Any] | None:
+        """The page that is there, if it is whole; its damage is told, and what it held measured."""
+        self._written = self._file.read_bytes() if self._file.is_file() else b""
+        if not self._file.exists():
+            return None
+        try:
+            return unseal(parse_json(self._written))
+        except ValueError as error:
+            _logger.warning(
+                "suite: %s is damaged, and its results are measured again. Got: %s.",
+                self._file, error,
+            )  # fmt: skip
+        return None
+
+    def _write(self) -> Path:
+        """Write the page; results that another run with the same head put there meanwhile stay."""
         if rank_and_world()[0]:
-            return
+            return self._file
         self.out.mkdir(parents=True, exist_ok=True)
-        page = {"model": self.name, **self._head, "results": self.results}
-        part = self.out / "results.json.part"
-        part.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.out / "results.json")
+        if self._file.is_file() and self._file.read_bytes() != self._written:
+            page = self._read()
+            if page and not self._is_ours(page):
+                raise ValueError(
+                    f"suite: another evaluation writes here. Got {str(self._file)!r} with results "
+                    f"of another model or other settings; expected a folder for each (--out)."
+                )
+            self._others |= page["results"] if page else {}
+        results = {**self._others, **self.results}
+        text = seal({"model": self.name, **self._head, "results": results})
+        write_whole(self._file, text)
+        self._written = text.encode()
+        return self._file
+
+
+def check_out(out: Path) -> None:
+    """Make sure that an evaluation may write there: its page and pictures are named like a run's.
+
+    Raises:
+        ValueError: If it is a file, or holds a run or another page.
+    """
+    if (out / "log.jsonl").exists() or (out.exists() and not out.is_dir()):
+        raise ValueError(
+            f"suite: results cannot go there. Got {str(out)!r}, which is a file or holds a run, "
+            f"whose page and pictures have the same names; expected a folder of its own (--out)."
+        )
+    check_page(out / "report.html", "Evaluation of")
 
 
 def plan_jobs(
@@ -232,5 +278,8 @@ def plan_jobs(
 
 
 def _as_json(facts: dict[str, Any]) -> dict[str, Any]:
-    """As they will be read: the same whether a result is new or from the file."""
-    return dict(json.loads(json.dumps(facts)))
+    """As they will be read: the same whether a result is new or from the file.
+
+    A number that is not finite could not be measured: None.
+    """
+    return dict(json.loads(json.dumps(facts), parse_constant=lambda _: None))

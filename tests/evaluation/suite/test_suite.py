@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -159,6 +160,111 @@ def test_a_file_of_results_never_mixes_models_or_settings(packs, tmp_path, monke
     assert "are replaced" in caplog.text
     run_of(packs, tmp_path / "out", model=vit(depth=3), limit=5).run(["knn"], [digits])
     assert set(json.loads(file.read_text())["results"]) == {"knn/digits"}
+
+
+@pytest.fixture
+def measured(packs, tmp_path, monkeypatch):
+    """A finished run of one set, its file, and what is measured from now on."""
+    ran = []
+    monkeypatch.setattr(OpenSet, "_knn", lambda self: ran.append(self.one.name) or {"best": 50.0})
+    digits, flowers = find_sets([str(packs / "digits"), str(packs / "flowers5")])
+    run_of(packs, tmp_path / "out").run(["knn"], [digits])
+    ran.clear()
+    return digits, flowers, tmp_path / "out/results.json", ran
+
+
+FALSE_RESULTS = {
+    "empty": lambda text: "",
+    "cut": lambda text: text[:-9],
+    "a list": lambda text: "[]",
+    "null": lambda text: "null",
+    "too deep": lambda text: "[" * 100_000,
+    "a wrong digit": lambda text: text.replace("50.0", "90.0"),
+    "no results": lambda text: json.dumps({**json.loads(text), "results": []}),
+    "results of another shape": lambda text: json.dumps(
+        {k: v for k, v in json.loads(text).items() if k != "digest"}
+        | {"results": {"knn/digits": {"best": "x", "stamp": 3}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", FALSE_RESULTS)
+def test_damaged_results_are_told_and_measured_again(packs, measured, damage, caplog):
+    digits, _, file, ran = measured
+    right = file.read_text()
+    file.write_text(FALSE_RESULTS[damage](right))
+    results = run_of(packs, file.parent).run(["knn"], [digits])
+    assert results["knn/digits"]["best"] == 50
+    assert ran == ["digits"]
+    assert "results.json is damaged, and its results are measured again" in caplog.text
+    assert json.loads(file.read_text())["results"] == results
+
+
+def test_two_evaluations_in_one_folder_keep_each_other_s_results(packs, measured, monkeypatch):
+    digits, flowers, file, _ = measured
+    first = run_of(packs, file.parent)
+
+    def meanwhile(self):
+        run_of(packs, file.parent).run(["finegrained"], [digits])
+        return {"best": 1.0}
+
+    monkeypatch.setattr(OpenSet, "_finegrained", lambda self: {"best": 2.0})
+    monkeypatch.setattr(OpenSet, "_linear", meanwhile)
+    first.run(["linear"], [flowers])
+    stored = json.loads(file.read_text())["results"]
+    assert set(stored) == {"knn/digits", "finegrained/digits", "linear/flowers5"}
+    assert set(run_of(packs, file.parent).run(["linear"], [flowers])) == {"linear/flowers5"}
+
+
+def test_another_model_s_evaluation_in_the_same_folder_stops_this_one(packs, measured, monkeypatch):
+    digits, flowers, file, _ = measured
+
+    def meanwhile(self):
+        monkeypatch.setattr(OpenSet, "_linear", lambda self: {"best": 2.0})
+        run_of(packs, file.parent, model=vit(depth=3)).run(["linear"], [digits])
+        return {"best": 1.0}
+
+    monkeypatch.setattr(OpenSet, "_linear", meanwhile)
+    with pytest.raises(ValueError, match=r"another evaluation writes here.*results\.json"):
+        run_of(packs, file.parent).run(["linear"], [flowers])
+    assert set(json.loads(file.read_text())["results"]) == {"linear/digits"}
+
+
+def test_numbers_that_are_not_finite_are_none_in_the_file(packs, tmp_path, monkeypatch):
+    found = {"distances": {"cls_cosine": float("nan")}, "cka_cls": float("inf")}
+    monkeypatch.setattr(OpenSet, "_knn", lambda self: found)
+    run = run_of(packs, tmp_path / "out")
+    one = run.run(["knn"], find_sets([str(packs / "digits")]))["knn/digits"]
+    assert (one["distances"], one["cka_cls"]) == ({"cls_cosine": None}, None)
+
+
+def test_names_of_sets_and_models_are_no_markup_in_tables(tmp_path):
+    name = "a|b\n# c <script>alert(1)</script> [x](http://y) $\\frac \x1b[31m \udcff"
+    results = {
+        f"knn/{name}": {"best": 50.0, "best_k": 20},
+        f"linear/{name}": {"error": name},
+    }
+    write_tables(tmp_path, name, results, settings={"a": name})
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text + page
+    assert not re.search(r"^# c|[\x1b]|[^\\]\]\(", text, re.MULTILINE)
+    rows = [line for line in text.splitlines() if line.startswith("| a")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [4]
+
+
+@pytest.mark.parametrize("file", ["log.jsonl", "report.html", None])
+def test_results_never_go_where_a_run_is(packs, tmp_path, capsys, file):
+    out = tmp_path / "run"
+    if file is None:
+        out.write_text("a file")
+    else:
+        out.mkdir()
+        (out / file).write_text("<title>Run first</title>")
+    words = ["evaluate", "no-model", "--data", str(packs / "digits"), "--out", str(out)]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "results cannot go there" in error or "one page does not replace another" in error
 
 
 def test_results_of_another_version_of_the_library_are_not_reused(packs, tmp_path, monkeypatch):

@@ -1,0 +1,226 @@
+"""Files that are whole, or known not to be: one way to write them, one way to read them back."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_DEEPEST = 100  # levels; ours have ten at most, and what walks through them calls itself
+_DIGEST = "digest"
+_MOST_STEPS = 10**15
+
+
+def sync(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk before the rename that publishes it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path, length: int | None = None) -> str:
+    """Hex digest of a file, or of its first bytes."""
+    digest, left = hashlib.sha256(), math.inf if length is None else length
+    with path.open("rb") as handle:
+        while block := handle.read(int(min(1 << 20, left))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
+def write_whole(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write a file beside its place, put it on the disk, rename it: whole or not at all.
+
+    What is not a file of its own under this name, such as a link, is replaced, never written into.
+
+    Args:
+        path: File; its folder must be there.
+        content: Text (UTF-8; names of files may be in it), bytes, or what writes to a given path.
+
+    Raises:
+        OSError: If it cannot be written; what was there before stays.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "A folder is where a file is to go", str(path))
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    os.close(handle)
+    staging = Path(name)
+    try:
+        if isinstance(content, str):
+            content = content.encode("utf-8", "surrogateescape")
+        if isinstance(content, bytes):
+            staging.write_bytes(content)
+        else:
+            content(staging)
+        sync(staging)
+        _publish(staging, path)
+        sync(path.parent)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def replace_files(staging: Path, folder: Path) -> None:
+    """Move complete files into place: on disk first, then renamed, so that none is ever half."""
+    files = sorted(staging.iterdir())
+    for path in (*files, staging):
+        sync(path)
+    for file in files:
+        _publish(file, folder / file.name)
+    sync(folder)
+
+
+def _publish(file: Path, target: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)  # safetensors writes for the owner alone
+    file.replace(target)
+
+
+def is_plain(path: Path) -> bool:
+    """Whether it is a regular file of this folder: no link to elsewhere, no pipe, no device."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: With the reason alone, if it cannot be read, see `parse_json`.
+    """
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is not a file" if path.exists() else "it is not there")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    return parse_json(content)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON as the standard has it: no NaN, no number without end, no key twice, not too deep.
+
+    Raises:
+        ValueError: With the reason.
+
+    Examples:
+        >>> parse_json('{"a": [1]}')
+        {'a': [1]}
+    """
+    try:
+        value = json.loads(
+            text if isinstance(text, str) else text.decode("utf-8"),
+            object_pairs_hook=_each_once, parse_constant=_finite, parse_float=_finite,
+        )  # fmt: skip
+    except RecursionError:
+        value = None
+    else:
+        level = [value]
+        for _ in range(_DEEPEST):
+            inner = (v.values() if isinstance(v, dict) else v for v in level if _nests(v))
+            level = [child for children in inner for child in children if _nests(child)]
+            if not level:
+                return value
+    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+
+
+def _nests(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no number in JSON")
+    return value
+
+
+def seal(data: Mapping[str, Any]) -> str:
+    """An object as JSON that holds a checksum of itself, which `unseal` looks at.
+
+    Raises:
+        ValueError: If a number in it is not finite.
+    """
+    plain = json.loads(json.dumps(dict(data), allow_nan=False))
+    return json.dumps({**plain, _DIGEST: _digest_of(plain)}, indent=1) + "\n"
+
+
+def is_sealed(data: Any) -> bool:
+    """Whether what was read holds a checksum."""
+    return isinstance(data, dict) and _DIGEST in data
+
+
+def unseal(data: Any) -> dict[str, Any]:
+    """What was sealed, after it was read.
+
+    Raises:
+        ValueError: If it is not what was written.
+    """
+    if not is_sealed(data):
+        raise ValueError("it holds no checksum")
+    plain = {key: value for key, value in data.items() if key != _DIGEST}
+    if data[_DIGEST] != _digest_of(plain):
+        raise ValueError("its checksum is not that of its content")
+    return plain
+
+
+def _digest_of(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Lines of a log, each with its row: an object with the number of a step.
+
+    Args:
+        path: JSON Lines; what is no regular file, or is not there, has none.
+
+    Yields:
+        The line, and its row; None where it holds none (a run that is killed leaves half of one).
+    """
+    if is_plain(path):
+        with path.open("rb") as file:
+            for line in file:
+                yield line, _row(line)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if type(step) is int and 0 <= step < _MOST_STEPS else None
+
+
+def holes(steps: Sequence[int], end: int) -> str:
+    """Which of the steps 0 ... `end - 1` are not among these rising ones, in words; "" if none.
+
+    Examples:
+        >>> holes([0, 1, 4, 6], end=7)
+        'steps 2 to 3, 5'
+    """
+    gaps, last = [], -1
+    for step in (*steps, end):
+        if step > last + 1:
+            gaps.append(f"{last + 1} to {step - 1}" if step > last + 2 else f"{last + 1}")
+        last = step
+    more = f" and {len(gaps) - 10} holes more" if len(gaps) > 10 else ""
+    return f"steps {', '.join(gaps[:10])}{more}" if gaps else ""

@@ -1,0 +1,45 @@
+"""Text from outside (names of classes, files, runs) made fit for a page, a table, a terminal."""
+
+import re
+
+# Control characters (of a terminal, too), what turns the direction of writing, half characters.
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_MARKS = re.compile(r"([\\`*\[\]|])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    r"""The text with what cannot be shown as its escape; one line, unless `lines` are kept.
+
+    Examples:
+        >>> print(printable("a\x1b[31m\udcff"))
+        a\x1b[31m\udcff
+        >>> printable("a\nb")
+        'a b'
+    """
+    if not lines:
+        text = " ".join(re.split(r"[\r\n\u2028\u2029]+", text))
+    return (_LINES if lines else _UNFIT).sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def markdown_text(text: str) -> str:
+    r"""The text as one line of Markdown that shows it and nothing else: no link, tag or cell.
+
+    Examples:
+        >>> print(markdown_text("a|b <script> [x](y)"))
+        a\|b &lt;script&gt; \[x\](y)
+    """
+    marked = _MARKS.sub(r"\\\1", printable(text))
+    return re.sub("[&<>]", lambda found: _HTML[found[0]], marked)
+
+
+def picture_text(text: str) -> str:
+    r"""The text as a short label of a picture: a dollar is no formula there.
+
+    Examples:
+        >>> print(picture_text("a$b$"))
+        a\$b\$
+    """
+    line = printable(text)
+    return (line if len(line) <= 40 else f"{line[:39]}…").replace("$", r"\$")
