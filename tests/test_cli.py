@@ -329,3 +329,65 @@ def test_distill_from_one_image(tmp_path):
              "64", "--data", str(tmp_path / "large.png"), "--single", "8", "--steps", "1",
              "--batch-size", "4", "--workers", "0", "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("distil", ["Did you mean distill?", "`proteus --help`"]),
+        ("evalute x", ["Did you mean evaluate"]),
+        ("--verison", ["--verison", "--version"]),
+        ("distill --techer x --out y", ["unknown option --techer.", "--teacher"]),
+        ("distill --teacher x --studnet y", ["unknown option --studnet.", "--student"]),
+        ("distill --precision=fp61", ["fp61", "Did you mean fp16"]),
+        ("evaluate x --sute knn", ["unknown option --sute.", "--suite"]),
+        ("export a --to onxx --out b", ["onxx", "Did you mean onnx?"]),
+        ("recipes s14-dinov2-b14 --preset offical", ["Did you mean official?"]),
+        ("data x --batch-size 3 --chekc", ["unknown option --batch-size."]),
+    ],
+)
+def test_a_mistyped_word_gets_the_nearest_one_and_no_page_of_usage(command, words, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(command.split())
+    error = capsys.readouterr().err
+    assert done.value.code == 2
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("convert a --out b --family dino", ["Did you mean dinov2?"]),
+        ("recipes s14-dino", ["Did you mean s14-dinov2-b14"]),
+        ("evaluate x --data demo=images --suite knn,linaer --out o", ["Did you mean linear"]),
+        ("evaluate x --data flower=nowhere --out o", ["Did you mean flowers"]),
+        ("evaluate x --data images --device quantum --out o", ["device: ", "'quantum'", "'cpu'"]),
+    ],
+)
+def test_a_mistyped_name_gets_the_nearest_one(command, words, images, monkeypatch, capsys):
+    for split in ("train", "test"):
+        images.joinpath(split).mkdir()
+    monkeypatch.chdir(images.parent)
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+
+
+def test_a_bare_distill_says_in_two_lines_what_it_needs(capsys):
+    assert main(["distill"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    for option in ("--teacher", "--student", "--data", "--epochs", "--out"):
+        assert option in first
+    assert all(f"`proteus {word}`" in second for word in ("info", "recipes", "distill --help"))
+    assert main(["distill", "--recipe", "s14-dinov2-b14", "--out", "x"]) == 2
+    assert "missing --data IMAGES.\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["quantum", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_no_traceback(images, tmp_path, capsys, device):
+    assert distill(images, tmp_path / "run", **{"--device": device}) == 2
+    assert f"Got {device!r}" in capsys.readouterr().err
+    assert main(["demo", "--device", device, "--out", str(tmp_path / "demo")]) == 2
+    assert f"Got {device!r}" in capsys.readouterr().err

@@ -27,7 +27,7 @@ LAYERS = [
     {"backbone"},
     {"weights", "reader"},
     {"heads", "losses", "masking", "catalog", "pretrained", "data"},
-    {"features", "positions", "version"},
+    {"features", "positions", "version", "words"},
 ]
 # heads and losses are siblings, and a loss owns its heads; hub writes what a student is.
 ALLOWED = {("losses", "heads"), ("distiller", "training")}

@@ -83,7 +83,7 @@ def add(commands: Commands) -> None:
     add("--feature", type=float, help=f"weight of the all-tokens term {supported}")
     add("--patch", type=float, help=f"weight of the hidden-patches term {supported}")
     add("--mask", choices=["random", "block"], help="(default random)")
-    add("--out", type=Path, required=True, help="folder for log, checkpoint, export, pictures")
+    add("--out", type=Path, help="folder for log, checkpoint, export, pictures")
     add("--seed", type=int, help="(default 0)")
     add("--device", help="auto, cpu, cuda, cuda:1, … (default auto)")
     add("--workers", type=int, help="processes that decode images (default: cores - 1)")
@@ -107,6 +107,7 @@ def _run_distill(arguments: argparse.Namespace) -> None:
     from ..training.parallel import leave
 
     recipe = recipe_of(arguments)
+    _refuse_incomplete(recipe, arguments.out)
     try:
         rows = run(
             recipe, arguments.out, resume=arguments.resume, overwrite=arguments.overwrite, say=print
@@ -151,6 +152,26 @@ def recipe_of(arguments: argparse.Namespace) -> Any:
     if settings.get("science.loss.patch") == 0 and not masks:
         settings["science.masks"] = {}  # the recipe's own masks go with the term they belong to
     return with_settings(base, settings)
+
+
+def _refuse_incomplete(recipe: Any, out: Path | None) -> None:
+    """Say at once all that a run lacks."""
+    model, data = recipe.science.model, recipe.science.data
+    needed = {
+        "--teacher NAME": model.teacher,
+        "--student NAME": model.student,
+        "--data IMAGES": data.paths,
+        "--epochs N (or --steps, --images)": any(
+            length is not None for length in (data.epochs, data.steps, data.images)
+        ),
+        "--out FOLDER": out,
+    }
+    missing = [option for option, value in needed.items() if not value]
+    if missing:
+        raise ValueError(
+            f"missing {', '.join(missing)}.\n`proteus info` lists models, `proteus recipes` the "
+            f"paper's runs (--recipe NAME), `proteus distill --help` all options."
+        )
 
 
 def _first_process() -> bool:

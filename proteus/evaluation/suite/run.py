@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import distributed
 
 from ...version import __version__
+from ...words import nearest
 from ..cache import FeatureCache
 from ..extractor import Extractor
 from ..processes import rank_and_world, together
@@ -218,7 +219,7 @@ def plan_jobs(
     if unknown or not suites:
         raise ValueError(
             f"suite: unknown protocol. Got {', '.join(unknown)!r}; expected some of "
-            f"{', '.join(SUITES)}."
+            f"{', '.join(SUITES)}. {nearest(unknown[0], SUITES) if unknown else ''}"
         )
     if "agreement" in suites and not has_teacher:
         raise ValueError("suite: agreement needs a teacher. Pass --teacher NAME.")
