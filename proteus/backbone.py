@@ -7,10 +7,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import nn
 
 from .catalog import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
+from .config import Statistics, choose_statistics, read_config
 from .features import IMAGENET, Features
 from .positions import Resizable, check_image_size, fit_positions, to_pair
-from .reader import ImageInput, Statistics, probe, reader_for
+from .reader import ImageInput, probe, reader_for
 from .weights import load_checkpoint
+from .weights.files import refuse_not_finite
 from .weights.folder import load_folder
 
 OBJECTIVES = ("token", "feature", "patch")
@@ -61,8 +63,9 @@ class ImageModel(nn.Module):
         super().__init__()
         self.name, self.image_size = loaded.name, loaded.image_size
         self.backbone = loaded.model
-        statistics = loaded.statistics if normalize is True else normalize or None
-        self.inputs = ImageInput(statistics, type(self).__name__).like(self.backbone)
+        subject = type(self).__name__
+        statistics = choose_statistics(normalize, loaded.statistics, subject)
+        self.inputs = ImageInput(statistics, subject).like(self.backbone)
         self._read = reader_for(self.backbone)
         sample = self._probe()
         self.embed_dim: int = sample.cls.shape[-1]
@@ -114,7 +117,7 @@ def load_backbone(
                 f"{subject}: drop_path= goes with a name. Got a module of type "
                 f"{type(model).__name__}; build it with stochastic depth instead."
             )
-        backbone = _describe(model, type(model).__name__, size)
+        backbone = _describe(model, type(model).__name__, size, subject)
     else:
         backbone = _create(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
     if isinstance(backbone.model, Resizable):
@@ -155,7 +158,7 @@ def _create(
                 f"own description; expected a timm name."
             )
         model = load_folder(source.removeprefix("local-dir:"), subject)
-        return replace(_describe(model, name, size), objectives=entry.objectives)
+        return replace(_describe(model, name, size, subject), objectives=entry.objectives)
     if not source.startswith("hf-hub:"):
         architecture, _, tag = source.partition(".")
         tags = [t.partition(".")[2] for t in timm.list_models(architecture + ".*", pretrained=True)]
@@ -179,16 +182,20 @@ def _create(
             _reach(config.hf_hub_id.partition("@")[0])
         extra: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         model = timm.create_model(source, pretrained=weights, num_classes=0, **arguments, **extra)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+    # A repository's description may make timm do anything.
+    except (OSError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
+            TypeError, ValueError) as error:  # fmt: skip
         if size is not None and "img_size" in arguments and not weights:
             raise ValueError(f"{subject}: {name} cannot be built at {size}. {error}") from error
         raise ValueError(
             f"{subject}: the model could not be loaded. Got {name!r} and from timm: "
             f"{type(error).__name__}: {error}. {_offline_advice(name, config)}"
         ) from error
+    if weights:
+        refuse_not_finite(model.state_dict(), f"{subject}: {name}")
     if checkpoint is not None:
         model = load_checkpoint(model, checkpoint, subject)
-    described = _describe(model, name, size)
+    described = _describe(model, name, size, subject)
     return replace(
         described,
         arguments={**(described.arguments or {}), **arguments},
@@ -221,27 +228,28 @@ def _offline_advice(name: str, config: Any) -> str:
     )
 
 
-def _describe(model: nn.Module, name: str, size: tuple[int, int] | None) -> Backbone:
+def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject: str) -> Backbone:
     """What a built model says about itself."""
     if not isinstance(model, _HasConfig):
         fallback = size or (224, 224)
         return Backbone(model, name, fallback, fixed_size=False)
-    config: dict[str, Any] = dict(cast("Any", model.pretrained_cfg) or {})
-    native = tuple(config.get("input_size", (3, 224, 224))[1:])
+    statistics, native = read_config(model.pretrained_cfg, f"{subject}: {name}")
+    config: dict[str, Any] = dict(model.pretrained_cfg or {})
+    native = native or (224, 224)
     fixed = isinstance(model, Resizable)
     if fixed:
-        native = tuple(cast("Any", model).patch_embed.img_size or native)
+        native = to_pair(cast("Any", model).patch_embed.img_size or native)
     return Backbone(
         model,
         name,
-        cast("tuple[int, int]", native),
+        native,
         fixed_size=fixed,
-        statistics=(config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1])),
+        statistics=statistics,
         architecture=config.get("architecture") or "",
         # Recorded by timm from 1.0.31 on and by `proteus.weights`; img_size may have changed since.
         arguments={
             **{k: v for k, v in vars(model).get("_model_args", {}).items() if k not in _TRAINING},
             **({"img_size": native} if fixed else {}),
         },
-        license=config.get("license") or "",
+        license=license if isinstance(license := config.get("license"), str) else "",
     )

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageModel, load_backbone
+from .config import Statistics
 from .features import Features
-from .reader import Statistics
 
 
 class Teacher(ImageModel):

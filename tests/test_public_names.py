@@ -26,7 +26,7 @@ LAYERS = [
     {"teacher", "student"},
     {"backbone"},
     {"weights", "reader"},
-    {"heads", "losses", "masking", "catalog", "pretrained", "data"},
+    {"heads", "losses", "masking", "catalog", "config", "pretrained", "data"},
     {"features", "positions", "version", "words"},
 ]
 # heads and losses are siblings, and a loss owns its heads; hub writes what a student is.

@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..config import Statistics
 from ..positions import Resizable
-from ..reader import Statistics, reader_for
+from ..reader import reader_for
 from ..saving import replace_files
 from ..words import install
 
