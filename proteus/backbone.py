@@ -1,15 +1,23 @@
 """A name, a file or a module -> a plain model, and what must be known to feed it."""
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from .catalog import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
 from .config import Statistics, choose_statistics, read_config
 from .features import IMAGENET, Features
-from .positions import Resizable, check_image_size, fit_positions, to_pair
+from .positions import (
+    FAILURES,
+    Resizable,
+    check_image_size,
+    fit_positions,
+    refuse_size,
+    to_pair,
+)
 from .reader import ImageInput, probe, reader_for
 from .weights import load_checkpoint
 from .weights.files import refuse_not_finite
@@ -33,6 +41,7 @@ class Backbone:
         arguments: timm arguments that rebuild it together with the architecture.
         objectives: The loss terms it supports as a teacher.
         license: Of its weights, as timm states it, "" where unknown.
+        own_size: (height, width) it says it is made for; None where it does not say.
     """
 
     model: nn.Module
@@ -44,6 +53,7 @@ class Backbone:
     arguments: dict[str, Any] | None = None
     objectives: tuple[str, ...] = OBJECTIVES
     license: str = ""
+    own_size: tuple[int, int] | None = None
 
 
 @runtime_checkable
@@ -67,7 +77,12 @@ class ImageModel(nn.Module):
         statistics = choose_statistics(normalize, loaded.statistics, subject)
         self.inputs = ImageInput(statistics, subject).like(self.backbone)
         self._read = reader_for(self.backbone)
-        sample = self._probe()
+        try:
+            sample = self._probe()
+        except FAILURES as error:
+            name, size = loaded.name, loaded.image_size
+            refuse_size(error, subject, name, size, loaded.own_size, fits=self._takes)
+            raise
         self.embed_dim: int = sample.cls.shape[-1]
         self.grid = sample.grid
 
@@ -75,9 +90,28 @@ class ImageModel(nn.Module):
         """`Features` of one grey image."""
         return probe(self._read, self.backbone, self.inputs, self.image_size)
 
-    def extra_repr(self) -> str:
-        """What `print(model)` says first."""
-        return f"{self.name!r}, embed_dim={self.embed_dim}, grid={self.grid}"
+    def _takes(self, size: tuple[int, int]) -> bool:
+        """Whether the model can take images of a size."""
+        try:
+            probe(self._read, self.backbone, self.inputs, size)
+        except (*FAILURES, ValueError):
+            return False
+        return True
+
+    def _features(self, images: Tensor) -> Features:
+        """`Features` of images as the user has them."""
+        images = self.inputs(images)
+        try:
+            return self._read(self.backbone, images)
+        except FAILURES as error:
+            size = (images.shape[-2], images.shape[-1])
+            refuse_size(error, type(self).__name__, self.name, size, self.image_size)
+            raise
+
+    def __repr__(self) -> str:
+        # One line: the plain model, all its layers, prints as `.backbone`.
+        kind = type(self).__name__
+        return f"{kind}({self.name!r}, embed_dim={self.embed_dim}, grid={self.grid})"
 
 
 def load_backbone(
@@ -93,7 +127,7 @@ def load_backbone(
 
     Args:
         model: A name of `proteus.catalog`, a timm name, `local-dir:FOLDER`, `hf-hub:OWNER/REPO`, or
-            a module, which is used as it is.
+            a module, which is used as it is (a copy of it where it has to be resized).
         subject: "Teacher" or "Student", the first word of error messages.
         pretrained: Load the published weights.
         checkpoint: A local `.safetensors` or `.pth` file with the weights instead.
@@ -118,6 +152,11 @@ def load_backbone(
                 f"{type(model).__name__}; build it with stochastic depth instead."
             )
         backbone = _describe(model, type(model).__name__, size, subject)
+    elif not isinstance(model, str):
+        raise ValueError(
+            f"{subject}: not a model. Got {model!r}; expected a name, or an nn.Module. A folder is "
+            f"'local-dir:FOLDER'."
+        )
     else:
         backbone = _create(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
     if isinstance(backbone.model, Resizable):
@@ -126,6 +165,9 @@ def load_backbone(
     if size is None or size == backbone.image_size:
         return backbone
     if isinstance(backbone.model, Resizable):
+        if backbone.model is model:  # the user's stays what it is
+            backbone = replace(backbone, model=copy.deepcopy(model))
+        assert isinstance(backbone.model, Resizable)
         fit_positions(backbone.model, size, position_rule(backbone.architecture), subject)
     if backbone.arguments is not None and backbone.fixed_size:
         backbone = replace(backbone, arguments={**backbone.arguments, "img_size": size})
@@ -231,8 +273,7 @@ def _offline_advice(name: str, config: Any) -> str:
 def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject: str) -> Backbone:
     """What a built model says about itself."""
     if not isinstance(model, _HasConfig):
-        fallback = size or (224, 224)
-        return Backbone(model, name, fallback, fixed_size=False)
+        return Backbone(model, name, size or (224, 224), fixed_size=False)
     statistics, native = read_config(model.pretrained_cfg, f"{subject}: {name}")
     config: dict[str, Any] = dict(model.pretrained_cfg or {})
     native = native or (224, 224)
@@ -244,6 +285,7 @@ def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject
         name,
         native,
         fixed_size=fixed,
+        own_size=native,
         statistics=statistics,
         architecture=config.get("architecture") or "",
         # Recorded by timm from 1.0.31 on and by `proteus.weights`; img_size may have changed since.

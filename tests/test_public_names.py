@@ -27,7 +27,8 @@ LAYERS = [
     {"backbone"},
     {"weights", "reader"},
     {"heads", "losses", "masking", "catalog", "config", "pretrained", "data"},
-    {"features", "positions", "version", "words"},
+    {"positions"},
+    {"features", "version", "words"},
 ]
 # heads and losses are siblings, and a loss owns its heads; hub writes what a student is.
 ALLOWED = {("losses", "heads"), ("distiller", "training")}

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from ..catalog import position_rule
 from ..config import Description, Statistics, choose_statistics, read_config
 from ..features import IMAGENET, FeatureExtractor, Features
-from ..positions import Resizable, check_image_size, fit_positions, to_pair
+from ..positions import (
+    FAILURES,
+    Resizable,
+    check_image_size,
+    fit_positions,
+    refuse_size,
+    to_pair,
+)
 from ..reader import ImageInput, Reader, reader_for
 from .layers import count_layers, read_layers
 
@@ -109,8 +116,14 @@ class Extractor(nn.Module):
         Raises:
             ValueError: If H or W is not a multiple of the patch size of a transformer.
         """
+        images = self._enter(images)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            return self._read(self._model_for(images), self._enter(images))
+            try:
+                return self._read(self._model_for(images), images)
+            except FAILURES as error:
+                size = (images.shape[-2], images.shape[-1])
+                refuse_size(error, _SUBJECT, type(self.model).__name__, size, self.image_size)
+                raise
 
     def layers(
         self, images: Tensor, which: int | Sequence[int], *, norm: bool = True
@@ -263,9 +276,12 @@ def as_extractor(
     inputs = None if isinstance(plain, _Call) else ImageInput(statistics, _SUBJECT)
     if device is not None:
         plain = copy.deepcopy(plain).to(device)
-    return Extractor(
-        plain, None if inputs is None else inputs.like(plain), read, size or _PROBE_SIZE
-    )
+    inputs = None if inputs is None else inputs.like(plain)
+    try:
+        return Extractor(plain, inputs, read, size or _PROBE_SIZE)
+    except FAILURES as error:
+        refuse_size(error, _SUBJECT, type(plain).__name__, size or _PROBE_SIZE, native)
+        raise
 
 
 class _Call(nn.Module):
