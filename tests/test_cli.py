@@ -82,6 +82,8 @@ def distill(images, out, **options):
         "--out": out,
         **options,
     }
+    if options["--image-size"] is None:  # left out; other options without a value stand alone
+        del options["--image-size"]
     words = [str(word) for pair in options.items() for word in pair if word is not None]
     return main(["distill", *words])
 
@@ -391,3 +393,35 @@ def test_a_device_that_is_not_there_is_no_traceback(images, tmp_path, capsys, de
     assert f"Got {device!r}" in capsys.readouterr().err
     assert main(["demo", "--device", device, "--out", str(tmp_path / "demo")]) == 2
     assert f"Got {device!r}" in capsys.readouterr().err
+
+
+def test_the_image_size_is_the_teacher_s_own_and_is_said(images, tmp_path, capsys):
+    out, again = tmp_path / "run", tmp_path / "again"
+    assert distill(images, out, **{"--image-size": None, "--steps": 2}) == 0
+    assert "Image size: 64, the teacher's own" in capsys.readouterr().out
+    assert read_recipe(out).science.model.image_size == 64
+    config = json.loads((out / "export/config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
+    assert main(["distill", "--from", str(out), "--out", str(again)]) == 0
+    assert "Image size" not in capsys.readouterr().out
+    assert (out / "log.jsonl").read_bytes() == (again / "log.jsonl").read_bytes()
+
+
+def test_a_run_goes_on_at_the_size_it_was_started_with(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    given = {"--image-size": 32, "--steps": 2, "--watch": images}
+    assert distill(images, out, **given) == 0  # as a run of old whose default was another
+    given |= {"--image-size": None, "--resume": None}
+    assert distill(images, out, **given) == 0
+    given |= {"--image-size": 64}
+    assert distill(images, out, **given) == 2
+    assert "image_size was 32, is 64" in capsys.readouterr().err
+
+
+def test_a_student_that_cannot_take_the_teacher_s_size_gets_advice(images, tmp_path, capsys):
+    options = {"--student": "vit_small_patch14", "--image-size": None}
+    assert distill(images, tmp_path / "run", **options) == 2
+    error = capsys.readouterr().err
+    assert "64x64 with patches of 14x14" in error
+    assert "the teacher's own; --image-size" in error
+    assert error.count("\n") == 1

@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         "distill",
         "Distil a teacher into a student on a folder of images or tar shards.",
         "proteus distill --teacher dinov2_vitb14 --student vit_small_patch14 \\\n"
-        "      --data IMAGES --epochs 100 --batch-size 256 --out runs/first\n"
+        "      --image-size 224 --data IMAGES --epochs 100 --batch-size 256 --out runs/first\n"
         "  torchrun --nproc-per-node 8 -m proteus distill --recipe s14-dinov2-b14 \\\n"
         "      --data IMAGENET --out runs/s14",
     )
@@ -77,7 +77,7 @@ def add(commands: Commands) -> None:
     add("--warmup", type=float, help="share of the steps (default 0.05)")
     add("--precision", choices=["fp32", "bf16", "fp16"], help="(default fp32)")
     add("--ema", type=float, metavar="DECAY", help="keep a moving average of the student too")
-    add("--image-size", type=int, help="pixels (default 224)")
+    add("--image-size", type=int, help="pixels (default: the teacher's own)")
     supported = "(default 1 if the teacher supports it, else 0)"
     add("--token", type=float, help=f"weight of the class-token term {supported}")
     add("--feature", type=float, help=f"weight of the all-tokens term {supported}")

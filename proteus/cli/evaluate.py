@@ -59,13 +59,14 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     from torch import distributed
 
     from ..evaluation.cache import FeatureCache
+    from ..evaluation.features import square_size
     from ..evaluation.processes import rank_and_world
 
     device = _start(arguments.device)
     torch.manual_seed(arguments.seed)
     size, checkpoint = arguments.image_size, arguments.checkpoint
     model = _extractor(arguments.model, size, device, checkpoint, arguments.random_weights)
-    size = model.image_size[0]
+    size = square_size(model, size)
     teacher = arguments.teacher and _extractor(arguments.teacher, size, device)
     settings = SuiteSettings(
         image_size=size,

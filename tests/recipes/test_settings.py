@@ -108,3 +108,11 @@ def test_a_run_s_file_is_read_from_its_folder_and_a_broken_one_is_named(tmp_path
     (tmp_path / "run.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected an object"):
         read_recipe(tmp_path)
+
+
+def test_the_paper_s_runs_keep_their_size_whatever_the_default():
+    assert {recipe(name, preset).science.model.image_size
+            for name in RUNS for preset in ("paper", "official")} == {224}  # fmt: skip
+    assert Recipe().science.model.image_size is None
+    old = to_json(with_settings(Recipe(), {"science.model.image_size": 224}))
+    assert from_json(old).science.model.image_size == 224
