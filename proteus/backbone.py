@@ -274,9 +274,8 @@ def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject
     """What a built model says about itself."""
     if not isinstance(model, _HasConfig):
         return Backbone(model, name, size or (224, 224), fixed_size=False)
-    statistics, native = read_config(model.pretrained_cfg, f"{subject}: {name}")
-    config: dict[str, Any] = dict(model.pretrained_cfg or {})
-    native = native or (224, 224)
+    described = read_config(model.pretrained_cfg, f"{subject}: {name}")
+    native = described.image_size or (224, 224)
     fixed = isinstance(model, Resizable)
     if fixed:
         native = to_pair(cast("Any", model).patch_embed.img_size or native)
@@ -286,12 +285,12 @@ def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject
         native,
         fixed_size=fixed,
         own_size=native,
-        statistics=statistics,
-        architecture=config.get("architecture") or "",
+        statistics=described.statistics,
+        architecture=described.architecture,
         # Recorded by timm from 1.0.31 on and by `proteus.weights`; img_size may have changed since.
         arguments={
             **{k: v for k, v in vars(model).get("_model_args", {}).items() if k not in _TRAINING},
             **({"img_size": native} if fixed else {}),
         },
-        license=license if isinstance(license := config.get("license"), str) else "",
+        license=described.license,
     )

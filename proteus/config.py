@@ -19,21 +19,25 @@ class Description(NamedTuple):
     Attributes:
         statistics: (mean, std) in [0, 1] units; ImageNet's where it does not say.
         image_size: (height, width); None where it does not say.
+        architecture: timm's name; "" where it does not say.
+        license: Of its weights; "" where it does not say.
     """
 
     statistics: Statistics
     image_size: tuple[int, int] | None
+    architecture: str
+    license: str
 
 
 def read_config(config: Any, where: str) -> Description:
-    """Statistics and size of a `pretrained_cfg`.
+    """What a `pretrained_cfg` says.
 
     Args:
         config: A dictionary or None; an entry that is None is taken as missing.
         where: First words of error messages: whose description it is, or the file it stands in.
 
     Raises:
-        ValueError: If it is no dictionary, or one of the three is not what timm writes.
+        ValueError: If it is no dictionary, or mean, std or input_size is not what timm writes.
 
     Examples:
         >>> read_config({"mean": [0.5, 0.5, 0.5], "input_size": [3, 64, 96]}, "Teacher").image_size
@@ -47,15 +51,18 @@ def read_config(config: Any, where: str) -> Description:
     given = {k: v for k, v in dict(config or {}).items() if v is not None}
     both = (given.get("mean", IMAGENET[0]), given.get("std", IMAGENET[1]))
     size = given.get("input_size")
+    texts = [given.get(name) for name in ("architecture", "license")]
+    architecture, license_ = (text if isinstance(text, str) else "" for text in texts)
     if size is None:
-        return Description(check_statistics(both, where), None)
+        return Description(check_statistics(both, where), None, architecture, license_)
     whole = isinstance(size, list | tuple) and [type(side) for side in size] == [int] * 3
     if not whole or size[0] != 3 or not all(0 < side <= _LARGEST for side in size[1:]):
         raise ValueError(
             f"{where}: input_size is wrong. Got {_shown(size)}; expected [3, height, width], whole "
             f"numbers of at most {_LARGEST}."
         )
-    return Description(check_statistics(both, where), (size[1], size[2]))
+    statistics = check_statistics(both, where)
+    return Description(statistics, (size[1], size[2]), architecture, license_)
 
 
 def check_statistics(statistics: Any, where: str) -> Statistics:

@@ -98,18 +98,19 @@ def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """224 -> (224, 224); two whole numbers stay what they are.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or not above 0.
     """
+    sides = size if isinstance(size, Sequence) else (size, size)
     try:
-        side = operator.index(size)  # type: ignore[arg-type]
-        return side, side
-    except TypeError:
-        pass
-    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        return int(size[0]), int(size[1])
-    raise ValueError(
-        f"image size: got {size!r}; expected a number of pixels, or two: (height, width)."
-    )
+        height, width = (operator.index(side) for side in sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1 or any(isinstance(side, bool) for side in sides):
+        raise ValueError(
+            f"image_size: wrong value. Got {size!r}; expected a whole number of pixels, or two: "
+            f"(height, width)."
+        )
+    return height, width
 
 
 def check_image_size(image_size: tuple[int, int], patch: tuple[int, int], subject: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageModel, load_backbone
-from .config import Statistics, choose_statistics
+from .config import Statistics, check_statistics
 from .features import Features
 from .masking import check_hidden
 
@@ -110,8 +110,8 @@ class Student(ImageModel):
         super().__init__(loaded, normalize)
         self.architecture, self.arguments = loaded.architecture, loaded.arguments
         # Of the export, which normalises even where this student does not.
-        chosen = True if isinstance(normalize, bool) else normalize
-        self.statistics = choose_statistics(chosen, loaded.statistics, "Student")
+        own = isinstance(normalize, bool)
+        self.statistics = loaded.statistics if own else check_statistics(normalize, "Student")
         self._hide = _HideHook()
         self.mask_token: nn.Parameter | None = None
         if isinstance(self.backbone, _EmbedsPatches) and self._embeds_one_token_a_patch():

@@ -292,3 +292,12 @@ def test_printing_is_one_line(teacher, student, distiller):
     assert repr(teacher) in repr(distiller)
     assert repr(student) in repr(distiller)
     assert "Linear" in repr(student.backbone)
+
+
+@pytest.mark.parametrize(
+    "size", [0, -32, True, 32.5, "32", (32,), (32, 32.9), (32, 0), (1, 2, 3), (None, 3)], ids=repr
+)
+@pytest.mark.parametrize("build", [proteus.Teacher, proteus.Student, as_extractor])
+def test_a_size_that_is_none_is_refused(build, size):
+    with pytest.raises(ValueError, match="image_size: wrong value"):
+        build(nn.Conv2d(3, 8, 4, 4), image_size=size)

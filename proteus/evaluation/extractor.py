@@ -344,7 +344,5 @@ def _fit(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     """A copy for another image size; only the positions are new."""
     ours = _share(model)
     assert isinstance(ours, Resizable)
-    config = dict(model.pretrained_cfg or {}) if isinstance(model, _HasConfig) else {}
-    architecture: str = config.get("architecture") or ""
-    fit_positions(ours, size, position_rule(architecture), _SUBJECT)
+    fit_positions(ours, size, position_rule(_described(model).architecture), _SUBJECT)
     return ours
