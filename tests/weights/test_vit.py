@@ -224,5 +224,5 @@ def test_sizes_come_in_many_types(weights, size):
 
 @pytest.mark.parametrize("size", ["98", (98,), 98.5])
 def test_what_is_no_size_is_an_error(weights, size):
-    with pytest.raises(ValueError, match="expected a number of pixels, or two"):
+    with pytest.raises(ValueError, match="expected a whole number of pixels, or two"):
         from_dinov2(weights, num_heads=3, image_size=size)
