@@ -1,16 +1,26 @@
 """A name, a file or a module -> a plain model, and what must be known to feed it."""
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from .catalog import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
+from .config import Statistics, choose_statistics, read_config
 from .features import IMAGENET, Features
-from .positions import Resizable, check_image_size, fit_positions, to_pair
-from .reader import ImageInput, Statistics, probe, reader_for
+from .positions import (
+    FAILURES,
+    Resizable,
+    check_image_size,
+    fit_positions,
+    refuse_size,
+    to_pair,
+)
+from .reader import ImageInput, probe, reader_for
 from .weights import load_checkpoint
+from .weights.files import refuse_not_finite
 from .weights.folder import load_folder
 
 OBJECTIVES = ("token", "feature", "patch")
@@ -31,6 +41,7 @@ class Backbone:
         arguments: timm arguments that rebuild it together with the architecture.
         objectives: The loss terms it supports as a teacher.
         license: Of its weights, as timm states it, "" where unknown.
+        own_size: (height, width) it says it is made for; None where it does not say.
     """
 
     model: nn.Module
@@ -42,6 +53,7 @@ class Backbone:
     arguments: dict[str, Any] | None = None
     objectives: tuple[str, ...] = OBJECTIVES
     license: str = ""
+    own_size: tuple[int, int] | None = None
 
 
 @runtime_checkable
@@ -61,10 +73,16 @@ class ImageModel(nn.Module):
         super().__init__()
         self.name, self.image_size = loaded.name, loaded.image_size
         self.backbone = loaded.model
-        statistics = loaded.statistics if normalize is True else normalize or None
-        self.inputs = ImageInput(statistics, type(self).__name__).like(self.backbone)
+        subject = type(self).__name__
+        statistics = choose_statistics(normalize, loaded.statistics, subject)
+        self.inputs = ImageInput(statistics, subject).like(self.backbone)
         self._read = reader_for(self.backbone)
-        sample = self._probe()
+        try:
+            sample = self._probe()
+        except FAILURES as error:
+            name, size = loaded.name, loaded.image_size
+            refuse_size(error, subject, name, size, loaded.own_size, fits=self._takes)
+            raise
         self.embed_dim: int = sample.cls.shape[-1]
         self.grid = sample.grid
 
@@ -72,9 +90,28 @@ class ImageModel(nn.Module):
         """`Features` of one grey image."""
         return probe(self._read, self.backbone, self.inputs, self.image_size)
 
-    def extra_repr(self) -> str:
-        """What `print(model)` says first."""
-        return f"{self.name!r}, embed_dim={self.embed_dim}, grid={self.grid}"
+    def _takes(self, size: tuple[int, int]) -> bool:
+        """Whether the model can take images of a size."""
+        try:
+            probe(self._read, self.backbone, self.inputs, size)
+        except (*FAILURES, ValueError):
+            return False
+        return True
+
+    def _features(self, images: Tensor) -> Features:
+        """`Features` of images as the user has them."""
+        images = self.inputs(images)
+        try:
+            return self._read(self.backbone, images)
+        except FAILURES as error:
+            size = (images.shape[-2], images.shape[-1])
+            refuse_size(error, type(self).__name__, self.name, size, self.image_size)
+            raise
+
+    def __repr__(self) -> str:
+        # One line: the plain model, all its layers, prints as `.backbone`.
+        kind = type(self).__name__
+        return f"{kind}({self.name!r}, embed_dim={self.embed_dim}, grid={self.grid})"
 
 
 def load_backbone(
@@ -90,7 +127,7 @@ def load_backbone(
 
     Args:
         model: A name of `proteus.catalog`, a timm name, `local-dir:FOLDER`, `hf-hub:OWNER/REPO`, or
-            a module, which is used as it is.
+            a module, which is used as it is (a copy of it where it has to be resized).
         subject: "Teacher" or "Student", the first word of error messages.
         pretrained: Load the published weights.
         checkpoint: A local `.safetensors` or `.pth` file with the weights instead.
@@ -114,7 +151,12 @@ def load_backbone(
                 f"{subject}: drop_path= goes with a name. Got a module of type "
                 f"{type(model).__name__}; build it with stochastic depth instead."
             )
-        backbone = _describe(model, type(model).__name__, size)
+        backbone = _describe(model, type(model).__name__, size, subject)
+    elif not isinstance(model, str):
+        raise ValueError(
+            f"{subject}: not a model. Got {model!r}; expected a name, or an nn.Module. A folder is "
+            f"'local-dir:FOLDER'."
+        )
     else:
         backbone = _create(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
     if isinstance(backbone.model, Resizable):
@@ -123,6 +165,9 @@ def load_backbone(
     if size is None or size == backbone.image_size:
         return backbone
     if isinstance(backbone.model, Resizable):
+        if backbone.model is model:  # the user's stays what it is
+            backbone = replace(backbone, model=copy.deepcopy(model))
+        assert isinstance(backbone.model, Resizable)
         fit_positions(backbone.model, size, position_rule(backbone.architecture), subject)
     if backbone.arguments is not None and backbone.fixed_size:
         backbone = replace(backbone, arguments={**backbone.arguments, "img_size": size})
@@ -155,7 +200,7 @@ def _create(
                 f"own description; expected a timm name."
             )
         model = load_folder(source.removeprefix("local-dir:"), subject)
-        return replace(_describe(model, name, size), objectives=entry.objectives)
+        return replace(_describe(model, name, size, subject), objectives=entry.objectives)
     if not source.startswith("hf-hub:"):
         architecture, _, tag = source.partition(".")
         tags = [t.partition(".")[2] for t in timm.list_models(architecture + ".*", pretrained=True)]
@@ -179,16 +224,20 @@ def _create(
             _reach(config.hf_hub_id.partition("@")[0])
         extra: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         model = timm.create_model(source, pretrained=weights, num_classes=0, **arguments, **extra)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+    # A repository's description may make timm do anything.
+    except (OSError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
+            TypeError, ValueError) as error:  # fmt: skip
         if size is not None and "img_size" in arguments and not weights:
             raise ValueError(f"{subject}: {name} cannot be built at {size}. {error}") from error
         raise ValueError(
             f"{subject}: the model could not be loaded. Got {name!r} and from timm: "
             f"{type(error).__name__}: {error}. {_offline_advice(name, config)}"
         ) from error
+    if weights:
+        refuse_not_finite(model.state_dict(), f"{subject}: {name}")
     if checkpoint is not None:
         model = load_checkpoint(model, checkpoint, subject)
-    described = _describe(model, name, size)
+    described = _describe(model, name, size, subject)
     return replace(
         described,
         arguments={**(described.arguments or {}), **arguments},
@@ -221,27 +270,27 @@ def _offline_advice(name: str, config: Any) -> str:
     )
 
 
-def _describe(model: nn.Module, name: str, size: tuple[int, int] | None) -> Backbone:
+def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject: str) -> Backbone:
     """What a built model says about itself."""
     if not isinstance(model, _HasConfig):
-        fallback = size or (224, 224)
-        return Backbone(model, name, fallback, fixed_size=False)
-    config: dict[str, Any] = dict(cast("Any", model.pretrained_cfg) or {})
-    native = tuple(config.get("input_size", (3, 224, 224))[1:])
+        return Backbone(model, name, size or (224, 224), fixed_size=False)
+    described = read_config(model.pretrained_cfg, f"{subject}: {name}")
+    native = described.image_size or (224, 224)
     fixed = isinstance(model, Resizable)
     if fixed:
-        native = tuple(cast("Any", model).patch_embed.img_size or native)
+        native = to_pair(cast("Any", model).patch_embed.img_size or native)
     return Backbone(
         model,
         name,
-        cast("tuple[int, int]", native),
+        native,
         fixed_size=fixed,
-        statistics=(config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1])),
-        architecture=config.get("architecture") or "",
+        own_size=native,
+        statistics=described.statistics,
+        architecture=described.architecture,
         # Recorded by timm from 1.0.31 on and by `proteus.weights`; img_size may have changed since.
         arguments={
             **{k: v for k, v in vars(model).get("_model_args", {}).items() if k not in _TRAINING},
             **({"img_size": native} if fixed else {}),
         },
-        license=config.get("license") or "",
+        license=described.license,
     )

@@ -1,6 +1,5 @@
 """Names: what each published teacher and each of the paper's students is in timm's words."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .positions import Rule
+from .words import nearest
 
 
 @dataclass(frozen=True)
@@ -115,17 +115,13 @@ def position_rule(architecture: str) -> Rule:
     return "dinov2" if plain else "timm"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names that look like it, as a sentence; "" where none does."""
-    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"Nearest: {', '.join(found)}." if found else ""
-
-
 def unknown_name(subject: str, name: str, known: Iterable[str]) -> str:
     """The message for a name nobody knows, with the nearest known ones."""
+    folder = f"Did you mean 'local-dir:{name}'?" if Path(name).is_dir() else ""
+    hint = folder or nearest(name, known)
     return (
         f"{subject}: unknown name. Got {name!r}; expected a published name "
         f"({', '.join([*list(TEACHERS)[:2], '…', *list(STUDENTS)[:1]])}), a timm model, "
-        f"'local-dir:FOLDER', 'hf-hub:OWNER/REPO' or an nn.Module. {nearest(name, known)} "
+        f"'local-dir:FOLDER', 'hf-hub:OWNER/REPO' or an nn.Module. {hint} "
         f"`proteus info` lists the published names."
     )

@@ -57,6 +57,10 @@ class TeacherAndStudent(nn.Module):
         """Everything an optimizer should have: student, mask token, heads; never the teacher."""
         return (p for p in self.parameters() if p.requires_grad)
 
+    def __repr__(self) -> str:
+        # One line: the plain models print as `.teacher.backbone` and `.student.backbone`.
+        return f"{type(self).__name__}({self.teacher!r}, {self.student!r})"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TeacherAndStudent":
         # `.to()`, `.cuda()`, `.double()` go through here; the frozen models must come along.
         for name in self._frozen:

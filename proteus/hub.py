@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from .catalog import nearest, position_rule
+from .catalog import position_rule
 from .files import sha256_of
 from .positions import Resizable, fit_positions, to_pair
 from .pretrained import PRETRAINED, Pretrained
 from .saving import save_pretrained
 from .version import __version__
 from .weights.folder import CONFIG, WEIGHTS, load_folder
+from .words import nearest
 
 if TYPE_CHECKING:
     from .distiller import Distiller

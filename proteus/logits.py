@@ -13,7 +13,7 @@ from .losses import at_least_float32
 from .ranges import check_numbers
 from .student import Student
 from .teacher import Teacher
-from .weights.files import read_state_dict
+from .weights.files import load_strictly, naming, read_state_dict, refuse_hollow
 
 
 class LogitLosses(NamedTuple):
@@ -82,6 +82,8 @@ def load_linear_head(path: str | Path, teacher_dim: int) -> LinearHead:
         5
     """
     tensors = read_state_dict(path)
+    with naming(path):
+        refuse_hollow(tensors, "linear head")
     shapes = {
         name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         for name, value in tensors.items()
@@ -97,7 +99,8 @@ def load_linear_head(path: str | Path, teacher_dim: int) -> LinearHead:
             f"hold)."
         )
     head = LinearHead(teacher_dim, int(classes))
-    head.linear.load_state_dict(tensors)
+    with naming(path):
+        load_strictly(head.linear, tensors, "linear head")
     return head.requires_grad_(False)
 
 

@@ -9,7 +9,7 @@ Two rules are in use and give different numbers (up to 1.5 % of the features for
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -17,7 +17,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .features import ShapeError
+
 Rule = Literal["dinov2", "timm"]
+# What the plain models raise for images that they cannot take.
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
 def resample_positions(
@@ -94,29 +98,82 @@ def to_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """224 -> (224, 224); two whole numbers stay what they are.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or not above 0.
     """
+    sides = size if isinstance(size, Sequence) else (size, size)
     try:
-        side = operator.index(size)  # type: ignore[arg-type]
-        return side, side
-    except TypeError:
-        pass
-    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        return int(size[0]), int(size[1])
-    raise ValueError(
-        f"image size: got {size!r}; expected a number of pixels, or two: (height, width)."
-    )
+        height, width = (operator.index(side) for side in sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1 or any(isinstance(side, bool) for side in sides):
+        raise ValueError(
+            f"image_size: wrong value. Got {size!r}; expected a whole number of pixels, or two: "
+            f"(height, width)."
+        )
+    return height, width
 
 
 def check_image_size(image_size: tuple[int, int], patch: tuple[int, int], subject: str) -> None:
-    """Raise `ValueError` unless the image is a whole number of patches."""
+    """Raise `ShapeError` unless the image is a whole number of patches."""
     if any(size < p or size % p for size, p in zip(image_size, patch, strict=True)):
         down = tuple(max(1, size // p) * p for size, p in zip(image_size, patch, strict=True))
-        raise ValueError(
+        raise ShapeError(
             f"{subject}: image size is not a multiple of the patch size. Got "
             f"{image_size[0]}x{image_size[1]} with patches of {patch[0]}x{patch[1]}; expected "
             f"for example {down[0]}x{down[1]} or {down[0] + patch[0]}x{down[1] + patch[1]}."
         )
+
+
+def refuse_size(
+    error: Exception,
+    subject: str,
+    name: str,
+    size: tuple[int, int],
+    own: tuple[int, int] | None,
+    *,
+    fits: Callable[[tuple[int, int]], bool] | None = None,
+) -> None:
+    """Say in our words that a model cannot take images of a size, where that may be the reason.
+
+    Args:
+        error: What the model raised; one of `FAILURES`.
+        subject: First word of the message.
+        name: Of the model.
+        size: (height, width) of the images.
+        own: The size it was built for; None where it does not say.
+        fits: Tells whether the model takes a size, to find one that is near.
+
+    Raises:
+        ShapeError: Unless the size is the model's own, or the device is what failed.
+        ValueError: At construction (with `fits`), if the model fails at its own size.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error" in str(error):
+        return
+    shown = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": .")
+    got = f"Got {size[0]}x{size[1]} for {name}, which raised {shown}"
+    if size == own:
+        if fits is not None:
+            raise ValueError(f"{subject}: the model fails on a grey RGB image. {got}.") from error
+        return
+    near = own
+    if fits is not None and own is not None:
+        near = next((one for one in _sizes_near(size, own) if fits(one)), None)
+    expected = f"; expected for example {near[0]}x{near[1]}" if near else ""
+    raise ShapeError(
+        f"{subject}: the model cannot take images of this size. {got}{expected}. Build it with an "
+        f"image_size that it can take, and give it images of that size."
+    ) from error
+
+
+def _sizes_near(size: tuple[int, int], own: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes that a model of windows may take, the nearest first, its own last."""
+    found = []
+    for parts in (8, 4, 2):
+        height, width = (max(1, side // parts) for side in own)
+        found.append(
+            (max(round(size[0] / height), 1) * height, max(round(size[1] / width), 1) * width)
+        )
+    return [*found, own]
 
 
 def fit_positions(model: Resizable, image_size: tuple[int, int], rule: Rule, subject: str) -> None:
@@ -126,7 +183,11 @@ def fit_positions(model: Resizable, image_size: tuple[int, int], rule: Rule, sub
     grid = (image_size[0] // patch[0], image_size[1] // patch[1])
     learned = isinstance(model, _HasPositions) and isinstance(model.pos_embed, Tensor)
     if not learned or rule == "timm":
-        model.set_input_size(img_size=image_size)
+        try:
+            model.set_input_size(img_size=image_size)
+        except FAILURES as error:
+            refuse_size(error, subject, type(model).__name__, image_size, None)
+            raise
         return
     assert isinstance(model, _HasPositions)
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens

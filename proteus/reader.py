@@ -3,16 +3,15 @@
 `ImageInput` is the way in (range check and the model's own normalisation), a `Reader` the way out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from .config import Statistics
 from .features import Features, ShapeError
-
-Statistics = tuple[Sequence[float], Sequence[float]]
 
 
 class ImageInput(nn.Module):

@@ -13,6 +13,7 @@ from .saving import save_pretrained
 from .student import Student
 from .weights import from_dinov2, from_openai_clip, from_proteus, from_synclr
 from .weights.folder import WEIGHTS
+from .words import nearest
 
 IMPORTERS: dict[str, Callable[..., nn.Module]] = {
     "proteus": from_proteus,
@@ -63,7 +64,8 @@ def convert(
     """
     if family not in IMPORTERS:
         raise ValueError(
-            f"convert: unknown family. Got {family!r}; expected one of {', '.join(IMPORTERS)}."
+            f"convert: unknown family. Got {family!r}; expected one of {', '.join(IMPORTERS)}. "
+            f"{nearest(family, IMPORTERS)}"
         )
     file = Path(file)
     target = Path(folder) / WEIGHTS
@@ -138,7 +140,8 @@ def release(
     unknown = [name for name in wanted if name not in PRETRAINED]
     if unknown:
         raise ValueError(
-            f"release: unknown student. Got {unknown[0]!r}; expected {', '.join(PRETRAINED)}."
+            f"release: unknown student. Got {unknown[0]!r}; expected {', '.join(PRETRAINED)}. "
+            f"{nearest(unknown[0], PRETRAINED)}"
         )
     files = _match(source, wanted, report)
     made = []

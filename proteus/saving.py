@@ -12,6 +12,7 @@ import torch
 
 from .card import model_card, versions
 from .files import replace_files
+from .weights.files import refuse_not_finite
 from .weights.folder import load_folder
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def save_pretrained(
         The folder.
 
     Raises:
-        ValueError: If the backbone is not a timm model, or could not be rebuilt from what was
-            written (checked before anything is moved into place).
+        ValueError: If the backbone is not a timm model, holds NaN, or could not be rebuilt from
+            what was written (checked before anything is moved into place).
 
     Examples:
         >>> import tempfile, timm, proteus
@@ -70,6 +71,7 @@ def save_pretrained(
             f"save_pretrained: not a timm model. Got {student.name!r}; expected a student built "
             f"from a timm name. Save its weights with safetensors.torch.save_model instead."
         )
+    refuse_not_finite(student.backbone.state_dict(), "save_pretrained")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{_STAGING}*"):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageModel, load_backbone
+from .config import Statistics, check_statistics
 from .features import Features
 from .masking import check_hidden
 from .ranges import check_numbers
-from .reader import Statistics
 
 
 @runtime_checkable
@@ -53,9 +53,11 @@ class Student(ImageModel):
     Args:
         model: `vit_tiny_patch14`, `vit_small_patch14`, `vit_base_patch14` or `vit_large_patch14`
             (the paper's students: LayerScale 1.0, random init), any timm name,
-            `hf-hub:owner/repo`, `local-dir:folder`, or an `nn.Module` (used as it is).
+            `hf-hub:owner/repo`, `local-dir:folder`, or an `nn.Module`, which is used as it is;
+            where `image_size` asks for another size than its own, a copy of it is.
         pretrained: Start from published weights instead of random ones (timm names).
-        image_size: Pixels, a number or (height, width).
+        image_size: Pixels, a number or (height, width); None = 224, and of a module its own size
+            (224 where it has none).
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
             (mean, std) in [0, 1] units = these; False = images arrive normalised.
         drop_path: Rate of stochastic depth in training, for timm names. The paper's words say 0.1;
@@ -71,7 +73,8 @@ class Student(ImageModel):
         image_size: (height, width).
 
     Raises:
-        ValueError: If the name is unknown, or the image size is not a multiple of the patch size.
+        ValueError: If the name is unknown.
+        ShapeError: If the model cannot take the image size; also of a call with images of one.
 
     Examples:
         >>> student = Student("vit_tiny_patch16_224", image_size=64)
@@ -92,11 +95,13 @@ class Student(ImageModel):
         model: str | nn.Module,
         *,
         pretrained: bool = False,
-        image_size: int | tuple[int, int] = 224,
+        image_size: int | tuple[int, int] | None = None,
         normalize: bool | Statistics = True,
         drop_path: float = 0.0,
     ) -> None:
         check_numbers("Student", {"drop_path": drop_path})
+        if image_size is None and not isinstance(model, nn.Module):
+            image_size = 224
         loaded = load_backbone(
             model,
             subject="Student",
@@ -107,7 +112,8 @@ class Student(ImageModel):
         super().__init__(loaded, normalize)
         self.architecture, self.arguments = loaded.architecture, loaded.arguments
         # Of the export, which normalises even where this student does not.
-        self.statistics = loaded.statistics if isinstance(normalize, bool) else normalize
+        own = isinstance(normalize, bool)
+        self.statistics = loaded.statistics if own else check_statistics(normalize, "Student")
         self._hide = _HideHook()
         self.mask_token: nn.Parameter | None = None
         if isinstance(self.backbone, _EmbedsPatches) and self._embeds_one_token_a_patch():
@@ -126,13 +132,13 @@ class Student(ImageModel):
             ValueError: If the model cannot have patches hidden.
         """
         if hidden is None:
-            return self._read(self.backbone, self.inputs(images))
+            return self._features(images)
         if self.mask_token is None:
             raise ValueError(self.cannot_hide())
         check_hidden("Student", hidden, images.shape[0], self.grid)
         self._hide.hidden, self._hide.token = hidden, self.mask_token
         try:
-            return self._read(self.backbone, self.inputs(images))
+            return self._features(images)
         finally:
             self._hide.hidden = self._hide.token = None
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ImageModel, load_backbone
+from .config import Statistics
 from .features import Features
-from .reader import Statistics
 
 
 class Teacher(ImageModel):
@@ -21,7 +21,8 @@ class Teacher(ImageModel):
             `dinov3_vits16|b16|l16`; `clip_vitb16|l14`; `openclip_…`, `siglip_…`;
             `synclr_vitb16|l14`), any timm name, `hf-hub:owner/repo`, `local-dir:folder`,
             or any `nn.Module` that returns `Features`, a feature map [B, D, h, w] or a vector
-            [B, D]. A module is used as it is, and frozen.
+            [B, D]. A module is used as it is, and frozen; where `image_size` asks for another size
+            than its own, a copy of it is.
         pretrained: Load the published weights. False gives random ones, for tests.
         checkpoint: Local `.safetensors` or `.pth` file with the weights, instead of a download: in
             timm's format or the one its authors publish (see `proteus.weights`).
@@ -41,8 +42,8 @@ class Teacher(ImageModel):
         license: Licence of its weights, as timm states it; "" where unknown.
 
     Raises:
-        ValueError: If the name is unknown, weights are missing or do not fit exactly, or the image
-            size is not a multiple of the patch size.
+        ValueError: If the name is unknown, or weights are missing, broken or do not fit exactly.
+        ShapeError: If the model cannot take the image size; also of a call with images of one.
 
     Examples:
         >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=64)
@@ -85,7 +86,7 @@ class Teacher(ImageModel):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """RGB images [B, 3, H, W], uint8 or float in [0, 1], to `Features`, without a graph."""
-        return self._read(self.backbone, self.inputs(images))
+        return self._features(images)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval whatever is asked, dropout and batch norm included."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .files import write_whole
+from .words import install, nearest
 
 
 class Tracker(Protocol):
@@ -53,21 +54,21 @@ def open_tracker(text: str, folder: str | Path, settings: Mapping[str, Any]) -> 
     name, separator, project = text.partition(":")
     if name not in _OPEN:
         raise ValueError(
-            f"trackers: unknown tracker. Got {text!r}; expected one of {', '.join(_OPEN)}."
+            f"trackers: unknown tracker. Got {text!r}; expected one of {', '.join(_OPEN)}. "
+            f"{nearest(name, _OPEN)}"
         )
     if separator and (not project or name == "tensorboard"):
         raise ValueError(
             f"trackers: the project does not fit. Got {text!r}; expected wandb:PROJECT or "
             f"mlflow:EXPERIMENT (TensorBoard has none)."
         )
-    extra, package, opener = _OPEN[name]
+    packages, module, opener = _OPEN[name]
     place = Path(folder).resolve() / "trackers"
     try:
-        importlib.import_module(package)
+        importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"trackers: {name} is not installed. Got {error}. "
-            f"Run: pip install 'proteus-distill[{extra}]'"
+            f"trackers: {name} is not installed. Got {error}. {install(*packages)}"
         ) from error
     return _Later(lambda step: opener(project or "proteus", place, settings, step))
 
@@ -176,8 +177,8 @@ class _MLflow:
 
 # Name -> (extra of the package, what is imported of it, how to open it).
 _Opener = Callable[[str, Path, Mapping[str, Any], int], Tracker]
-_OPEN: dict[str, tuple[str, str, _Opener]] = {
-    "tensorboard": ("log", "torch.utils.tensorboard", _TensorBoard),
-    "wandb": ("wandb", "wandb", _WeightsAndBiases),
-    "mlflow": ("mlflow", "mlflow", _MLflow),
+_OPEN: dict[str, tuple[tuple[str, ...], str, _Opener]] = {
+    "tensorboard": (("tensorboard",), "torch.utils.tensorboard", _TensorBoard),
+    "wandb": (("wandb",), "wandb", _WeightsAndBiases),
+    "mlflow": (("mlflow-skinny", "sqlalchemy", "alembic", "sqlparse"), "mlflow", _MLflow),
 }

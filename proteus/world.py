@@ -163,17 +163,36 @@ def _said(first: str) -> str:
 def choose_device(device: str | torch.device) -> torch.device:
     """`auto` = the accelerator if there is one, else the CPU. Under torchrun, this process's own.
 
+    Raises:
+        ValueError: If this machine has no such device.
+
     Examples:
         >>> choose_device("cpu")
         device(type='cpu')
     """
-    chosen = torch.device("cpu") if device == "auto" else torch.device(device)
-    if device == "auto" and torch.accelerator.is_available():
-        chosen = torch.accelerator.current_accelerator() or chosen
+    count, best = {"cpu": 1}, torch.device("cpu")
+    if torch.accelerator.is_available():
+        best = torch.accelerator.current_accelerator() or best
+        count[best.type] = torch.accelerator.device_count()
+    try:
+        chosen = best if device == "auto" else torch.device(device)
+    except (RuntimeError, TypeError):  # torch knows no device by this name
+        raise _no_device(device, count) from None
     if chosen.type != "cpu" and chosen.index is None and dist.is_torchelastic_launched():
-        local = dist.get_node_local_rank()
-        chosen = torch.device(chosen.type, local)
+        chosen = torch.device(chosen.type, dist.get_node_local_rank())
+    if (chosen.index or 0) >= count.get(chosen.type, 0):
+        raise _no_device(chosen, count)
     return chosen
+
+
+def _no_device(device: str | torch.device, count: dict[str, int]) -> ValueError:
+    names = [
+        f"'{kind}'" if n == 1 else f"'{kind}:0' to '{kind}:{n - 1}'" for kind, n in count.items()
+    ]
+    return ValueError(
+        f"device: this machine has none by this name. Got {str(device)!r}; expected 'auto', or "
+        f"{', '.join(names)}."
+    )
 
 
 def join(

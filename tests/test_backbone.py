@@ -1,4 +1,5 @@
 import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -9,6 +10,7 @@ import proteus
 from conftest import vit
 from proteus import Features
 from proteus.catalog import STUDENTS, TEACHERS
+from proteus.evaluation.extractor import as_extractor
 from proteus.features import ShapeError
 
 NAMES = {  # timm name -> (options, image size, grid, has class token after the final norm)
@@ -205,3 +207,97 @@ def test_weights_that_cannot_be_reached_name_the_file_at_once():
     with pytest.raises(ValueError, match=r"safetensors of timm/vit_small.*checkpoint='FILE'"):
         proteus.Teacher("dinov2_vits14")
     assert time.monotonic() - begun < 10
+
+
+class TestImageSize:
+    @pytest.mark.parametrize("build", [proteus.Teacher, proteus.Student, as_extractor])
+    def test_images_of_another_size_are_told_the_model_s_own(self, build):
+        model = build(vit(class_token=False, global_pool="avg"), image_size=32)
+        if build is as_extractor:
+            model.model.set_input_size = None  # as of a model that cannot be resized
+            model._model_for = lambda images: model.model
+        with pytest.raises(ShapeError, match=r"48x48.*32x32") as caught:
+            model(torch.rand(1, 3, 48, 48))
+        assert "image_size" in str(caught.value)
+        assert model(torch.rand(1, 3, 32, 32)).cls.shape == (1, 24)  # and nothing is left behind
+
+    def test_hidden_patches_of_another_size_are_no_other_error(self, student):
+        with pytest.raises(ShapeError, match=r"48x48.*32x32"):
+            student(torch.rand(1, 3, 48, 48), torch.ones(1, 16, dtype=torch.bool))
+
+    @pytest.mark.parametrize(
+        ("name", "size", "near"),
+        [
+            ("halonet26t", (192, 288), "256x256"),
+            ("maxvit_rmlp_pico_rw_256", 96, "256x256"),
+            ("coatnet_pico_rw_224", 96, "224x224"),
+            ("mixer_s32_224", 96, ""),
+        ],
+    )
+    @pytest.mark.parametrize("build", [proteus.Teacher, proteus.Student, as_extractor])
+    def test_windows_that_do_not_fit_are_a_plain_error(self, build, name, size, near):
+        model = timm.create_model(name, num_classes=0)
+        with pytest.raises(ShapeError, match=r"(Teacher|Student|evaluation): .*size") as caught:
+            build(model, image_size=size)
+        assert near in str(caught.value)
+
+    def test_a_model_of_other_images_says_so_at_construction(self):
+        grey = timm.create_model("resnet18", num_classes=0, in_chans=1)
+        with pytest.raises(ValueError, match=r"grey RGB image.*224x224.*RuntimeError"):
+            proteus.Teacher(grey)
+
+    def test_a_module_that_fails_for_another_reason_raises_its_own_error(self):
+        def once(images, calls=[]):  # noqa: B006 - on purpose: it counts its calls
+            calls.append(images)
+            if len(calls) > 1:
+                raise RuntimeError("a bug")
+            return images.mean((2, 3))
+
+        teacher = proteus.Teacher(Returns(once), image_size=32)
+        with pytest.raises(RuntimeError, match="a bug"):
+            teacher(torch.rand(1, 3, 32, 32))
+
+    @pytest.mark.parametrize("build", [proteus.Teacher, proteus.Student, as_extractor])
+    def test_a_module_keeps_its_size_and_its_weights(self, build):
+        model = timm.create_model("vit_small_patch8_224", num_classes=0, img_size=48, depth=1)
+        before = model.pos_embed
+        kept = build(model)
+        assert kept.image_size == (48, 48)
+        assert build is as_extractor or kept.backbone is model
+        other = build(model, image_size=64)
+        assert other.image_size == (64, 64)
+        assert model.pos_embed is before
+        assert model.patch_embed.img_size == (48, 48)
+        assert model(torch.rand(1, 3, 48, 48)).shape == (1, 384)
+
+    def test_a_student_of_a_name_or_a_nameless_module_is_224(self):
+        assert proteus.Student("vit_tiny_patch16_384").image_size == (224, 224)
+        assert proteus.Student(nn.Conv2d(3, 8, 32, 32)).image_size == (224, 224)
+        assert proteus.Student(timm.create_model("efficientnet_b1")).image_size == (240, 240)
+
+    @pytest.mark.parametrize("model", [5, None, Path("folder"), ["vit"]], ids=repr)
+    def test_what_is_no_model_is_refused(self, model):
+        with pytest.raises(ValueError, match="not a model"):
+            proteus.Teacher(model)
+
+
+def test_a_folder_by_its_bare_path_is_recognised(tmp_path):
+    with pytest.raises(ValueError, match=f"Did you mean 'local-dir:{tmp_path}'"):
+        proteus.Teacher(str(tmp_path))
+
+
+def test_printing_is_one_line(teacher, student, distiller):
+    assert not any("\n" in repr(model) for model in (teacher, student, distiller))
+    assert repr(teacher) == "Teacher('VisionTransformer', embed_dim=36, grid=(4, 4))"
+    assert repr(teacher) in repr(distiller)
+    assert repr(student) in repr(distiller)
+    assert "Linear" in repr(student.backbone)
+
+
+@pytest.mark.parametrize(
+    "size", [0, -32, True, 32.5, "32", (32,), (32, 32.9), (32, 0), (1, 2, 3), (None, 3)], ids=repr
+)
+@pytest.mark.parametrize("build", [proteus.Teacher, proteus.Student, as_extractor])
+def test_a_size_that_is_none_is_refused(build, size):
+    with pytest.raises(ValueError, match="image_size: wrong value"):
+        build(nn.Conv2d(3, 8, 4, 4), image_size=size)

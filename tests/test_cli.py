@@ -85,6 +85,8 @@ def distill(images, out, **options):
         "--out": out,
         **options,
     }
+    if options["--image-size"] is None:  # left out; other options without a value stand alone
+        del options["--image-size"]
     words = [str(word) for pair in options.items() for word in pair if word is not None]
     return main(["distill", *words])
 
@@ -371,3 +373,97 @@ def test_a_folder_in_use_is_refused_at_once(images, tmp_path, capsys):
     told = f"in use. Got '{tmp_path}', where a run of process {holder.pid} on"
     assert capsys.readouterr().err.count(told) == 5
     assert (tmp_path / "log.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("distil", ["Did you mean distill?", "`proteus --help`"]),
+        ("evalute x", ["Did you mean evaluate"]),
+        ("--verison", ["--verison", "--version"]),
+        ("distill --techer x --out y", ["unknown option --techer.", "--teacher"]),
+        ("distill --teacher x --studnet y", ["unknown option --studnet.", "--student"]),
+        ("distill --precision=fp61", ["fp61", "Did you mean fp16"]),
+        ("evaluate x --sute knn", ["unknown option --sute.", "--suite"]),
+        ("export a --to onxx --out b", ["onxx", "Did you mean onnx?"]),
+        ("recipes s14-dinov2-b14 --preset offical", ["Did you mean official?"]),
+        ("data x --batch-size 3 --chekc", ["unknown option --batch-size."]),
+    ],
+)
+def test_a_mistyped_word_gets_the_nearest_one_and_no_page_of_usage(command, words, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(command.split())
+    error = capsys.readouterr().err
+    assert done.value.code == 2
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("convert a --out b --family dino", ["Did you mean dinov2?"]),
+        ("recipes s14-dino", ["Did you mean s14-dinov2-b14"]),
+        ("evaluate x --data demo=images --suite knn,linaer --out o", ["Did you mean linear"]),
+        ("evaluate x --data flower=nowhere --out o", ["Did you mean flowers"]),
+        ("evaluate x --data images --device quantum --out o", ["device: ", "'quantum'", "'cpu'"]),
+    ],
+)
+def test_a_mistyped_name_gets_the_nearest_one(command, words, images, monkeypatch, capsys):
+    for split in ("train", "test"):
+        images.joinpath(split).mkdir()
+    monkeypatch.chdir(images.parent)
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+
+
+def test_a_bare_distill_says_in_two_lines_what_it_needs(capsys):
+    assert main(["distill"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    for option in ("--teacher", "--student", "--data", "--epochs", "--out"):
+        assert option in first
+    assert all(f"`proteus {word}`" in second for word in ("info", "recipes", "distill --help"))
+    assert main(["distill", "--recipe", "s14-dinov2-b14", "--out", "x"]) == 2
+    assert "missing --data IMAGES.\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["quantum", "", "cuda:99"])
+def test_a_device_that_is_not_there_is_no_traceback(images, tmp_path, capsys, device):
+    assert distill(images, tmp_path / "run", **{"--device": device}) == 2
+    assert f"Got {device!r}" in capsys.readouterr().err
+    assert main(["demo", "--device", device, "--out", str(tmp_path / "demo")]) == 2
+    assert f"Got {device!r}" in capsys.readouterr().err
+
+
+def test_the_image_size_is_the_teacher_s_own_and_is_said(images, tmp_path, capsys):
+    out, again = tmp_path / "run", tmp_path / "again"
+    assert distill(images, out, **{"--image-size": None, "--steps": 2}) == 0
+    assert "Image size: 64, the teacher's own" in capsys.readouterr().out
+    assert read_recipe(out).science.model.image_size == 64
+    config = json.loads((out / "export/config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
+    assert main(["distill", "--from", str(out), "--out", str(again)]) == 0
+    assert "Image size" not in capsys.readouterr().out
+    assert (out / "log.jsonl").read_bytes() == (again / "log.jsonl").read_bytes()
+
+
+def test_a_run_goes_on_at_the_size_it_was_started_with(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    given = {"--image-size": 32, "--steps": 2, "--watch": images}
+    assert distill(images, out, **given) == 0  # as a run of old whose default was another
+    given |= {"--image-size": None, "--resume": None}
+    assert distill(images, out, **given) == 0
+    given |= {"--image-size": 64}
+    assert distill(images, out, **given) == 2
+    assert "image_size was 32, is 64" in capsys.readouterr().err
+
+
+def test_a_student_that_cannot_take_the_teacher_s_size_gets_advice(images, tmp_path, capsys):
+    options = {"--student": "vit_small_patch14", "--image-size": None}
+    assert distill(images, tmp_path / "run", **options) == 2
+    error = capsys.readouterr().err
+    assert "64x64 with patches of 14x14" in error
+    assert "the teacher's own; --image-size" in error
+    assert error.count("\n") == 1

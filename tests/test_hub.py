@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from hub_server import Hub
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import proteus
 from proteus import hub, pretrained
@@ -321,3 +321,34 @@ except ValueError as error:
     )
     assert "in 1 attempts" in done.stdout or "not in the cache" in done.stdout
     assert "trying again" not in done.stderr
+
+
+def _describe_oddly(server, exported, changes):
+    config = json.loads((exported / "config.json").read_text())
+    config["pretrained_cfg"] |= changes
+    (exported / "config.json").write_text(json.dumps(config))
+    server.add_folder(OWNER, exported)
+
+
+@pytest.mark.parametrize("changes", [{"mean": ["a"] * 3}, {"std": [0, 1, 1]}, {"std": 7}])
+def test_a_repository_s_odd_description_is_refused(server, exported, changes):
+    _describe_oddly(server, exported, changes)
+    with pytest.raises(ValueError, match=f"config.json: {next(iter(changes))} is wrong"):
+        proteus.load_pretrained(OWNER)
+    with pytest.raises(
+        ValueError, match=f"Teacher: hf-hub:{OWNER}: {next(iter(changes))} is wrong"
+    ):
+        proteus.Teacher(f"hf-hub:{OWNER}")
+
+
+def test_a_repository_s_nan_is_refused(server, exported):
+    weights = load_file(exported / "model.safetensors")
+    save_file(
+        {**weights, "norm.bias": torch.full((128,), torch.nan)}, exported / "model.safetensors"
+    )
+    server.add_folder(OWNER, exported)
+    with pytest.raises(ValueError, match=r"NaN.*norm\.bias.*model\.safetensors"):
+        proteus.load_pretrained(OWNER)
+    for build in (proteus.Teacher, proteus.Student):
+        with pytest.raises(ValueError, match=rf"hf-hub:{OWNER}: .*NaN.*norm\.bias"):
+            build(f"hf-hub:{OWNER}")

@@ -26,8 +26,9 @@ LAYERS = [
     {"teacher", "student"},
     {"backbone"},
     {"weights", "reader"},
-    {"heads", "losses", "masking", "catalog", "pretrained", "data"},
-    {"features", "files", "positions", "ranges", "text", "version", "world"},
+    {"heads", "losses", "masking", "catalog", "config", "pretrained", "data"},
+    {"positions"},
+    {"features", "files", "ranges", "text", "version", "words", "world"},
 ]
 # heads and losses are siblings, and a loss owns its heads; hub writes what a student is.
 ALLOWED = {("losses", "heads"), ("distiller", "training")}

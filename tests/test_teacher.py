@@ -43,12 +43,12 @@ def test_the_state_of_batch_norm_does_not_move():
 
 
 def test_an_unknown_name_offers_the_nearest():
-    with pytest.raises(ValueError, match=r"dinov2_vitb41.*Nearest: .*dinov2_vitb14"):
+    with pytest.raises(ValueError, match=r"dinov2_vitb41.*Did you mean dinov2_vitb14 or"):
         proteus.Teacher("dinov2_vitb41")
 
 
 def test_an_unknown_tag_is_not_replaced_by_another():
-    with pytest.raises(ValueError, match=r"vit_small_patch14_dinov2\.nope.*Nearest"):
+    with pytest.raises(ValueError, match=r"vit_small_patch14_dinov2\.nope.*Did you mean"):
         proteus.Teacher("vit_small_patch14_dinov2.nope")
 
 

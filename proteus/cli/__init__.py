@@ -13,7 +13,7 @@ from .parser import Parser
 _EPILOG = """\
 example:
   proteus demo --out runs/demo
-  proteus distill --teacher demo-teacher --student demo-student --image-size 64 \\
+  proteus distill --teacher demo-teacher --student demo-student \\
       --data IMAGES --epochs 5 --batch-size 64 --out runs/first
   proteus evaluate runs/first --data SETS --out runs/eval
 """

@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
         "distill",
         "Distil a teacher into a student on a folder of images or tar shards.",
         "proteus distill --teacher dinov2_vitb14 --student vit_small_patch14 \\\n"
-        "      --data IMAGES --epochs 100 --batch-size 256 --out runs/first\n"
+        "      --image-size 224 --data IMAGES --epochs 100 --batch-size 256 --out runs/first\n"
         "  torchrun --nproc-per-node 8 -m proteus distill --recipe s14-dinov2-b14 \\\n"
         "      --data IMAGENET --out runs/s14",
     )
@@ -79,13 +79,13 @@ def add(commands: Commands) -> None:
     add("--warmup", type=float, help="share of the steps (default 0.05)")
     add("--precision", choices=["fp32", "bf16", "fp16"], help="(default fp32)")
     add("--ema", type=float, metavar="DECAY", help="keep a moving average of the student too")
-    add("--image-size", type=int, help="pixels (default 224)")
+    add("--image-size", type=int, help="pixels (default: the teacher's own)")
     supported = "(default 1 if the teacher supports it, else 0)"
     add("--token", type=float, help=f"weight of the class-token term {supported}")
     add("--feature", type=float, help=f"weight of the all-tokens term {supported}")
     add("--patch", type=float, help=f"weight of the hidden-patches term {supported}")
     add("--mask", choices=["random", "block"], help="(default random)")
-    add("--out", type=Path, required=True, help="folder for log, checkpoint, export, pictures")
+    add("--out", type=Path, help="folder for log, checkpoint, export, pictures")
     add("--seed", type=int, help="(default 0)")
     add("--device", help="auto, cpu, cuda, cuda:1, … (default auto)")
     add("--workers", type=int, help="processes that decode images (default: cores - 1)")
@@ -107,6 +107,7 @@ def _run_distill(arguments: argparse.Namespace) -> int:
     from ..recipes import run
 
     recipe = recipe_of(arguments)
+    _refuse_incomplete(recipe, arguments.out)
 
     def work() -> None:
         rows = run(
@@ -170,6 +171,26 @@ def recipe_of(arguments: argparse.Namespace) -> Any:
     if settings.get("science.loss.patch") == 0 and not masks:
         settings["science.masks"] = {}  # the recipe's own masks go with the term they belong to
     return with_settings(base, settings)
+
+
+def _refuse_incomplete(recipe: Any, out: Path | None) -> None:
+    """Say at once all that a run lacks."""
+    model, data = recipe.science.model, recipe.science.data
+    needed = {
+        "--teacher NAME": model.teacher,
+        "--student NAME": model.student,
+        "--data IMAGES": data.paths,
+        "--epochs N (or --steps, --images)": any(
+            length is not None for length in (data.epochs, data.steps, data.images)
+        ),
+        "--out FOLDER": out,
+    }
+    missing = [option for option, value in needed.items() if not value]
+    if missing:
+        raise ValueError(
+            f"missing {', '.join(missing)}.\n`proteus info` lists models, `proteus recipes` the "
+            f"paper's runs (--recipe NAME), `proteus distill --help` all options."
+        )
 
 
 def _first_process() -> bool:

@@ -63,6 +63,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..evaluation.cache import FeatureCache
+    from ..evaluation.features import square_size
     from ..world import join, leave
 
     # A process may wait long for another that trains a head.
@@ -71,7 +72,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     size, checkpoint = arguments.image_size, arguments.checkpoint
     model = _extractor(arguments.model, size, device, checkpoint, arguments.random_weights)
-    size = model.image_size[0]
+    size = square_size(model, size)
     teacher = arguments.teacher and _extractor(arguments.teacher, size, device)
     settings = SuiteSettings(
         image_size=size,

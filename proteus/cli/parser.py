@@ -1,14 +1,47 @@
 """What all commands share."""
 
 import argparse
-from typing import TypeAlias
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeAlias
+
+from ..words import nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses abbreviated options: `--student-size` must not be taken for `--student`."""
+    """Refuses abbreviated options: `--student-size` must not be taken for `--student`.
+
+    What it refuses it says in one paragraph, with the nearest word it knows.
+    """
 
     def __init__(self, **options: object) -> None:
         super().__init__(**{"allow_abbrev": False, **options})  # type: ignore[arg-type]
+
+    def parse_known_args(  # type: ignore[override]  # one of three overloads; all end here
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Unknown options first: of a mistyped one, argparse only says that the right one lacks."""
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words[: words.index("--")] if "--" in words else words:
+            if self._subparsers is not None and not word.startswith("-"):
+                break  # the command, which has options of its own
+            option = word.partition("=")[0]
+            if re.fullmatch(r"--\S+", option) and option not in self._option_string_actions:
+                self.error(
+                    f"unknown option {option}. {nearest(option, self._option_string_actions)}"
+                )
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Without the usage, which is a page for some commands."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice:
+            message += (
+                f". {nearest(choice[1], re.findall(r'[^ ,]+', choice[2].replace(chr(39), '')))}"
+            )
+        message = f"{message.rstrip('. ')}." if not message.endswith("?") else message
+        self.exit(2, f"{self.prog}: error: {message} See `{self.prog} --help`.\n")
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # the only name argparse has for it

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from ..words import install
 from .decoding import CorruptImageError
 from .sources import ImageSource, Place
 
@@ -110,7 +111,7 @@ def open_hub_dataset(text: str) -> ImageSource | StreamSource:
         import datasets
     except ImportError as error:
         raise ValueError(
-            f"images: {text!r} needs the package datasets. Run: pip install 'proteus-distill[data]'"
+            f"images: {text!r} needs the package datasets. {install('datasets')}"
         ) from error
     try:
         loaded = datasets.load_dataset(name, split=split or "train", streaming=kind == "hfids")

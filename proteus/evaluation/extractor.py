@@ -12,9 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ..catalog import position_rule
+from ..config import Description, Statistics, choose_statistics, read_config
 from ..features import IMAGENET, FeatureExtractor, Features
-from ..positions import Resizable, check_image_size, fit_positions, to_pair
-from ..reader import ImageInput, Reader, Statistics, reader_for
+from ..positions import (
+    FAILURES,
+    Resizable,
+    check_image_size,
+    fit_positions,
+    refuse_size,
+    to_pair,
+)
+from ..reader import ImageInput, Reader, reader_for
 from .layers import count_layers, read_layers
 
 _SUBJECT = "evaluation"
@@ -108,8 +116,14 @@ class Extractor(nn.Module):
         Raises:
             ValueError: If H or W is not a multiple of the patch size of a transformer.
         """
+        images = self._enter(images)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            return self._read(self._model_for(images), self._enter(images))
+            try:
+                return self._read(self._model_for(images), images)
+            except FAILURES as error:
+                size = (images.shape[-2], images.shape[-1])
+                refuse_size(error, _SUBJECT, type(self.model).__name__, size, self.image_size)
+                raise
 
     def layers(
         self, images: Tensor, which: int | Sequence[int], *, norm: bool = True
@@ -246,13 +260,12 @@ def as_extractor(
     else:
         plain, statistics = _open(model)
         read, native = reader_for(plain), _native_size(plain)
-    if normalize is not True:
-        statistics = normalize or None
-        if isinstance(plain, _Call):
-            raise ValueError(
-                f"evaluation: normalize= would be ignored. Got {type(model).__name__}, which "
-                f"normalises its images itself; leave normalize= out."
-            )
+    if normalize is not True and isinstance(plain, _Call):
+        raise ValueError(
+            f"evaluation: normalize= would be ignored. Got {type(model).__name__}, which "
+            f"normalises its images itself; leave normalize= out."
+        )
+    statistics = choose_statistics(normalize, statistics, _SUBJECT)
     size = native if image_size is None else to_pair(image_size)
     if isinstance(plain, Resizable):
         check_image_size(size or _PROBE_SIZE, plain.patch_embed.patch_size, _SUBJECT)
@@ -263,9 +276,12 @@ def as_extractor(
     inputs = None if isinstance(plain, _Call) else ImageInput(statistics, _SUBJECT)
     if device is not None:
         plain = copy.deepcopy(plain).to(device)
-    return Extractor(
-        plain, None if inputs is None else inputs.like(plain), read, size or _PROBE_SIZE
-    )
+    inputs = None if inputs is None else inputs.like(plain)
+    try:
+        return Extractor(plain, inputs, read, size or _PROBE_SIZE)
+    except FAILURES as error:
+        refuse_size(error, _SUBJECT, type(plain).__name__, size or _PROBE_SIZE, native)
+        raise
 
 
 class _Call(nn.Module):
@@ -285,8 +301,7 @@ def _open(model: Any) -> tuple[nn.Module, Statistics | None]:
         return model.backbone, _statistics_of(model.inputs)
     described = isinstance(model, _HasConfig | _Plain)
     if described and isinstance(model, nn.Module):
-        config = _config(model)
-        return model, (config.get("mean", IMAGENET[0]), config.get("std", IMAGENET[1]))
+        return model, _described(model).statistics
     if isinstance(model, FeatureExtractor):
         return _Call(model), None
     if isinstance(model, nn.Module):
@@ -303,19 +318,20 @@ def _statistics_of(inputs: ImageInput | None) -> Statistics | None:
     return inputs.mean.flatten().tolist(), inputs.std.flatten().tolist()
 
 
-def _config(model: object) -> dict[str, Any]:
-    """What a timm model says about itself; {} for others."""
-    return dict(model.pretrained_cfg or {}) if isinstance(model, _HasConfig) else {}
+def _described(model: object) -> Description:
+    """What a timm model says about its images; the defaults for others."""
+    config = model.pretrained_cfg if isinstance(model, _HasConfig) else None
+    return read_config(config, f"{_SUBJECT}: {type(model).__name__}")
 
 
 def _native_size(model: nn.Module) -> tuple[int, int] | None:
     """The size a timm model is built for; None where it does not matter or is not known."""
-    size = _config(model).get("input_size", (3,))[1:]
+    size = _described(model).image_size
     if isinstance(model, Resizable):
         # Protocol attributes are timm's; `img_size` is None where any size is taken.
         embed: Any = model.patch_embed
         size = embed.img_size or size
-    return to_pair(tuple(size)) if size else None
+    return to_pair(size) if size else None
 
 
 def _share(model: nn.Module) -> nn.Module:
@@ -328,6 +344,5 @@ def _fit(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     """A copy for another image size; only the positions are new."""
     ours = _share(model)
     assert isinstance(ours, Resizable)
-    architecture: str = _config(model).get("architecture") or ""
-    fit_positions(ours, size, position_rule(architecture), _SUBJECT)
+    fit_positions(ours, size, position_rule(_described(model).architecture), _SUBJECT)
     return ours

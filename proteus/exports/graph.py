@@ -9,9 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..config import Statistics
 from ..files import replace_files
 from ..positions import Resizable
-from ..reader import Statistics, reader_for
+from ..reader import reader_for
+from ..words import install
 
 TOLERANCE = 1e-4  # of a graph against the model, largest absolute difference
 
@@ -46,10 +48,7 @@ def to_onnx(
     """
     missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]
     if missing:
-        raise ValueError(
-            f"to_onnx: {', '.join(missing)} not installed. Run: pip install "
-            f"'proteus-distill[export]'"
-        )
+        raise ValueError(f"to_onnx: {', '.join(missing)} not installed. {install(*missing)}")
 
     def write(wrapped: nn.Module, images: Tensor, shapes: dict[int, Any], file: Path) -> None:
         program = torch.onnx.export(

@@ -35,7 +35,7 @@ class Cost(NamedTuple):
 
 
 def cost(recipe: Recipe) -> Cost | None:
-    """Cost of a run of the paper; None if its models or its length are not the paper's.
+    """Cost of a run of the paper; None if its models are not the paper's, or length or size open.
 
     Examples:
         >>> from proteus.recipes import recipe
@@ -46,7 +46,7 @@ def cost(recipe: Recipe) -> Cost | None:
     science = recipe.science
     teacher, student = _SIZES.get(science.model.teacher), _SIZES.get(science.model.student)
     data = science.data
-    if teacher is None or student is None:
+    if teacher is None or student is None or science.model.image_size is None:
         return None
     if data.epochs is not None:
         images = round(data.epochs * _IMAGENET)

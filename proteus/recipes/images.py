@@ -21,11 +21,11 @@ from .recipe import Recipe, Science, proxy_of
 Loader = ImageLoader | StreamLoader
 
 
-def open_data(recipe: Recipe, world: World, say: Callable[[str], None]) -> Loader:
-    """The loader of this process.
+def open_images(recipe: Recipe, world: World, say: Callable[[str], None]) -> Any:
+    """The images of a recipe.
 
     Raises:
-        ValueError: If there are no images, or the batch cannot be shared evenly.
+        ValueError: If there are none, or the batch cannot be shared evenly.
     """
     data = recipe.science.data
     if not data.paths:
@@ -37,12 +37,32 @@ def open_data(recipe: Recipe, world: World, say: Callable[[str], None]) -> Loade
             f"{recipe.machine.accumulate}; expected a multiple of "
             f"{world.size * recipe.machine.accumulate}."
         )
+    return _source(recipe, say)
+
+
+def open_data(
+    recipe: Recipe, world: World, say: Callable[[str], None], source: Any = None
+) -> Loader:
+    """The loader of this process.
+
+    Args:
+        recipe: With an image size.
+        world: The processes.
+        say: Takes what a proxy set holds.
+        source: The images, where `open_images` was called before.
+
+    Raises:
+        ValueError: If there are no images, or the batch cannot be shared evenly.
+    """
+    data, size = recipe.science.data, recipe.science.model.image_size
+    if size is None:
+        raise ValueError("recipe: no image size. Set science.model.image_size (--image-size).")
     logits = recipe.science.logits
     labels = {"labels": True} if logits is not None and logits.ce else {}
     return make_loader(
-        _source(recipe, say),
+        open_images(recipe, world, say) if source is None else source,
         batch_size=data.batch_size // world.size,
-        image_size=recipe.science.model.image_size,
+        image_size=size,
         seed=recipe.science.seed,
         augment=data.augment,
         repeats=data.repeats,

@@ -64,6 +64,7 @@ def dinov2(
             teacher=f"dinov2_vit{teacher}14",
             student=f"vit_{_STUDENTS[student]}_patch14",
             drop_path=0.0 if official else 0.1,
+            image_size=224,
         ),
         masks=Masks() if official else Masks("block", ratio=(0.1, 0.5)),
         data=Data(

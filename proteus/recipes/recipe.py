@@ -33,7 +33,7 @@ class Models:
         init: The student's first weights: `random`, `pretrained` (published ones) or `select` (a
             uniform selection of the teacher's, see `proteus.inheritance`).
         drop_path: Rate of stochastic depth in the student.
-        image_size: Pixels, square.
+        image_size: Pixels, square; None = the teacher's own.
         statistics: Normalisation: `own` = each model's, `imagenet` = ImageNet's for both.
     """
 
@@ -42,7 +42,7 @@ class Models:
     teacher_checkpoint: str | None = None
     init: Literal["random", "pretrained", "select"] = "random"
     drop_path: float = 0.0
-    image_size: int = 224
+    image_size: int | None = None
     statistics: Literal["own", "imagenet"] = "own"
 
 

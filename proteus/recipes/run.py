@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from ..card import versions
 from ..distiller import Distiller, supported_weights
-from ..features import IMAGENET
+from ..features import IMAGENET, ShapeError
 from ..files import write_whole
 from ..inheritance import select_weights
 from ..logits import LogitDistiller, load_linear_head
@@ -21,8 +21,9 @@ from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, fit, join
 from ..training.folder import Resume, begin, claim, holding, note_skipped
-from .images import Loader, batches_of_an_epoch, count_steps, facts_of, open_data
+from .images import Loader, batches_of_an_epoch, count_steps, facts_of, open_data, open_images
 from .recipe import Logits, Masks, Recipe, Science, to_json
+from .settings import read_recipe
 
 RUN = "run.json"
 
@@ -63,9 +64,18 @@ def run(
             if folder is not None:  # first of all: a wrong folder must not cost a download
                 going_on = claim(folder, world, resume, overwrite)
             trackers = _trackers(recipe, folder)
-            data = open_data(recipe, world, say if world.first else lambda text: None)
+            tell = say if world.first else lambda text: None
+            source = open_images(recipe, world, tell)
+            if going_on and folder is not None and science.model.image_size is None:
+                recipe = _sized(recipe, world.once(lambda: _size_of_run(folder)))
             torch.manual_seed(science.seed)  # of the student's first weights, alike everywhere
             model = build(recipe)
+            if recipe.science.model.image_size is None:
+                recipe = _sized(recipe, model.student.image_size[0])
+                tell(
+                    f"Image size: {model.student.image_size[0]}, the teacher's own (--image-size)."
+                )
+            data = open_data(recipe, world, tell, source)
             steps = count_steps(science, data)
             details = describe(recipe, data)
             watch = _watch(recipe)
@@ -127,6 +137,8 @@ def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
 def build(recipe: Recipe) -> Distiller | LogitDistiller:
     """The `Distiller` (or `LogitDistiller`) of a recipe, on the CPU.
 
+    Without an image size, both models get the teacher's own.
+
     The student's first weights come from torch's global generator.
     """
     science = recipe.science
@@ -137,19 +149,26 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
             "a recipe of `proteus recipes`."
         )
     normalize = IMAGENET if model.statistics == "imagenet" else True
+    own = "" if model.image_size else " The size is the teacher's own; --image-size sets another."
     teacher = Teacher(
         model.teacher,
         checkpoint=model.teacher_checkpoint,
         image_size=model.image_size,
         normalize=normalize,
     )
-    student = Student(
-        model.student,
-        pretrained=model.init == "pretrained",
-        image_size=model.image_size,
-        normalize=normalize,
-        drop_path=model.drop_path,
-    )
+    height, width = teacher.image_size
+    if height != width:
+        raise ValueError(f"recipe: images are square. Got a teacher of {height}x{width}.{own}")
+    try:
+        student = Student(
+            model.student,
+            pretrained=model.init == "pretrained",
+            image_size=height,
+            normalize=normalize,
+            drop_path=model.drop_path,
+        )
+    except ShapeError as error:
+        raise ShapeError(f"{error}{own}") from error
     if model.init == "select":
         select_weights(student.backbone, teacher.backbone)
     if science.logits is not None:
@@ -166,6 +185,18 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
         )
     masks = MaskGenerator(student.grid, **asdict(science.masks)) if loss.patch else None
     return Distiller(teacher, student, loss, masks)
+
+
+def _sized(recipe: Recipe, image_size: int | None) -> Recipe:
+    """The recipe with the size that its runs have: a repetition must not depend on a default."""
+    model = replace(recipe.science.model, image_size=image_size)
+    return replace(recipe, science=replace(recipe.science, model=model))
+
+
+def _size_of_run(folder: Path) -> int | None:
+    """What a run was started with, when the default may have been another."""
+    path = folder / RUN
+    return read_recipe(path).science.model.image_size if path.is_file() else None
 
 
 def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> LogitDistiller:
@@ -198,6 +229,7 @@ def _watch(recipe: Recipe) -> Any:
         return None
     from ..watch import Watch
 
+    assert recipe.science.model.image_size is not None
     return Watch.from_sources(
         list(recipe.machine.watch),
         image_size=recipe.science.model.image_size,

@@ -1,7 +1,6 @@
 """Recipes as JSON, and single settings by path: `science.loss.patch=0`."""
 
 import contextlib
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..checkpoint import flatten
 from ..files import parse_json, read_json
+from ..words import nearest
 from .paper import RUNS
 from .recipe import Preset, Recipe, to_json
 
@@ -30,15 +30,14 @@ def recipe(name: str, preset: Preset = "paper") -> Recipe:
         256
     """
     if name not in RUNS:
-        near = difflib.get_close_matches(name, RUNS, n=3, cutoff=0.4)
         raise ValueError(
-            f"recipe: unknown name. Got {name!r}; nearest: {', '.join(near) or 'none'}. "
-            f"`proteus recipes` lists all."
+            f"recipe: unknown name. Got {name!r}; expected a run of the paper. "
+            f"{nearest(name, RUNS)} `proteus recipes` lists all."
         )
     if preset not in typing.get_args(Preset):
         raise ValueError(
             f"recipe: unknown preset. Got {preset!r}; expected "
-            f"{', '.join(typing.get_args(Preset))}."
+            f"{', '.join(typing.get_args(Preset))}. {nearest(str(preset), typing.get_args(Preset))}"
         )
     return RUNS[name](preset)
 
@@ -116,10 +115,11 @@ def _set(plain: dict[str, Any], path: str, value: Any) -> None:
         place = plain["science"]["logits"] = {}  # an optional group: the first setting opens it
     if not isinstance(place, dict) or (name not in place and groups != ["science", "logits"]):
         known = list(flatten({k: plain[k] for k in ("science", "machine")}))
-        near = difflib.get_close_matches(path, known, n=3, cutoff=0.4)
-        near = [k for k in known if k.endswith(f".{path}")] or near
+        # Named by its end, it is better found by that than by likeness.
+        ends = [one for one in known if one.endswith(f".{path}")]
+        hint = nearest(ends[0], ends) if ends else nearest(path, known)
         raise ValueError(
-            f"recipe: unknown setting. Got {path!r}; nearest: {', '.join(near) or 'none'}. "
+            f"recipe: unknown setting. Got {path!r}; expected a path of the recipe. {hint} "
             f"`proteus recipes NAME` shows all."
         )
     place[name] = value
@@ -134,7 +134,7 @@ def _build(kind: Any, data: Any, path: str) -> Any:
     if unknown:
         raise ValueError(
             f"recipe: unknown setting. Got {path}.{sorted(unknown)[0]}; expected among "
-            f"{', '.join(hints)}."
+            f"{', '.join(hints)}. {nearest(str(sorted(unknown)[0]), hints)}"
         )
     values = {name: _convert(hints[name], data[name], f"{path}.{name}") for name in data}
     try:

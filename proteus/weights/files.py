@@ -4,7 +4,8 @@ import argparse
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,27 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def open_weights(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+@contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Errors within name the file they are about, if it is one."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(source, str | Path) and Path(source).name not in str(error):
+            error.args = (f"{error} The file is {source}.",)
+        raise
+
+
+def open_weights(source: Mapping[str, Any] | str | Path, subject: str) -> dict[str, Any]:
     """A file's or a caller's (possibly nested) dictionary; always a copy of the outer level."""
-    return read_state_dict(source) if isinstance(source, str | Path) else dict(source)
+    if isinstance(source, str | Path):
+        return read_state_dict(source)
+    if not isinstance(source, Mapping):
+        raise ValueError(
+            f"{subject}: no weights. Got a {type(source).__name__}; expected a state dict "
+            f"(name -> tensor) or the path of a file with one."
+        )
+    return dict(source)
 
 
 def model_tensors(content: Mapping[str, Any], subject: str) -> dict[str, Tensor]:
@@ -129,9 +148,53 @@ def model_tensors(content: Mapping[str, Any], subject: str) -> dict[str, Tensor]
             f"({', '.join(map(repr, others[:3])) or 'an empty dictionary'}); expected name -> "
             f"tensor, or such a dictionary under {', '.join(map(repr, _CONTAINERS))}."
         )
+    refuse_hollow(tensors, subject)
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
+
+
+def refuse_hollow(tensors: Mapping[str, Any], subject: str) -> None:
+    """Raise `ValueError` for tensors that are no plain array of numbers."""
+    odd = [k for k, v in tensors.items() if isinstance(v, Tensor) and not _is_plain(v)]
+    if odd:
+        raise ValueError(
+            f"{subject}: tensors without values of their own. Got {', '.join(odd[:3])}: sparse, "
+            f"quantised, on no device, or larger than what the file holds; expected plain ones. "
+            f"Save the weights as safetensors."
+        )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's values are all there: a few bytes may claim to be a billion numbers."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity; one pass over each, nothing is copied."""
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor.detach())]
+
+
+def refuse_not_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
+    """Raise `ValueError` where weights hold NaN or infinity, with their names."""
+    if names := not_finite(tensors):
+        raise ValueError(
+            f"{subject}: the weights hold NaN or infinity. Got them in {', '.join(names[:3])}"
+            f"{', …' if len(names) > 3 else ''}; expected finite numbers. Whatever wrote them went "
+            f"wrong: take an earlier checkpoint, or get the file again."
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+        return True
+    if tensor.element_size() == 1:  # the 8-bit floats can do little more than be converted
+        tensor = tensor.float()
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())  # NaN passes through both
 
 
 def rename(tensors: StateDict, new_name: Callable[[str], str], subject: str) -> dict[str, Tensor]:
@@ -152,7 +215,7 @@ def without_classifier(model: nn.Module, tensors: StateDict) -> dict[str, Tensor
     """The tensors without those of the classifier that timm's model had and this one has not."""
     config = dict(vars(model).get("pretrained_cfg") or {})
     classifier = config.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    heads = tuple(classifier) if isinstance(classifier, list | tuple) else (classifier,)
     own = model.state_dict()
     return {
         name: value
@@ -162,7 +225,7 @@ def without_classifier(model: nn.Module, tensors: StateDict) -> dict[str, Tensor
 
 
 def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
-    """Load a state dict; any missing or left-over key, other shape or kind is an error."""
+    """Load a state dict; missing or left-over keys, other shapes or kinds and NaN are errors."""
     own = model.state_dict()
     problems = {
         "missing": [key for key in own if key not in tensors],
@@ -192,4 +255,5 @@ def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
             f"; expected exactly the {len(own)} keys of the model. Check that the file belongs to "
             f"this model."
         )
+    refuse_not_finite(tensors, subject)
     model.load_state_dict(dict(tensors))

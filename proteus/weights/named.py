@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import load_strictly, model_tensors, read_state_dict, without_classifier
+from .files import load_strictly, model_tensors, naming, read_state_dict, without_classifier
 from .official import from_proteus
 from .openai_clip import build_clip, visual_tower
 from .vit import from_dinov2, from_synclr
@@ -36,8 +36,12 @@ def load_checkpoint(model: nn.Module, path: str | Path, subject: str) -> nn.Modu
     Raises:
         ValueError: If the file is unreadable or holds another model.
     """
-    content = read_state_dict(path)
-    tensors = model_tensors(content, subject)
+    with naming(path):
+        return _load(model, path, subject)
+
+
+def _load(model: nn.Module, path: str | Path, subject: str) -> nn.Module:
+    tensors = model_tensors(read_state_dict(path), subject)
     body = without_classifier(model, tensors)
     if set(body) == set(model.state_dict()):
         load_strictly(model, body, subject)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..features import IMAGENET
-from .files import StateDict, model_tensors, open_weights, rename
+from .files import StateDict, model_tensors, naming, open_weights, rename
 from .openai_clip import build_clip
 from .vit import build_vit
 
@@ -60,26 +60,32 @@ def from_proteus(
         *Different:* their loaders use `strict=False` and load nothing from bare keys, silently;
         here a file without the student is an error.
     """
-    content = open_weights(state_dict)
     if weights not in ("student", "ema"):
         raise ValueError(
             f"from_proteus: unknown weights. Got {weights!r}; expected 'student' or 'ema'."
         )
+    with naming(state_dict):
+        content = open_weights(state_dict, "from_proteus")
+        tensors = _student(model_tensors(_chosen(content, weights), "from_proteus"))
+        if "class_embedding" not in tensors:
+            return build_vit(tensors, image_size, num_heads, "from_proteus")
+        model = build_clip(tensors, image_size, num_heads, "from_proteus")
+    # The authors feed ImageNet's statistics to CLIP and to its student.
+    mean, std = IMAGENET
+    vars(model)["pretrained_cfg"] = {**vars(model)["pretrained_cfg"], "mean": mean, "std": std}
+    return model
+
+
+def _chosen(content: dict[str, Any], weights: str) -> Mapping[str, Any]:
+    """What holds the student, or its running average."""
     if weights == "ema":
         if not isinstance(content.get("model_ema"), Mapping):
             raise ValueError(
                 f"from_proteus: no EMA weights. Got a file with {sorted(content)[:5]}; expected "
                 f"'model_ema', which training checkpoints have. Use weights='student'."
             )
-        content = {"model": content["model_ema"]}
-    tensors = _student(model_tensors(content, "from_proteus"))
-    if "class_embedding" not in tensors:
-        return build_vit(tensors, image_size, num_heads, "from_proteus")
-    model = build_clip(tensors, image_size, num_heads, "from_proteus")
-    # The authors feed ImageNet's statistics to CLIP and to its student.
-    mean, std = IMAGENET
-    vars(model)["pretrained_cfg"] = {**vars(model)["pretrained_cfg"], "mean": mean, "std": std}
-    return model
+        return {"model": content["model_ema"]}
+    return content
 
 
 def _student(tensors: StateDict) -> dict[str, Tensor]:

@@ -8,7 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..positions import check_image_size, resample_positions
-from .files import StateDict, load_strictly, model_tensors, open_weights, rename
+from .files import (
+    StateDict,
+    load_strictly,
+    model_tensors,
+    naming,
+    open_weights,
+    refuse_not_finite,
+    rename,
+)
 from .vit import check_needed, depth_of, hand_back, heads_of, image_pair
 
 _NEEDED = {
@@ -74,9 +82,10 @@ def from_openai_clip(
         *Different:* patch tokens are normed by `ln_post` too, as timm does; the authors hand them
         back without it, and no objective of the paper uses them.
     """
-    tensors = model_tensors(open_weights(state_dict), "from_openai_clip")
-    tensors = visual_tower(tensors, "from_openai_clip")
-    return build_clip(tensors, image_size, num_heads, "from_openai_clip")
+    with naming(state_dict):
+        content = open_weights(state_dict, "from_openai_clip")
+        tensors = visual_tower(model_tensors(content, "from_openai_clip"), "from_openai_clip")
+        return build_clip(tensors, image_size, num_heads, "from_openai_clip")
 
 
 def visual_tower(tensors: dict[str, Tensor], subject: str) -> dict[str, Tensor]:
@@ -97,6 +106,7 @@ def build_clip(
     import timm
 
     check_needed(tensors, _NEEDED, subject)
+    refuse_not_finite(tensors, subject)  # here under the file's own names
     tensors = dict(tensors)
     mask_token = tensors.pop("mask_token", None)
     tensors.pop("proj", None)

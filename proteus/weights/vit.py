@@ -9,7 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..positions import Rule, check_image_size, resample_positions, to_pair
-from .files import StateDict, load_strictly, model_tensors, open_weights, rename
+from .files import (
+    StateDict,
+    load_strictly,
+    model_tensors,
+    naming,
+    open_weights,
+    refuse_not_finite,
+    rename,
+)
 
 # Rank of the tensors from which the architecture is read.
 _NEEDED = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "norm.weight": 1}
@@ -56,13 +64,14 @@ def from_dinov2(
         *Same:* outputs, at any image size (timm's own loader differs by up to 1.5 % there).
         *Different:* timm recognises the file by its `mask_token` and drops it; here it is kept.
     """
-    tensors = model_tensors(open_weights(state_dict), "from_dinov2")
-    if "backbone.cls_token" in tensors:
-        # DINOv2's training checkpoints: the backbone beside the heads of its own objectives.
-        heads = ("dino_head.", "ibot_head.")
-        tensors = {k: v for k, v in tensors.items() if not k.startswith(heads)}
-        tensors = rename(tensors, lambda key: key.removeprefix("backbone."), "from_dinov2")
-    return build_vit(tensors, image_size, num_heads, "from_dinov2")
+    with naming(state_dict):
+        tensors = model_tensors(open_weights(state_dict, "from_dinov2"), "from_dinov2")
+        if "backbone.cls_token" in tensors:
+            # DINOv2's training checkpoints: the backbone beside the heads of its own objectives.
+            heads = ("dino_head.", "ibot_head.")
+            tensors = {k: v for k, v in tensors.items() if not k.startswith(heads)}
+            tensors = rename(tensors, lambda key: key.removeprefix("backbone."), "from_dinov2")
+        return build_vit(tensors, image_size, num_heads, "from_dinov2")
 
 
 def from_synclr(
@@ -99,16 +108,17 @@ def from_synclr(
         *Different:* the authors load with `strict=False`; here a missing or left-over key of the
         backbone is an error.
     """
-    tensors = model_tensors(open_weights(state_dict), "from_synclr")
-    if "visual.cls_token" in tensors:
-        tower = "visual."
-        tensors = {k.removeprefix(tower): v for k, v in tensors.items() if k.startswith(tower)}
-    if "blocks.0.ls1.gamma" in tensors:
-        raise ValueError(
-            "from_synclr: the file is of another family. Got LayerScale (blocks.0.ls1.gamma), "
-            "which SynCLR has not; expected a SynCLR file. Use from_dinov2."
-        )
-    return build_vit(tensors, image_size, num_heads, "from_synclr")
+    with naming(state_dict):
+        tensors = model_tensors(open_weights(state_dict, "from_synclr"), "from_synclr")
+        if "visual.cls_token" in tensors:
+            tower = "visual."
+            tensors = {k.removeprefix(tower): v for k, v in tensors.items() if k.startswith(tower)}
+        if "blocks.0.ls1.gamma" in tensors:
+            raise ValueError(
+                "from_synclr: the file is of another family. Got LayerScale (blocks.0.ls1.gamma), "
+                "which SynCLR has not; expected a SynCLR file. Use from_dinov2."
+            )
+        return build_vit(tensors, image_size, num_heads, "from_synclr")
 
 
 def build_vit(
@@ -199,6 +209,11 @@ def check_needed(tensors: StateDict, needed: Mapping[str, int], subject: str) ->
                 f"{subject}: {key} has the wrong shape. Got {tuple(tensors[key].shape)}; expected "
                 f"{rank} dimensions, none of them 0."
             )
+        if not tensors[key].is_floating_point():
+            raise ValueError(
+                f"{subject}: {key} is of another kind. Got {tensors[key].dtype}; expected floating "
+                f"point."
+            )
 
 
 def depth_of(tensors: StateDict, pattern: str) -> int:
@@ -232,11 +247,12 @@ def hand_back(
 ) -> nn.Module:
     """Attach what timm's models have no place for, as plain attributes, and go to eval."""
     if mask_token is not None:
-        if mask_token.numel() != arguments["embed_dim"]:
+        if mask_token.numel() != arguments["embed_dim"] or not mask_token.is_floating_point():
             raise ValueError(
-                f"{subject}: mask_token has the wrong shape. Got {tuple(mask_token.shape)}; "
-                f"expected {arguments['embed_dim']} values."
+                f"{subject}: mask_token has the wrong shape or kind. Got {tuple(mask_token.shape)} "
+                f"{mask_token.dtype}; expected {arguments['embed_dim']} values in floating point."
             )
+        refuse_not_finite({"mask_token": mask_token}, subject)
         mask_token = mask_token.detach().clone().reshape(1, -1)
     vars(model)["mask_token"] = mask_token
     # timm records these itself from 1.0.31 on; an export needs them with every version.

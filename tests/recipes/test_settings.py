@@ -64,7 +64,7 @@ def test_the_first_setting_of_logits_opens_the_group():
     ("line", "message"),
     [
         ("science.loss.pach=0", r"science\.loss\.pach.*science\.loss\.patch"),
-        ("loss.patch=0", r"nearest: science\.loss\.patch"),
+        ("loss.patch=0", r"mean science\.loss\.patch"),
         ("science.loss.patch", "PATH=VALUE"),
         ("science.loss.patch=much", r"patch='much'; expected"),
         ("science.masks.strategy=blocks", r"'blocks'; expected one of 'random', 'block'"),
@@ -92,7 +92,7 @@ def test_settings_that_would_be_ignored_are_refused():
 
 
 def test_unknown_names_and_presets_offer_the_nearest():
-    with pytest.raises(ValueError, match="nearest: s14-dinov2-b14"):
+    with pytest.raises(ValueError, match="mean s14-dinov2-b14"):
         recipe("s14-dinov2-b41")
     with pytest.raises(ValueError, match="paper, official"):
         recipe("s14-dinov2-b14", "offical")
@@ -128,3 +128,11 @@ def test_a_run_json_of_another_shape_is_an_error_in_words(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"^recipe: "):
         read_recipe(tmp_path)
+
+
+def test_the_paper_s_runs_keep_their_size_whatever_the_default():
+    assert {recipe(name, preset).science.model.image_size
+            for name in RUNS for preset in ("paper", "official")} == {224}  # fmt: skip
+    assert Recipe().science.model.image_size is None
+    old = to_json(with_settings(Recipe(), {"science.model.image_size": 224}))
+    assert from_json(old).science.model.image_size == 224

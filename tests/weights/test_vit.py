@@ -108,9 +108,9 @@ def test_no_tensor_takes_another_s_place_silently(wrap, stranger, weights):
         ("patch_embed.proj.weight", torch.zeros(48, 3, 0, 0), "none of them 0"),
         ("register_tokens", torch.zeros(4), "expected 3 dimensions"),
         ("blocks.0.mlp.fc1.weight", torch.zeros(()), "expected 2 dimensions"),
-        ("mask_token", torch.zeros(7), r"mask_token has the wrong shape. Got \(7,\); expected 48"),
-        ("norm.weight", torch.ones(48, dtype=torch.complex64), "1 of another kind"),
-        ("norm.weight", torch.ones(48, dtype=torch.int64), "1 of another kind"),
+        ("mask_token", torch.zeros(7), r"mask_token has the wrong shape.*\(7,\).*expected 48"),
+        ("norm.weight", torch.ones(48, dtype=torch.complex64), "of another kind"),
+        ("norm.weight", torch.ones(48, dtype=torch.int64), "of another kind"),
         (3, torch.zeros(1), r"entries that are not tensors \(3\)"),
     ],
 )
@@ -224,5 +224,5 @@ def test_sizes_come_in_many_types(weights, size):
 
 @pytest.mark.parametrize("size", ["98", (98,), 98.5])
 def test_what_is_no_size_is_an_error(weights, size):
-    with pytest.raises(ValueError, match="expected a number of pixels, or two"):
+    with pytest.raises(ValueError, match="expected a whole number of pixels, or two"):
         from_dinov2(weights, num_heads=3, image_size=size)

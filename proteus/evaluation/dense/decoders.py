@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...features import Features
+from ...words import install
 from .features import first_seen
 
 Head = Literal["linear", "norm_linear", "upernet", "dpt"]
@@ -70,8 +71,8 @@ def build_decoder(
         return build(layers, num_outputs, channels)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"decoder: {head!r} needs transformers. Got {error}; install it with "
-            f"pip install 'proteus-distill[export]', or use head 'linear'."
+            f"decoder: {head!r} needs transformers. Got {error}. Use head 'linear', or install it. "
+            f"{install('transformers')}"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...features import ShapeError
 from ...report import Picture
 from ...world import rank_and_world
 from ..charts import save_bars
@@ -65,7 +66,11 @@ def _maps(run: SuiteRun, one: EvaluationSet) -> Picture:
     models = {"teacher": run.teacher, run.name: run.model} if run.teacher else {run.name: run.model}
     native = run.settings.image_size
     size = max(native, min(4 * native, _PAPER_SIZE))
-    save_side_by_side(models, images, run.out / "pca.png", image_size=size)
+    try:
+        save_side_by_side(models, images, run.out / "pca.png", image_size=size)
+    except ShapeError:  # a model of windows, which takes few sizes
+        size = native
+        save_side_by_side(models, images, run.out / "pca.png", image_size=size)
     caption = (
         f"Patch features on test images of {one.name} at {size} px: the first three principal "
         f"components as colours."

@@ -14,6 +14,7 @@ from torch import distributed
 from ...files import parse_json, seal, unseal, write_whole
 from ...report import check_page
 from ...version import __version__
+from ...words import nearest
 from ...world import rank_and_world, together
 from ..cache import FeatureCache
 from ..extractor import Extractor
@@ -264,7 +265,7 @@ def plan_jobs(
     if unknown or not suites:
         raise ValueError(
             f"suite: unknown protocol. Got {', '.join(unknown)!r}; expected some of "
-            f"{', '.join(SUITES)}."
+            f"{', '.join(SUITES)}. {nearest(unknown[0], SUITES) if unknown else ''}"
         )
     if "agreement" in suites and not has_teacher:
         raise ValueError("suite: agreement needs a teacher. Pass --teacher NAME.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ...words import nearest
 from ..sets.labelled import SPLITS
 from ..sets.named import NAMED_SETS
 from ..sets.packs import Pack, is_pack, read_packs
@@ -95,7 +96,7 @@ def _open(name: str, path: str) -> list[EvaluationSet]:
         raise ValueError(
             f"data: no set there. Got {path!r}; expected a folder of packs, FOLDER/NAME of a pack, "
             f"a folder with train and test, or NAME=FOLDER with a name such as "
-            f"{', '.join(list(NAMED_SETS)[:3])}."
+            f"{', '.join(list(NAMED_SETS)[:3])}. {_meant(name, folder)}"
         )
     task: Task = "classification"
     if (folder / "annotations").is_dir():
@@ -105,6 +106,12 @@ def _open(name: str, path: str) -> list[EvaluationSet]:
     validation = any((folder / part).is_dir() for part in SPLITS["val"])
     has_val = validation and (folder / "test").is_dir()
     return [EvaluationSet(name or folder.name, task, path, has_val=has_val)]
+
+
+def _meant(name: str, folder: Path) -> str:
+    """Which set beside it, or which of the named ones, a user may have meant."""
+    beside = read_packs(folder.parent) if (folder.parent / "index.json").is_file() else {}
+    return nearest(folder.name, beside) or (nearest(name, NAMED_SETS) if name else "")
 
 
 def _are_deep(maps: Path) -> bool:
