@@ -36,8 +36,11 @@ def read_packs(folder: str | Path) -> dict[str, Pack]:
     packs = _read_index(Path(folder))
     for pack in packs:
         missing = [str(f) for shards in pack.splits.values() for f in shards if not f.is_file()]
-        if missing:
-            raise ValueError(f"packs: shards of {pack.name!r} are missing. Got no {missing}.")
+        empty = [split for split, shards in pack.splits.items() if not shards]
+        if missing or empty:
+            raise ValueError(
+                f"packs: shards of {pack.name!r} are missing. Got no {missing or empty}."
+            )
     return {pack.name: pack for pack in packs}
 
 
@@ -45,7 +48,7 @@ def _read_index(folder: Path) -> list[Pack]:
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         return [_pack(folder, entry) for entry in index["sets"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"packs: no readable index. Got {str(folder / 'index.json')!r} and "
             f"{type(error).__name__}: {error}; expected a folder of packs, or NAME=PATH."
