@@ -1,6 +1,6 @@
 """Heads that turn the features of four layers into a map: linear, UperNet, DPT.
 
-The last two are transformers' (extra `export`), for which only the neck that makes four scales out
+The last two are transformers' (extra `eval`), for which only the neck that makes four scales out
 of a transformer's one is written here.
 """
 
@@ -71,7 +71,7 @@ def build_decoder(
     except ModuleNotFoundError as error:
         raise ValueError(
             f"decoder: {head!r} needs transformers. Got {error}; install it with "
-            f"pip install 'proteus-distill[export]', or use head 'linear'."
+            f"pip install 'proteus-distill[eval]', or use head 'linear'."
         ) from error
 
 
