@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import timm
 import torch
-from test_suite import packs, run_of
+from test_suite import SHARED, packs, run_of
 
 from conftest import vit
 from proteus.cli import main
@@ -131,3 +131,16 @@ def test_fine_tuning_changes_a_copy_and_a_cnn_has_one_learning_rate(packs, tmp_p
     (one,) = results.values()
     assert one["finetune"] is True and one["layer_decay"] == 1.0
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the image packs are not part of the repository")
+def test_fine_tuning_on_real_maps(tmp_path, monkeypatch):
+    monkeypatch.setitem(settings.PRESETS, "quick", {"finetune_iterations": 3})
+    words = ["evaluate", "demo-student", "--random-weights", "--image-size", "64", "--limit", "4",
+             "--device", "cpu", "--suite", "segmentation-finetune,depth-finetune",
+             "--out", str(tmp_path), "--data"]  # fmt: skip
+    assert main([*words, str(SHARED / "camvid11"), str(SHARED / "sevenscenes-depth")]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert 0 < results["segmentation-finetune/camvid11"]["miou"] < 1
+    assert 0 < results["depth-finetune/sevenscenes-depth"]["rmse"] < 10
