@@ -30,9 +30,10 @@ def recipe(name: str, preset: Preset = "paper") -> Recipe:
     """
     if name not in RUNS:
         near = difflib.get_close_matches(name, RUNS, n=3, cutoff=0.4)
+        file = f" The run {name!r} goes with `--from`." if Path(name).exists() else ""
         raise ValueError(
             f"recipe: unknown name. Got {name!r}; nearest: {', '.join(near) or 'none'}. "
-            f"`proteus recipes` lists all."
+            f"`proteus recipes` lists all.{file}"
         )
     if preset not in typing.get_args(Preset):
         raise ValueError(

@@ -153,5 +153,5 @@ def test_what_cannot_be_built_is_an_error(layers, monkeypatch):
     with pytest.raises(ValueError, match="no patches, only a vector"):
         build_decoder("linear", vectors, 2)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"needs transformers.*proteus-distill\[export\]"):
+    with pytest.raises(ValueError, match=r"needs transformers.*proteus-distill\[eval\]"):
         build_decoder("dpt", layers, 2)
