@@ -174,6 +174,13 @@ def load_backbone(
     return replace(backbone, image_size=size)
 
 
+def is_known(name: str) -> bool:
+    """Whether it is a name of `proteus.catalog` or of timm."""
+    import timm
+
+    return name in STUDENTS or name in TEACHERS or bool(timm.is_model(name))
+
+
 def _create(
     name: str,
     subject: str,

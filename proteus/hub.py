@@ -50,8 +50,10 @@ def load_pretrained(
     """A distilled student as a plain timm model, in eval, `num_classes=0`.
 
     Args:
-        name_or_path: An export folder, a run's folder (its `export` is taken), `owner/repo` on the
-            Hugging Face Hub, or a name of `list_pretrained()`.
+        name_or_path: An export folder, a run's folder (its `export` is taken), a name of
+            `list_pretrained()`, or `owner/repo` on the Hugging Face Hub. A folder with a model
+            comes first, which is logged where it has a released name; where there is a folder
+            `owner`, the repository is `hf-hub:owner/repo`.
         image_size: Pixels; None = the size it was trained at. Positions are resampled once.
         revision: Branch, tag or commit on the Hub. Released names are pinned to a commit, whose
             weights are verified by their sha256; with a revision of your own they are not.
@@ -70,19 +72,28 @@ def load_pretrained(
         torch.Size([1, 192])
     """
     name = str(name_or_path)
+    repo = name.removeprefix("hf-hub:")
     folder = Path(name)
-    if folder.is_dir():
+    if folder.is_dir() and (model_folder(folder) or name not in PRETRAINED):
         if revision is not None:
             raise ValueError(
                 f"load_pretrained: revision= would be ignored. Got {revision!r} with the folder "
                 f"{name!r}; leave it out."
             )
-        if not (folder / CONFIG).is_file() and (folder / "export" / CONFIG).is_file():
-            folder = folder / "export"
+        if name in PRETRAINED:
+            _log.warning("load_pretrained: %r is the folder, not the released model.", name)
+        folder = model_folder(folder) or folder
     elif name in PRETRAINED:
+        if folder.is_dir():
+            _log.warning("load_pretrained: %r is the released model; its folder has none.", name)
         folder = _released(PRETRAINED[name], revision, cache_dir, local_files_only)
-    elif name.count("/") == 1 and not name.startswith((".", "/")):
-        folder = download(name, revision, cache_dir, local_files_only)
+    elif repo.count("/") == 1 and (repo != name or not looks_like_path(name)):
+        folder = download(repo, revision, cache_dir, local_files_only)
+    elif looks_like_path(name):
+        raise ValueError(
+            f"load_pretrained: unknown model, there is no such folder. Got {name!r}; expected a "
+            f"run or an export folder. A repository on the Hugging Face Hub is 'hf-hub:owner/repo'."
+        )
     else:
         raise ValueError(
             f"load_pretrained: unknown model. Got {name!r}; expected a folder, 'owner/repo' or "
@@ -99,6 +110,19 @@ def load_pretrained(
         architecture = vars(model)["pretrained_cfg"]["architecture"]
         fit_positions(model, size, position_rule(architecture), "load_pretrained")
     return model.eval()
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The folder itself or its `export`, whichever holds a model; None = neither."""
+    inside = (part for part in (folder, folder / "export") if (part / CONFIG).is_file())
+    return next(inside, None)
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name that is no folder was meant as one, so that no Hub is asked for it."""
+    parts = name.count("/")
+    here = parts == 1 and Path(name).parent.is_dir()
+    return here or parts > 1 or name.startswith((".", "/", "~"))
 
 
 def _released(

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -258,6 +259,40 @@ def test_load_pretrained_resamples_by_dinov2_s_rule(tmp_path):
 def test_what_cannot_be_loaded_is_said(name, message):
     with pytest.raises(ValueError, match=rf"{message}.*"):
         proteus.load_pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["runs/first", "./runs/first", "a/b/c", "/a/b", "~/first"])
+def test_a_mistyped_folder_is_looked_for_on_no_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(hub, "download", lambda *words: pytest.fail("asked"))
+    with pytest.raises(ValueError, match=rf"no such folder. Got '{name}'.*hf-hub:owner/repo"):
+        proteus.load_pretrained(name)
+
+
+def test_a_repository_may_be_named_beside_a_folder_of_its_owner(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me").mkdir()
+    asked = []
+    monkeypatch.setattr(hub, "download", lambda repo, *words: asked.append(repo) or exported)
+    for name in ("hf-hub:me/student", "you/student"):
+        proteus.load_pretrained(name)
+    assert asked == ["me/student", "you/student"]
+
+
+def test_a_folder_with_a_released_name_is_taken_where_it_holds_a_model(
+    exported, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "proteus-vit-s14"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="is not published yet"):
+        proteus.load_pretrained(folder.name)
+    assert "its folder has none" in caplog.text
+    caplog.clear()
+    shutil.copytree(exported, folder / "export")
+    assert proteus.load_pretrained(folder.name).num_classes == 0
+    assert "is the folder, not the released model" in caplog.text
 
 
 def test_a_folder_that_is_no_export_points_to_the_right_one(tmp_path):

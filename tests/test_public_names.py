@@ -1,6 +1,8 @@
 """The contract: public names, and which module may import which."""
 
 import ast
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,27 @@ def test_a_module_imports_only_from_the_layers_below_it(path):
 def test_timm_is_met_in_few_modules_only(path):
     if module_of(path) not in ("backbone", "weights", "saving", "card", "exports", "data"):
         assert "timm" not in set(all_imports(path))
+
+
+def test_the_extra_eval_installs_what_evaluation_imports():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+
+    def names(lines):
+        return {re.split(r"[^\w-]", line)[0] for line in lines}
+
+    always = names(project["dependencies"]) | sys.stdlib_module_names | {"PIL"}
+    found = {
+        name
+        for folder in ("evaluation", "visualize.py", "report.py")
+        for path in FILES
+        if path.relative_to(PACKAGE).parts[0] == folder
+        for name in all_imports(path)
+    }
+    extras = {key: names(lines) for key, lines in project["optional-dependencies"].items()}
+    # torchvision reads the lists of two sets with SciPy.
+    assert extras["eval"] == (found - always) | {"scipy"} == {"transformers", "scipy"}
+    assert "transformers" not in extras["export"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -35,7 +35,6 @@ from .metrics import eleven_point_ap as eleven_point_ap
 from .metrics import eleven_point_map as eleven_point_map
 from .metrics import mean_class_accuracy as mean_class_accuracy
 from .metrics import topk_accuracy as topk_accuracy
-from .probes.knn import extract_cls as extract_cls
 from .probes.knn import score_knn as score_knn
 from .probes.linear_heads import Head as Head
 from .probes.linear_heads import ProbeHeads as ProbeHeads
@@ -73,7 +72,6 @@ __all__ = [
     "depth_scores",
     "eleven_point_ap",
     "eleven_point_map",
-    "extract_cls",
     "extract_features",
     "fit_logistic",
     "holdout_split",

@@ -16,7 +16,7 @@ from ..losses import ProteusLoss, token_distance
 from ..reader import evaluating
 from .dense.metrics import plain
 from .extractor import Extractor, as_extractor
-from .features import Resized, default_workers, probe_resize
+from .features import Resized, check_finite, default_workers, probe_resize
 from .sets.labelled import open_labelled
 
 
@@ -224,7 +224,7 @@ def agreement(
         seed: Of the masks of the patch term.
 
     Raises:
-        ValueError: If `loss` is neither.
+        ValueError: If `loss` is neither, or features are not finite.
 
     Examples:
         >>> from PIL import Image
@@ -266,6 +266,10 @@ def agreement(
                 add_weighted(terms, {n: float(term) for n, term in losses.items()}, len(images))
             _keep(kept, found, (ours, theirs) if layers else (), images)
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
+    for number, model in enumerate(("student", "teacher")):
+        for part in ("cls", "patches"):
+            what = f"images of {data.description}, by the {model}"
+            check_finite(joined[f"{part}{number}"], what)
     return AgreementResult(
         num_images=len(data),
         distances=mean_over(distances, len(data)),

@@ -15,7 +15,7 @@ from .dense.data import DepthImages, SegmentationImages
 from .dense.metrics import IGNORE
 from .dense.prediction import DensePredictor
 from .extractor import as_extractor
-from .features import FeatureSet, eval_transform
+from .features import FeatureSet, check_finite, eval_transform
 from .sets.labelled import LabelledImages
 
 __all__ = [
@@ -51,7 +51,7 @@ def save_side_by_side(
         foreground: As for `pca_maps`.
 
     Raises:
-        ValueError: If there are no models or images, or a model has no patches.
+        ValueError: If there are no models or images, or a model has no patches, or not finite ones.
 
     Source:
         Proteus A.10.
@@ -72,11 +72,9 @@ def save_side_by_side(
         size = [max(round(image_size / side), 1) * side for side in patch]
         shown = F.interpolate(squares, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         found = [extractor(one[None]) for one in shown]  # one by one: 518 pixels take memory
-        features[name] = Features(
-            torch.cat([one.cls for one in found]),
-            torch.cat([one.patches for one in found]),
-            found[0].grid,
-        )
+        patches = torch.cat([one.patches for one in found])
+        check_finite(patches.flatten(1), f"pictures by {name!r} at {size[0]}x{size[1]} pixels")
+        features[name] = Features(torch.cat([one.cls for one in found]), patches, found[0].grid)
     if basis is None:
         widths = {one.patches.shape[-1] for one in features.values()}
         basis = "joint" if len(widths) == 1 else "own"

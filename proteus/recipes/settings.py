@@ -30,9 +30,10 @@ def recipe(name: str, preset: Preset = "paper") -> Recipe:
         256
     """
     if name not in RUNS:
+        file = f" The run {name!r} goes with `--from`." if Path(name).exists() else ""
         raise ValueError(
             f"recipe: unknown name. Got {name!r}; expected a run of the paper. "
-            f"{nearest(name, RUNS)} `proteus recipes` lists all."
+            f"{nearest(name, RUNS)} `proteus recipes` lists all.{file}"
         )
     if preset not in typing.get_args(Preset):
         raise ValueError(

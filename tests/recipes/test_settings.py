@@ -91,6 +91,11 @@ def test_settings_that_would_be_ignored_are_refused():
         with_settings(recipe("s14-dinov2-b14"), ["science.optimizer.warmup=0.1"])
 
 
+def test_a_path_in_place_of_a_name_is_told_where_it_goes(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown name.*--from"):
+        recipe(str(tmp_path))
+
+
 def test_unknown_names_and_presets_offer_the_nearest():
     with pytest.raises(ValueError, match="mean s14-dinov2-b14"):
         recipe("s14-dinov2-b41")

@@ -1,6 +1,6 @@
 """Heads that turn the features of four layers into a map: linear, UperNet, DPT.
 
-The last two are transformers' (extra `export`), for which only the neck that makes four scales out
+The last two are transformers' (extra `eval`), for which only the neck that makes four scales out
 of a transformer's one is written here.
 """
 

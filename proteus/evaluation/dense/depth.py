@@ -94,7 +94,7 @@ def depth(
         model: Anything `as_extractor` takes, except models without patches.
         train: Anything `open_depth` takes; a path is opened with the split `train`.
         test: The same, with the split `test`; None = of `train`, then a path with splits.
-        mode: The head. "dpt" = the paper's, for frozen and fine-tuned models (extra `export`);
+        mode: The head. "dpt" = the paper's, for frozen and fine-tuned models (extra `eval`);
             "linear" = a batch norm and one 1x1 convolution: cheaper, and a stricter question to the
             features.
         finetune: Train the model, too, on a copy, with a tenth of the learning rate; not with

@@ -92,7 +92,7 @@ def segmentation(
         train: Anything `open_segmentation` takes; a path is opened with the split `train`.
         test: The same, with the split `test`; None = of `train`, then a path with splits.
         mode: The head. "linear" = one 1x1 convolution (the paper's Linear), "upernet" (the paper's
-            Fine-tune) or "dpt", which need the extra `export`.
+            Fine-tune) or "dpt", which need the extra `eval`.
         finetune: Train the model, too, on a copy; not with "linear".
         image_size: Short side of the images and side of the windows; None = the multiple of the
             patch next to 512, as in the paper.
@@ -102,7 +102,7 @@ def segmentation(
         weight_decay: Not for biases and norms when fine-tuning.
         warmup: Steps; None = 1,500 of 60,000, in proportion.
         layer_decay: Factor on the learning rate from block to block, down to the patch embedding,
-            when fine-tuning; None = 0.65.
+            when fine-tuning; None = 0.65, or 1 for a model that is no transformer with `blocks`.
         augment: Scale, crop, mirror and recolour the training images; None = only with `finetune`.
             Without it a frozen model's features are computed once, if they fit `cache_bytes`.
         channels: Width of "upernet" (None = the features') or "dpt" (None = 256).
@@ -173,7 +173,7 @@ def segmentation(
         augmentation=SEGMENTATION if (finetune if augment is None else augment) else None,
         channels=channels, workers=workers, cache_bytes=cache_bytes, seed=seed, progress=progress,
     )  # fmt: skip
-    decay = 0.65 if layer_decay is None else layer_decay
+    decay = (0.65 if _has_blocks(extractor.model) else 1.0) if layer_decay is None else layer_decay
     predictor = train_dense(
         extractor,
         train_set,
@@ -197,10 +197,10 @@ def segmentation(
     )
 
 
-def default_size(extractor: Extractor) -> int:
+def default_size(extractor: Extractor, reference: int = _REFERENCE_SIZE) -> int:
     """The multiple of the patch that is next to 512: 512 for patch 16, 518 for patch 14."""
     patch = max(extractor.patch_size[0], 1)
-    return round(_REFERENCE_SIZE / patch) * patch
+    return max(round(reference / patch), 1) * patch
 
 
 def segmentation_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -245,8 +245,7 @@ def layer_decay_groups(
         *Same:* factors; positions and class token are decayed (its rule against that never meets
         their names). *Different:* register tokens count as embeddings.
     """
-    has_blocks = any(name.startswith("blocks.") for name, _ in backbone.named_parameters())
-    if decay != 1 and not has_blocks:
+    if decay != 1 and not _has_blocks(backbone):
         raise ValueError(
             f"segmentation: layer decay needs a transformer with blocks. Got "
             f"{type(backbone).__name__}; use layer_decay=1.0 for one learning rate."
@@ -264,6 +263,10 @@ def layer_decay_groups(
         {"params": parameters, "lr": rate, "weight_decay": shrink}
         for (rate, shrink), parameters in found.items()
     ]
+
+
+def _has_blocks(backbone: nn.Module) -> bool:
+    return any(name.startswith("blocks.") for name, _ in backbone.named_parameters())
 
 
 _EMBEDDINGS = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "mask_token")

@@ -1,6 +1,6 @@
 """k-NN classification on class tokens, as in DINO and DINOv2."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...features import FeatureExtractor
 from ..cache import FeatureCache
 from ..classifier import NeighbourClassifier
 from ..extraction import extract_features
@@ -167,17 +166,3 @@ def score_knn(
         num_classes=classes,
         predictions=predictions[best_k],
     )
-
-
-@torch.no_grad()
-def extract_cls(model: FeatureExtractor, batches: Iterable[Tensor]) -> Tensor:
-    """Class tokens of many images, on the CPU.
-
-    Args:
-        model: Anything that returns `Features`; put it in eval first.
-        batches: Images [B, 3, H, W], on the model's device.
-
-    Returns:
-        float32 [images, D].
-    """
-    return torch.cat([model(batch).cls.float().cpu() for batch in batches])

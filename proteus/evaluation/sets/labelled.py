@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...data import ImageSource, decode, open_source
+from ...data import CorruptImageError, ImageSource, decode, open_source
 from ...data.datasets import DatasetSource
 from ..metrics import Metric
 from .named import NAMED_SETS, open_named
@@ -67,7 +67,7 @@ class LabelledImages(Dataset[tuple[Image.Image, Target]]):
         Raises:
             CorruptImageError: If it cannot be decoded.
         """
-        return decode(self.source.read(index))
+        return decode_named(self.source, index)
 
     def name(self, index: int) -> str:
         """What an image is called."""
@@ -123,7 +123,8 @@ def open_labelled(
             - `FOLDER/NAME` of tar packs, whose shards are `NAME-SPLIT-000.tar` with `KEY.jpg` and
               `KEY.cls`; a `.tar`, or a pattern;
             - `hfds/OWNER/NAME`, with a column `label` (extra `data`);
-            - a name of `NAMED_SETS`: `flowers`, `voc2007`, `gtsrb`, …
+            - a name of `NAMED_SETS`: `flowers`, `voc2007`, `gtsrb`, …; without `root` a folder or
+              pack of this name comes first.
         split: `train`, `val` or `test`; None = the folder or dataset as it stands. Where a layout
             has no `test`, its `val` folder is taken, as in ImageNet.
         classes: Names in the order of the labels, for folders: a test folder that lacks a class
@@ -152,7 +153,7 @@ def open_labelled(
     if not isinstance(data, str | Path):
         return _items(data, type(data).__name__)
     text = str(data)
-    if text in NAMED_SETS:
+    if text in NAMED_SETS and (root is not None or not is_there(text)):
         return _named(text, split or "train", root, download)
     if root is not None or download:
         raise ValueError(
@@ -178,6 +179,23 @@ def open_splits(train: Any, test: Any, val: Any = None) -> list[LabelledImages]:
     ]
 
 
+def is_there(text: str) -> bool:
+    """Whether a path leads to a file, a folder or a pack."""
+    return bool(text) and (Path(text).exists() or is_pack(text))
+
+
+def decode_named(source: ImageSource, index: int) -> Image.Image:
+    """One image, RGB; whoever cannot decode it is told which it was."""
+    data = source.read(index)
+    try:
+        return decode(data)
+    except CorruptImageError as error:
+        raise CorruptImageError(
+            f"evaluation: an image cannot be decoded. Got {source.name(index)!r} of "
+            f"{source.description}: {error}. Replace it, or take it out of the set."
+        ) from error
+
+
 def _locate(text: str, split: str | None) -> list[Path] | str:
     """The shards of a pack, or the folder of a split; the path itself where it has no such part."""
     if not Path(text).exists() and is_pack(text):
@@ -193,9 +211,12 @@ def _open_path(text: str, split: str | None, classes: Sequence[str]) -> Labelled
         return _files(open_source(where), description, classes or classes_of(text))
     if where == text and split is not None and Path(text).is_dir():
         wanted = SPLITS.get(split, (split,))
+        name = Path(text).name
+        known = f" torchvision's files are {name}={text}." if name in NAMED_SETS else ""
+        folders = " or ".join(str(Path(text, part)) for part in wanted)
         raise ValueError(
-            f"evaluation: no folder for the split. Got {text!r} and {split!r}; expected "
-            f"{' or '.join(str(Path(text, name)) for name in wanted)}, with a folder a class."
+            f"evaluation: no folder for the split. Got {text!r} and {split!r}; expected {folders}, "
+            f"with a folder a class.{known}"
         )
     return _files(_with_length(open_source(where)), text, classes)
 

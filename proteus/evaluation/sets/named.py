@@ -228,7 +228,12 @@ def open_named(
         )
     try:
         dataset = entry.read(str(root), split, download)
-    except (RuntimeError, OSError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:  # scipy, for the lists of Flowers and Cars
+        raise ValueError(
+            f"evaluation: {name} needs a package that is not installed. Got {error}; install it "
+            f"with pip install 'proteus-distill[eval]'."
+        ) from error
+    except (RuntimeError, OSError) as error:
         raise ValueError(
             f"evaluation: {name} cannot be read from {str(root)!r}. Got {type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]}. Pass download=True, or put its files there."

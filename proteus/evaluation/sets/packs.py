@@ -37,8 +37,11 @@ def read_packs(folder: str | Path) -> dict[str, Pack]:
     packs = _read_index(Path(folder))
     for pack in packs:
         missing = [str(f) for shards in pack.splits.values() for f in shards if not f.is_file()]
-        if missing:
-            raise ValueError(f"packs: shards of {pack.name!r} are missing. Got no {missing}.")
+        empty = [split for split, shards in pack.splits.items() if not shards]
+        if missing or empty:
+            raise ValueError(
+                f"packs: shards of {pack.name!r} are missing. Got no {missing or empty}."
+            )
     return {pack.name: pack for pack in packs}
 
 

@@ -1,5 +1,6 @@
 """Pictures for the page of a suite: what the features look like, and the scores as bars."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from .report import TITLES, value_of
 from .run import SuiteRun
 from .sets import EvaluationSet
 
+_logger = logging.getLogger(__name__)
 _SHOWN = 6  # images
 _NEIGHBOURS = 5
 _PAPER_SIZE = 518  # pixels, of the paper's feature maps
@@ -40,7 +42,10 @@ def suite_pictures(
         if one.task == "classification" and one.root is None and one.name not in failed
     ]
     if readable and 0 not in run.model.patch_size:
-        pictures.append(_maps(run, readable[0]))
+        try:
+            pictures.append(_maps(run, readable[0]))
+        except ValueError as error:  # a model may fail at this size alone
+            _logger.warning("suite: no picture of the features. %s", error)
     if rank_and_world()[1] == 1:  # the others would have to help where the cache was deleted
         found = [one for one in readable if f"knn/{one.name}" in results]
         if found:

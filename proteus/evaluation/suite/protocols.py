@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..agreement import agreement
 from ..classifier import LinearClassifier
@@ -11,11 +13,12 @@ from ..dense.data import DenseImages, open_depth, open_segmentation
 from ..dense.depth import depth
 from ..dense.segmentation import segmentation
 from ..extraction import extract_features
-from ..features import FeatureSet, probe_resize
+from ..features import FeatureSet, default_workers, probe_resize
 from ..probes.knn import score_knn
 from ..probes.linear_probe import LinearProbeResult, fitting_blocks, score_linear
 from ..probes.logistic import score_logistic
 from ..probes.neighbours import KS
+from ..probes.views import View, augmented_views
 from ..robustness import robustness
 from ..sets.labelled import open_labelled
 from ..sets.named import metric_of
@@ -23,6 +26,9 @@ from .sets import EvaluationSet
 
 if TYPE_CHECKING:
     from .run import SuiteRun
+
+# The authors fine-tune a ViT-L (24 blocks) on ADE20K for longer.
+_LARGE_BLOCKS, _LARGE_ITERATIONS = 24, 160_000
 
 
 class OpenSet:
@@ -45,6 +51,8 @@ class OpenSet:
             "finegrained": self._finegrained,
             "segmentation": self._segmentation,
             "depth": self._depth,
+            "segmentation-finetune": lambda: self._segmentation(finetune=True),
+            "depth-finetune": lambda: self._depth(finetune=True),
             "robustness": self._robustness,
             "agreement": self._agreement,
         }[protocol]()
@@ -116,9 +124,17 @@ class OpenSet:
                 select=settings.select, iterations=settings.linear_iterations,
                 batch_size=settings.linear_batch, seed=settings.seed,
                 device=self.run.model.device, progress=self.run.progress,
+                views=self._crops if settings.linear_augment else None,
             ),
         )  # fmt: skip
         return found
+
+    def _crops(self, batches: Iterable[Tensor]) -> Iterator[View]:
+        return augmented_views(
+            self.run.model, self.split("train"), (batch.tolist() for batch in batches),
+            size=self.settings.image_size, blocks=max(fitting_blocks(self.run.model)),
+            seed=self.settings.seed, workers=self.run.workers,
+        )  # fmt: skip
 
     def _robustness(self) -> dict[str, Any]:
         probe, size = self._probe(), self.settings.image_size
@@ -142,22 +158,39 @@ class OpenSet:
         )  # fmt: skip
         return result.to_dict()
 
-    def _segmentation(self) -> dict[str, Any]:
+    def _segmentation(self, *, finetune: bool = False) -> dict[str, Any]:
+        frozen = self.settings.segmentation_iterations
+        longer = finetune and self.run.model.num_layers >= _LARGE_BLOCKS
         result = segmentation(
-            self.run.model, self.split("train"), self.split("test"), mode="linear",
-            image_size=self.settings.image_size, seed=self.settings.seed,
-            iterations=self.settings.segmentation_iterations, progress=self.run.progress,
+            self.run.model, self.split("train"), self.split("test"),
+            mode="upernet" if finetune else "linear",
+            **self._dense(finetune, max(frozen, _LARGE_ITERATIONS) if longer else frozen),
         )  # fmt: skip
         return {"protocol": "segmentation", **result.to_dict()}
 
-    def _depth(self) -> dict[str, Any]:
+    def _depth(self, *, finetune: bool = False) -> dict[str, Any]:
         result = depth(
             self.run.model, self.split("train"), self.split("test"),
-            mode=self.settings.depth_head, image_size=self.settings.image_size,
-            iterations=self.settings.depth_iterations, seed=self.settings.seed,
-            progress=self.run.progress,
+            mode="dpt" if finetune else self.settings.depth_head,
+            **self._dense(finetune, self.settings.depth_iterations),
         )  # fmt: skip
         return {"protocol": "depth", **result.to_dict()}
+
+    def _dense(self, finetune: bool, iterations: int) -> dict[str, Any]:
+        """What segmentation and depth share; `iterations` are the paper's."""
+        settings = self.settings
+        if finetune and settings.finetune_iterations is not None:
+            iterations = settings.finetune_iterations
+        return {
+            "finetune": finetune,
+            "image_size": settings.dense_size or settings.image_size,
+            "iterations": iterations,
+            "augment": finetune or settings.dense_augment,
+            "channels": settings.finetune_channels if finetune else None,
+            "workers": default_workers(self.run.workers, len(self.split("train"))),
+            "seed": settings.seed,
+            "progress": self.run.progress,
+        }
 
     def _agreement(self) -> dict[str, Any]:
         result = agreement(

@@ -10,9 +10,13 @@ from ...text import markdown_text
 from .paper import paper_score
 
 TITLES = {"knn": "k-NN (k)", "linear": "linear probe", "finegrained": "logistic regression"}
-_DENSE = {
-    "segmentation": ("mIoU", "mAcc", "aAcc"),
-    "depth": ("rmse", "abs_rel", "d1"),
+_MAPS = ("mIoU", "mAcc", "aAcc")
+_METRES = ("rmse", "abs_rel", "d1")
+_DENSE = {  # protocol -> title, columns
+    "segmentation": ("Segmentation", _MAPS),
+    "segmentation-finetune": ("Segmentation, fine-tuned", _MAPS),
+    "depth": ("Depth", _METRES),
+    "depth-finetune": ("Depth, fine-tuned", _METRES),
 }
 _NOTES = (
     "Per cent; depth RMSE in metres. k-NN has the best of its k, in brackets. Logistic regression "
@@ -37,8 +41,8 @@ def result_tables(model: str, results: Results) -> dict[str, Table]:
         [['flowers5', '50.0 (20)'], ['mean', '50.0']]
     """
     tables = {"Classification": _classification(model, results)}
-    for protocol, columns in _DENSE.items():
-        tables[protocol.capitalize()] = _dense(model, results, protocol, columns)
+    for protocol, (title, columns) in _DENSE.items():
+        tables[title] = _dense(model, results, protocol, columns)
     tables["Robustness"] = _robustness(results)
     tables["Agreement with the teacher"] = _agreement(results)
     return {title: table for title, table in tables.items() if table.rows}
@@ -64,7 +68,7 @@ def _classification(model: str, results: Results) -> Table:
 
 def _dense(model: str, results: Results, protocol: str, columns: Sequence[str]) -> Table:
     rows = []
-    scale, digits = (100, 1) if protocol == "segmentation" else (1, 3)
+    scale, digits = (100, 1) if columns == _MAPS else (1, 3)
     for key, one in results.items():
         if not key.startswith(f"{protocol}/"):
             continue

@@ -5,9 +5,9 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import distributed
 
@@ -20,53 +20,14 @@ from ..cache import FeatureCache
 from ..extractor import Extractor
 from .protocols import OpenSet
 from .sets import EvaluationSet, task_of
+from .settings import SuiteSettings
 
 _logger = logging.getLogger(__name__)
 
-SUITES = ("knn", "linear", "finegrained", "segmentation", "depth", "robustness", "agreement")
-
-
-@dataclass(frozen=True)
-class SuiteSettings:
-    """How long and how each protocol runs; `quick` fits small sets on two cores, `paper` is A.1.
-
-    Attributes:
-        image_size: Pixels, of all protocols.
-        limit: At most this many images of each split; None = all.
-        linear_iterations: Steps of the linear probe, on features of the centre.
-        linear_batch: Images in such a step.
-        select: `test` = the best head on the test set, as the paper; or `holdout`.
-        sweep: Of the logistic regression.
-        segmentation_iterations: Steps of the linear head.
-        depth_iterations: Steps of the depth head.
-        depth_head: `linear`, or `dpt` as in the paper.
-        severities: Of the corruptions, of twelve kinds.
-        seed: Of everything random.
-    """
-
-    image_size: int
-    limit: int | None = None
-    linear_iterations: int = 500
-    linear_batch: int = 256
-    select: Literal["test", "holdout"] = "test"
-    sweep: Literal["paper", "official"] = "paper"
-    segmentation_iterations: int = 500
-    depth_iterations: int = 300
-    depth_head: Literal["linear", "dpt"] = "linear"
-    severities: tuple[int, ...] = (3,)
-    seed: int = 0
-
-    def as_paper(self) -> "SuiteSettings":
-        """The paper's lengths and heads; augmentation excepted, see `linear_probe`."""
-        return replace(
-            self,
-            linear_iterations=12_500,
-            linear_batch=512,
-            segmentation_iterations=60_000,
-            depth_iterations=25_000,
-            depth_head="dpt",
-            severities=(1, 2, 3, 4, 5),
-        )
+SUITES = (
+    "knn", "linear", "finegrained", "segmentation", "depth", "segmentation-finetune",
+    "depth-finetune", "robustness", "agreement",
+)  # fmt: skip
 
 
 @dataclass
@@ -264,8 +225,8 @@ def plan_jobs(
     unknown = [suite for suite in suites if suite not in SUITES]
     if unknown or not suites:
         raise ValueError(
-            f"suite: unknown protocol. Got {', '.join(unknown)!r}; expected some of "
-            f"{', '.join(SUITES)}. {nearest(unknown[0], SUITES) if unknown else ''}"
+            f"suite: unknown protocol. Got {', '.join(unknown) or 'none'!r}; expected some of "
+            f"{', '.join(SUITES)}. {' '.join(nearest(one, SUITES) for one in unknown)}"
         )
     if "agreement" in suites and not has_teacher:
         raise ValueError("suite: agreement needs a teacher. Pass --teacher NAME.")
@@ -275,7 +236,8 @@ def plan_jobs(
                 f"suite: no set for {suite}. Got {', '.join(one.name for one in sets)}; "
                 f"expected at least one for {task_of(suite)}."
             )
-    return [(suite, one) for one in sets for suite in suites if one.task == task_of(suite)]
+    wanted = dict.fromkeys(suites)
+    return [(suite, one) for one in sets for suite in wanted if one.task == task_of(suite)]
 
 
 def _as_json(facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """Which sets a suite runs on: what the words after `--data` mean."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ...words import nearest
-from ..sets.labelled import SPLITS
+from ..dense.layouts import find_list
+from ..sets.labelled import SPLITS, is_there
 from ..sets.named import NAMED_SETS
 from ..sets.packs import Pack, is_pack, read_packs
+
+_logger = logging.getLogger(__name__)
 
 Task = Literal["classification", "segmentation", "depth"]
 _EVALUATED = ("fine-grained", "segmentation", "depth")  # roles of packs
@@ -40,11 +44,11 @@ def task_of(word: str) -> Task:
     """What a protocol needs sets of, and what a pack is for.
 
     Examples:
-        >>> task_of("knn"), task_of("depth")
-        ('classification', 'depth')
+        >>> task_of("knn"), task_of("depth"), task_of("segmentation-finetune")
+        ('classification', 'depth', 'segmentation')
     """
     tasks: dict[str, Task] = {"segmentation": "segmentation", "depth": "depth"}
-    return tasks.get(word, "classification")
+    return tasks.get(word.removesuffix("-finetune"), "classification")
 
 
 def find_sets(words: Sequence[str]) -> list[EvaluationSet]:
@@ -52,9 +56,10 @@ def find_sets(words: Sequence[str]) -> list[EvaluationSet]:
 
     Args:
         words: Each is a folder of packs (all sets in it that are for evaluation), `FOLDER/NAME` of
-            one pack, a folder with a folder for each split, or `NAME=PATH` of these. With a name
-            of `NAMED_SETS`, `NAME=PATH` is torchvision's set in the folder `PATH`, unless `PATH`
-            itself is split into `train` and `test`.
+            one pack, a folder with a folder for each split, or `NAME=PATH` of these. What exists
+            is a path, whatever it is called. With a name of `NAMED_SETS`, `NAME=PATH` is
+            torchvision's set in the folder `PATH`, unless `PATH` itself is split into `train` and
+            `test`; which of the two was taken is logged.
 
     Raises:
         ValueError: If one is none of these, or two have one name.
@@ -66,7 +71,7 @@ def find_sets(words: Sequence[str]) -> list[EvaluationSet]:
     found: list[EvaluationSet] = []
     for word in words:
         name, equals, path = word.partition("=")
-        if not equals:
+        if not equals or is_there(word):  # a folder's own name may have a "="
             name, path = "", word
         found += _open(name, path)
     names = [one.name for one in found]
@@ -90,22 +95,33 @@ def _open(name: str, path: str) -> list[EvaluationSet]:
             if pack is not None:
                 return [_of_pack(pack, name or pack.name)]
         return [EvaluationSet(name or folder.name, "classification", path)]
-    if name in NAMED_SETS and not _is_split(folder):
+    if name in NAMED_SETS and path and not _is_split(folder):
         return [EvaluationSet(name, "classification", name, path, has_val=NAMED_SETS[name].has_val)]
-    if not folder.is_dir():
+    if not path or not folder.is_dir():
         raise ValueError(
             f"data: no set there. Got {path!r}; expected a folder of packs, FOLDER/NAME of a pack, "
             f"a folder with train and test, or NAME=FOLDER with a name such as "
             f"{', '.join(list(NAMED_SETS)[:3])}. {_meant(name, folder)}"
         )
-    task: Task = "classification"
-    if (folder / "annotations").is_dir():
-        task = "depth" if _are_deep(folder / "annotations") else "segmentation"
-    elif any(folder.glob("*test*.txt")):
-        task = "depth"
+    called = name or folder.name or folder.resolve().name
+    task = _task_of(folder)
+    if task == "classification" and called in NAMED_SETS:
+        _logger.warning(
+            "data: %s is the folder %r, not torchvision's files of the paper's set; it is scored "
+            "as the paper scores %s. Write NAME=PATH for another name.", called, path, called,
+        )  # fmt: skip
     validation = any((folder / part).is_dir() for part in SPLITS["val"])
     has_val = validation and (folder / "test").is_dir()
-    return [EvaluationSet(name or folder.name, task, path, has_val=has_val)]
+    return [EvaluationSet(called, task, path, has_val=has_val)]
+
+
+def _task_of(folder: Path) -> Task:
+    maps = folder / "annotations"
+    if maps.is_dir() and not _is_split(folder):
+        return "depth" if _are_deep(maps) else "segmentation"
+    if find_list(folder, "train") and find_list(folder, "test"):
+        return "depth"
+    return "classification"
 
 
 def _meant(name: str, folder: Path) -> str:

@@ -4,9 +4,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from conftest import vit
-from proteus import Features
 from proteus.evaluate import knn
-from proteus.evaluation import FeatureSet, extract_cls, knn_predict, knn_votes, score_knn
+from proteus.evaluation import FeatureSet, knn_predict, knn_votes, score_knn
 from proteus.features import ShapeError
 
 
@@ -65,18 +64,6 @@ def test_a_model_that_is_not_square_says_so():
     with pytest.raises(ValueError, match=r"square image size is needed. Got a model for 32x64"):
         knn(model, images, images, ks=[1])
     assert knn(model, images, images, ks=[1], image_size=32).image_size == 32
-
-
-def test_features_of_batches_are_joined():
-    class Model:
-        embed_dim = 3
-
-        def __call__(self, images):
-            return Features(images.mean((2, 3)).half(), images.new_zeros(len(images), 0, 3), (0, 0))
-
-    features = extract_cls(Model(), [torch.ones(2, 3, 4, 4), torch.zeros(3, 3, 4, 4)])
-    assert features.dtype == torch.float32
-    assert features[:, 0].tolist() == [1, 1, 0, 0, 0]
 
 
 def test_a_smaller_k_sums_the_first_of_the_largest_ks_votes():

@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -268,3 +269,18 @@ def test_a_folder_of_packs_gives_the_sets_for_evaluation():
     assert len(read_packs(PACKS)) == 17
     data = open_labelled(PACKS / "flowers5", split="test")
     assert (len(data), data.classes[0]) == (350, "daisy")
+
+
+def test_a_named_set_whose_reader_lacks_a_package_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "flowers-102").mkdir()
+    monkeypatch.setattr("torchvision.datasets.Flowers102._check_integrity", lambda self: True)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ValueError, match=r"flowers needs a package.*proteus-distill\[eval\]"):
+        open_labelled("flowers", split="train", root=tmp_path)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "bad.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"cannot be decoded. Got 'a/bad.png' of"):
+        open_labelled(tmp_path)[0]
