@@ -229,8 +229,8 @@ def save_rows(rows: Sequence[Tensor], names: Sequence[str], path: str | Path) ->
             axis.imshow(picture.permute(1, 2, 0).numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel(name)
-    figure.savefig(path, dpi=110)
+        line[0].set_ylabel(printable(name, 40))
+    write_figure(figure, path)
 
 
 def save_columns(
@@ -247,15 +247,15 @@ def save_columns(
     figure = new_figure(1.9 * len(columns) + 0.4, 1.9 * len(names) + 0.4 + 0.3 * bool(title))
     axes = figure.subplots(len(names), len(columns), squeeze=False)
     for x, (heading, column) in enumerate(columns.items()):
-        axes[0, x].set_title(printable(heading, 26), fontsize=10, parse_math=False)
+        axes[0, x].set_title(printable(heading, 26), fontsize=10)
         for y, picture in enumerate(column):
             axes[y, x].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes[y, x].set_xticks([])
             axes[y, x].set_yticks([])
     for line, name in zip(axes, names, strict=True):
-        line[0].set_ylabel(printable(name, 26), fontsize=8, parse_math=False)
+        line[0].set_ylabel(printable(name, 26), fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=10, parse_math=False)
+        figure.suptitle(title, fontsize=10)
     write_figure(figure, path)
 
 
@@ -268,7 +268,11 @@ def printable(text: str, length: int) -> str:
 
 
 def write_figure(figure: Any, path: str | Path) -> None:
-    """Save a figure without a warning for each letter that matplotlib's font lacks."""
+    """Save a figure whose words are words, not mathematics, in whatever letters they are."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(path, dpi=110)

@@ -189,6 +189,22 @@ def test_maps_of_too_few_patches_and_of_broken_weights_are_plain_errors():
         visualize.pca_maps(nan)
 
 
+def test_a_size_that_a_model_refuses_is_a_plain_error():
+    class Picky(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Conv2d(3, 8, 4, stride=4)
+
+        def forward(self, images):
+            assert images.shape[-1] == 32, "32 pixels only"
+            return self.embed(images)
+
+    looks = {"picky": Look(as_extractor(Picky(), image_size=32))}
+    assert pca_columns(looks, torch.rand(1, 3, 64, 64))[0]["picky"].shape == (1, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"'picky' takes no.*Got 48x48.*32 pixels only.*32x32"):
+        pca_columns(looks, torch.rand(1, 3, 64, 64), image_size=48)
+
+
 def test_names_of_files_are_drawn_as_they_are(tmp_path):
     columns = {r"$\frac{$ a": torch.rand(1, 3, 8, 8)}
     visualize.save_columns(columns, ["\udcff\n世 $x$"], tmp_path / "a.png", title="$y")
@@ -211,7 +227,10 @@ WRONG = [
     (["demo-teacher", "{photos}", "--data", "{photos}/none"], r"no such folder or file"),
     (["demo-teacher", "{photos}", "--out", "a.jpg"], r"unknown kind of file. Got 'a\.jpg'"),
     (["demo-teacher", "{photos}", "--out", "folder"], r"unknown kind of file. Got 'folder'"),
-    (["demo-teacher", "{photos}", "--num", "0"], r"at least one image. Got 0"),
+    (["demo-teacher", "{photos}", "--num", "0"], r"--num: out of range. Got 0; expected 1"),
+    (["demo-teacher", "{photos}", "--num", "101"], r"--num: out of range. Got 101"),
+    (["demo-teacher", "{photos}", "--seed", "99999999999999999999"], r"--seed: out of range"),
+    (["demo-teacher", "{photos}", "--image-size", "-5"], r"--image-size: out of range. Got -5"),
     (["demo-techer", "{photos}"], r"unknown name. Got 'demo-techer'.*demo-teacher"),
     (["demo-teacher", "{photos}", "--teacher-checkpoint", "x.pth"], r"belongs to --teacher"),
     (["resnet18", "{photos}", "--random-weights", "--what", "masks"], r"--what masks: .*ResNet"),

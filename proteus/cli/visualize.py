@@ -47,8 +47,11 @@ def add(commands: Commands) -> None:
 
 def _run_visualize(arguments: argparse.Namespace) -> None:
     arguments.what = what = _parts(arguments)
-    if arguments.num < 1:
-        raise ValueError(f"--num: at least one image. Got {arguments.num}.")
+    for name, low, high in (("num", 1, 100), ("seed", 0, 2**63 - 1), ("image_size", 1, 4096)):
+        value = vars(arguments)[name]
+        if value is not None and not low <= value <= high:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: out of range. Got {value}; expected {low} to {high}.")
 
     import tempfile
 
@@ -58,6 +61,7 @@ def _run_visualize(arguments: argparse.Namespace) -> None:
     from ..evaluation.looking import find_neighbours, open_photos, save_found, with_length
     from ..report import Picture, write_report
     from ..training import choose_device
+    from ..visualize import printable
 
     # Images first: a wrong path must not cost a download.
     photos = open_photos(arguments.images, arguments.num)
@@ -66,8 +70,11 @@ def _run_visualize(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     looks, distiller = _models(arguments, choose_device(arguments.device))
     parts: list[Any] = [
-        f"{arguments.model}: {len(photos.images)} of {photos.total} images of "
-        f"{', '.join(arguments.images)}."
+        printable(
+            f"{arguments.model}: {len(photos.images)} of {photos.total} images of "
+            f"{', '.join(arguments.images)}.",
+            2000,
+        )
     ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.out.parent, prefix=".tmp-") as folder:
@@ -79,11 +86,12 @@ def _run_visualize(arguments: argparse.Namespace) -> None:
             found, skipped = find_neighbours(looks, photos, source, progress=True)
             _tell(skipped)
             save_found(photos, source, found, path)
-            parts.append(Picture(path, f"The nearest images of {source.description}, by the "
-                                 f"cosine of class tokens."))  # fmt: skip
+            parts.append(Picture(path, printable(
+                f"The nearest images of {source.description}, by the cosine of class tokens.", 2000
+            )))  # fmt: skip
         staged = Path(folder, "out")
         if arguments.out.suffix == ".html":
-            write_report(staged, f"What {arguments.model} sees", parts)
+            write_report(staged, printable(f"What {arguments.model} sees", 200), parts)
         else:
             _stack([part.path for part in parts[1:]], staged)
         staged.replace(arguments.out)
@@ -129,8 +137,9 @@ def _models(arguments: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
         from ..recipes.reopen import reopen
 
         distiller = reopen(run).to(device).eval()
-        heads = isinstance(distiller, Distiller) and distiller.loss.feature_head is not None
-        project = distiller.loss.project if heads else None
+        project = None
+        if isinstance(distiller, Distiller) and distiller.loss.feature_head is not None:
+            project = distiller.loss.project
         looks = {
             f"teacher: {distiller.teacher.name}": Look(as_extractor(distiller.teacher)),
             f"student: {distiller.student.name}": Look(as_extractor(distiller.student), project),

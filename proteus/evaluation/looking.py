@@ -135,7 +135,14 @@ def pca_columns(
             wanted = image_size or max(size[0], min(4 * size[0], _PAPER_SIZE))
             rows, columns = (max(round(wanted / side), 1) * side for side in extractor.patch_size)
             size = rows, columns
-        found = features_at(extractor, images, size)
+        try:
+            found = features_at(extractor, images, size, name)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"pictures: {name!r} takes no images of this size. Got {size[0]}x{size[1]} pixels "
+                f"and {str(error).splitlines()[0] if str(error) else 'no reason'}; expected "
+                f"{extractor.image_size[0]}x{extractor.image_size[1]}, its own. Leave the size out."
+            ) from error
         with torch.no_grad():
             features[name] = project(found) if project else found
     widths = {one.patches.shape[-1] for one in features.values()}
@@ -286,7 +293,7 @@ def save_found(
     for line, (number, name) in zip(axes, rows, strict=True):
         first = name == rows[0][1]
         panel(line[0], photos.images[number], photos.names[number] if first else "", "black")
-        line[0].set_ylabel(printable(name, 22), fontsize=9, parse_math=False)
+        line[0].set_ylabel(printable(name, 22), fontsize=9)
         for axis in line[1:]:
             axis.set_axis_off()
         near = found[name]

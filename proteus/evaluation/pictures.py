@@ -24,7 +24,7 @@ from .dense.data import DepthImages, SegmentationImages
 from .dense.metrics import IGNORE
 from .dense.prediction import DensePredictor
 from .extractor import Extractor, as_extractor
-from .features import FeatureSet, eval_transform
+from .features import FeatureSet, check_finite, eval_transform
 from .sets.labelled import LabelledImages
 
 __all__ = [
@@ -60,7 +60,7 @@ def save_side_by_side(
         foreground: As for `pca_maps`.
 
     Raises:
-        ValueError: If there are no models or images, or a model has no patches.
+        ValueError: If there are no models or images, or a model has no patches, or not finite ones.
 
     Source:
         Proteus A.10.
@@ -79,7 +79,7 @@ def save_side_by_side(
         if 0 in patch:
             raise ValueError(f"pictures: the model has no patches to show. Got {name!r}.")
         size = [max(round(image_size / side), 1) * side for side in patch]
-        features[name] = features_at(extractor, squares, (size[0], size[1]))
+        features[name] = features_at(extractor, squares, (size[0], size[1]), name)
     if basis is None:
         widths = {one.patches.shape[-1] for one in features.values()}
         basis = "joint" if len(widths) == 1 else "own"
@@ -201,15 +201,17 @@ def _save_columns(columns: Sequence[Sequence[Tensor]], names: Sequence[str], pat
     save_rows(rows, names, path)
 
 
-def features_at(extractor: Extractor, images: Tensor, size: tuple[int, int]) -> Features:
-    """Features of RGB images [B, 3, S, S] in [0, 1] that are resized to (height, width) before."""
+def features_at(extractor: Extractor, images: Tensor, size: tuple[int, int], name: str) -> Features:
+    """Features of RGB images [B, 3, S, S] in [0, 1] that are resized to (height, width) before.
+
+    Raises:
+        ValueError: If they are not finite; `name` is the model's in the message.
+    """
     shown = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
     found = [extractor(one[None]) for one in shown]  # one by one: 518 pixels take memory
-    return Features(
-        torch.cat([one.cls for one in found]),
-        torch.cat([one.patches for one in found]),
-        found[0].grid,
-    )
+    patches = torch.cat([one.patches for one in found])
+    check_finite(patches.flatten(1), f"pictures by {name!r} at {size[0]}x{size[1]} pixels")
+    return Features(torch.cat([one.cls for one in found]), patches, found[0].grid)
 
 
 def squares_of(images: Sequence[Image.Image] | Tensor, size: int) -> Tensor:
@@ -250,7 +252,7 @@ def _class_colours(count: int) -> Tensor:
 def panel(axis: Any, image: Image.Image, title: str, colour: str) -> None:
     """One image with a title and a frame."""
     axis.imshow(image)
-    axis.set_title(printable(title, 22), fontsize=8, color=colour, parse_math=False)
+    axis.set_title(printable(title, 22), fontsize=8, color=colour)
     axis.set_xticks([])
     axis.set_yticks([])
     for side in axis.spines.values():

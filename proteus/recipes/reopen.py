@@ -23,14 +23,6 @@ def reopen(folder: str | Path) -> Distiller | LogitDistiller:
 
     Raises:
         ValueError: If it is no such run, nothing was saved yet, or its models cannot be built.
-
-    Examples:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     reopen(folder)
-        Traceback (most recent call last):
-        ...
-        proteus.checkpoint.CheckpointError: checkpoint: none found in '/tmp/...'.
     """
     folder = Path(folder)
     found = checkpoint.load(folder)
