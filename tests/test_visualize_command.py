@@ -76,7 +76,7 @@ def test_a_run_still_training_stands_beside_its_teacher_in_one_basis(
     assert show(*words, "--num", "3", "--out", tmp_path / "new/a.html") == 0
     columns = ["image", "teacher: demo-teacher", "student: demo-student", "seen", "error"]
     assert list(drawn["columns"]) == columns
-    assert drawn["columns"]["student: demo-student"].shape == (3, 3, 32, 32)  # 256 pixels
+    assert drawn["columns"]["student: demo-student"].shape == (3, 3, 8, 8)  # as trained
     assert len(drawn["names"]) == 3
     page = (tmp_path / "new/a.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
@@ -134,6 +134,7 @@ def test_a_model_alone_beside_another_and_in_bases_of_their_own(
     assert list(drawn["columns"]) == [
         "image", "teacher: demo-teacher", "student: demo-student", "seen"
     ]  # fmt: skip
+    assert drawn["columns"]["student: demo-student"].shape == (2, 3, 32, 32)  # 256 pixels
     assert "a basis of its own" in capsys.readouterr().out
     if ending == "png":
         with Image.open(out) as picture:

@@ -36,8 +36,8 @@ def add(commands: Commands) -> None:
     add("--out", type=Path, default=Path("visualize.png"),
         help="FILE.png or FILE.html (default visualize.png)")  # fmt: skip
     add("--num", type=int, default=8, metavar="N", help="at most N images (default 8)")
-    add("--image-size", type=int, help="pixels of the PCA maps (default: up to four times the "
-        "model's own, at most 518)")  # fmt: skip
+    add("--image-size", type=int, help="pixels of the PCA maps (default: of a run its own, else up "
+        "to four times the model's own, at most 518)")  # fmt: skip
     add("--checkpoint", type=Path, help="local .safetensors or .pth with the model's weights")
     add("--random-weights", action="store_true", help="no weights: how much is the architecture")
     add("--seed", type=int, default=0, help="of masks and random weights (default 0)")

@@ -117,13 +117,15 @@ def pca_columns(
     Args:
         looks: Name -> model.
         images: RGB [B, 3, S, S] in [0, 1].
-        image_size: Pixels; None = up to four times a transformer's own size, at most the paper's
-            518, for finer maps, and any other model's own size.
+        image_size: Pixels; None = each model's own size where one is projected into another's
+            space, which holds at the trained size and less and less beyond. Else up to four times
+            a transformer's own size, at most the paper's 518, for finer maps.
 
     Raises:
         ValueError: If a model has no patches, or there are too few.
     """
     features = {}
+    compared = any(look.project for look in looks.values())
     for name, (extractor, project) in looks.items():
         if 0 in extractor.patch_size:
             raise ValueError(
@@ -131,7 +133,8 @@ def pca_columns(
                 f"one vector an image; --what neighbours can be shown."
             )
         size = extractor.image_size
-        if image_size is not None or isinstance(extractor.model, Resizable):
+        finer = isinstance(extractor.model, Resizable) and not compared
+        if image_size is not None or finer:
             wanted = image_size or max(size[0], min(4 * size[0], _PAPER_SIZE))
             rows, columns = (max(round(wanted / side), 1) * side for side in extractor.patch_size)
             size = rows, columns
