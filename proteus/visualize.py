@@ -229,8 +229,8 @@ def save_rows(rows: Sequence[Tensor], names: Sequence[str], path: str | Path) ->
             axis.imshow(picture.permute(1, 2, 0).numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel(printable(name, 40))
-    write_figure(figure, path)
+        line[0].set_ylabel(name)
+    figure.savefig(path, dpi=110)
 
 
 def save_columns(

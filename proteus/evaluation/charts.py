@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..visualize import new_figure, printable, write_figure
+from ..visualize import new_figure
 
 Scores = Mapping[str, Mapping[str, float]]
 _LEAST_AXES = 3
@@ -36,18 +36,15 @@ def save_bars(scores: Scores, path: str | Path, *, title: str = "", label: str =
     width = 0.8 / len(scores)
     for number, (model, row) in enumerate(scores.items()):
         places = [i + (number - (len(scores) - 1) / 2) * width for i in range(len(names))]
-        bars = axis.bar(
-            places, [row.get(name, math.nan) for name in names], width, label=printable(model, 60)
-        )
+        bars = axis.bar(places, [row.get(name, math.nan) for name in names], width, label=model)
         texts = [f"{row[name]:.3g}" if name in row else "" for name in names]
         axis.bar_label(bars, texts, fontsize=6, padding=1)
-    shown = [printable(name, 40) for name in names]
-    axis.set_xticks(range(len(names)), shown, rotation=30, ha="right", fontsize=8)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     axis.set_ylabel(label)
     axis.set_title(title)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, loc="outside right upper")
-    write_figure(figure, path)
+    figure.savefig(path, dpi=110)
 
 
 def save_radar(
@@ -86,20 +83,17 @@ def save_radar(
     axis = figure.subplots(subplot_kw={"projection": "polar"})
     radii = {model: radar_radii(scores, model, lower_is_better) for model in scores}
     for model, values in radii.items():
-        axis.plot(
-            [*angles, angles[0]], [*values, values[0]], label=printable(model, 60), linewidth=1.4
-        )
+        axis.plot([*angles, angles[0]], [*values, values[0]], label=model, linewidth=1.4)
         axis.fill(angles, values, alpha=0.1)
     best = [
         (min if n in lower_is_better else max)(row[n] for row in scores.values()) for n in names
     ]
-    texts = [f"{printable(n, 40)}\n{b:.3g}" for n, b in zip(names, best, strict=True)]
-    axis.set_xticks(angles, texts, fontsize=7)
+    axis.set_xticks(angles, [f"{n}\n{b:.3g}" for n, b in zip(names, best, strict=True)], fontsize=7)
     axis.set_yticks([])
     axis.set_ylim(0, 1)
     axis.set_title(title)
     figure.legend(fontsize=8, loc="outside right upper")
-    write_figure(figure, path)
+    figure.savefig(path, dpi=110)
 
 
 def radar_radii(scores: Scores, model: str, lower_is_better: Sequence[str] = ()) -> list[float]:
