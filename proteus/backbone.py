@@ -238,7 +238,7 @@ def _create(
             raise ValueError(f"{subject}: {name} cannot be built at {size}. {error}") from error
         raise ValueError(
             f"{subject}: the model could not be loaded. Got {name!r} and from timm: "
-            f"{type(error).__name__}: {error}. {_offline_advice(name, config)}"
+            f"{type(error).__name__}: {error}. {_offline_advice(subject, name, config)}"
         ) from error
     if weights:
         refuse_not_finite(model.state_dict(), f"{subject}: {name}")
@@ -266,14 +266,20 @@ def _reach(repo: str) -> None:
         raise OSError(str(error)) from error
 
 
-def _offline_advice(name: str, config: Any) -> str:
+def _offline_advice(subject: str, name: str, config: Any) -> str:
     """Which file to put where on a machine without a connection."""
     if config is None or not config.hf_hub_id:
         return "Without a connection pass 'local-dir:FOLDER' with a copy of the repository."
+    if subject == "Student":  # which takes no checkpoint=
+        return (
+            f"Without a connection: copy config.json and model.safetensors of {config.hf_hub_id} "
+            f"on the Hugging Face Hub into a folder here, and pass 'local-dir:FOLDER'."
+        )
     official = f", or {config.url}" if config.url else ""
     return (
         f"Without a connection: fetch model.safetensors of {config.hf_hub_id} on the Hugging Face "
-        f"Hub{official} elsewhere, copy it here, and pass checkpoint='FILE' with {name!r}."
+        f"Hub{official} elsewhere, copy it here, and pass checkpoint='FILE' with {name!r} (for a "
+        f"command, --teacher-checkpoint FILE, or --checkpoint FILE where it is its MODEL)."
     )
 
 

@@ -77,8 +77,8 @@ def model_card(student: "Student", name: str, details: Mapping[str, Any]) -> str
         f"---\n{_metadata(name, details)}\n---",
         f"# {markdown_text(name)}",
         f"{markdown_text(student.name)}: {count / 1e6:.2f} M parameters, {height}×{width} pixels, "
-        f"{student.embed_dim}-dimensional features. Trained without labels, by matching a "
-        f"teacher's features (Proteus, ICLR 2025) with proteus-distill {__version__}.",
+        f"{student.embed_dim}-dimensional features. Trained {_training(details.get('recipe'))} "
+        f"with proteus-distill {__version__}.",
         "\n".join(lines),
         "## Use\n\n```python\nimport timm\n\n"
         'model = timm.create_model("hf-hub:OWNER/REPO", pretrained=True)  # or "local-dir:FOLDER"\n'
@@ -138,6 +138,17 @@ def _scores(scores: Mapping[str, float] | None) -> str:
         return ""
     rows = "\n".join(f"| {markdown_text(name)} | {value} |" for name, value in scores.items())
     return f"## Scores\n\n| protocol | score |\n|---|---|\n{rows}"
+
+
+def _training(recipe: Any) -> str:
+    """What taught it, in words."""
+    science = recipe.get("science") if isinstance(recipe, Mapping) else None
+    logits = science.get("logits") if isinstance(science, Mapping) else None
+    if not isinstance(logits, Mapping):
+        return "without labels, by matching a teacher's features (Proteus, ICLR 2025),"
+    if not logits["kl"]:
+        return "on labels alone (supervised)"
+    return f"by a teacher's class logits{' and labels' if logits['ce'] else ', without labels,'}"
 
 
 def _recipe(recipe: Any) -> str:

@@ -31,11 +31,13 @@ class LogitLosses(NamedTuple):
 
 
 class LinearHead(nn.Module):
-    """DINOv2's published classifier: one layer on the class token and the mean patch token.
+    """A teacher's classifier: one layer on the class token and the mean patch token.
 
     Args:
         teacher_dim: Width D of the teacher.
         num_classes: How many classes it tells apart.
+        patches: Read the mean patch token too, as DINOv2's published heads do. False = the class
+            token alone, as the head of a supervised model does.
 
     Examples:
         >>> head = LinearHead(8, 10)
@@ -47,31 +49,32 @@ class LinearHead(nn.Module):
         *Same:* logits of the last layer's normed class token, then the mean of the patch tokens.
     """
 
-    def __init__(self, teacher_dim: int, num_classes: int) -> None:
+    def __init__(self, teacher_dim: int, num_classes: int, *, patches: bool = True) -> None:
         super().__init__()
-        self.teacher_dim, self.num_classes = teacher_dim, num_classes
-        self.linear = nn.Linear(2 * teacher_dim, num_classes)
+        self.teacher_dim, self.num_classes, self.patches = teacher_dim, num_classes, patches
+        self.linear = nn.Linear((1 + patches) * teacher_dim, num_classes)
 
     def forward(self, features: Features) -> Tensor:
         """Features of width D -> logits [B, classes]."""
-        tokens = torch.cat([features.cls, features.patches.mean(1)], dim=1)
-        logits: Tensor = self.linear(tokens)
+        tokens = [features.cls, features.patches.mean(1)] if self.patches else [features.cls]
+        logits: Tensor = self.linear(torch.cat(tokens, dim=1))
         return logits
 
 
 def load_linear_head(path: str | Path, teacher_dim: int) -> LinearHead:
-    """DINOv2's published linear head from a local file; nothing in the file is executed.
+    """A teacher's linear head from a local file; nothing in the file is executed.
 
     Args:
-        path: `dinov2_vitb14_linear_head.pth` and the like, or the same tensors as `.safetensors`.
+        path: DINOv2's `dinov2_vitb14_linear_head.pth` and the like, or the whole weight file of a
+            supervised model, such as DeiT's, whose `head` is taken. Also as `.safetensors`.
         teacher_dim: Width D of the teacher that it belongs to.
 
     Returns:
         The head, frozen; its number of classes is the file's.
 
     Raises:
-        ValueError: If the file cannot be read or holds anything but `weight` [K, 2 * D] and
-            `bias` [K].
+        ValueError: If the file cannot be read, has no head, or holds anything but `weight`
+            [K, 2 * D] and `bias` [K] beside one another.
 
     Examples:
         >>> import tempfile
@@ -81,24 +84,30 @@ def load_linear_head(path: str | Path, teacher_dim: int) -> LinearHead:
         ...     load_linear_head(path, teacher_dim=8).num_classes
         5
     """
-    tensors = read_state_dict(path)
+    content = read_state_dict(path)
+    model = content["model"] if isinstance(content.get("model"), dict) else content
+    whole = "head.weight" in model
+    tensors: dict[str, Any] = content
+    if whole:
+        tensors = {k: model.get(f"head.{k}") for k in ("weight", "bias")}
     with naming(path):
         refuse_hollow(tensors, "linear head")
     shapes = {
         name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         for name, value in tensors.items()
     }
+    width = teacher_dim if whole else 2 * teacher_dim
     classes = shapes["bias"][0] if isinstance(shapes.get("bias"), tuple) and shapes["bias"] else 0
-    if not classes or shapes != {"weight": (classes, 2 * teacher_dim), "bias": (classes,)}:
+    if not classes or shapes != {"weight": (classes, width), "bias": (classes,)}:
         shown = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:5])
         raise ValueError(
             f"linear head: {Path(path).name} does not fit the teacher. Got {shown or 'nothing'}; "
-            f"expected weight [classes, {2 * teacher_dim}] and bias [classes] for a teacher of "
-            f"width {teacher_dim}. Take the file named after the teacher that ends in "
+            f"expected weight [classes, {width}] and bias [classes] for a teacher of width "
+            f"{teacher_dim}. Take the file named after the teacher that ends in "
             f"`_linear_head.pth` (`_linear4_head.pth` reads four layers, which features do not "
-            f"hold)."
+            f"hold), or the weight file of a supervised teacher."
         )
-    head = LinearHead(teacher_dim, int(classes))
+    head = LinearHead(teacher_dim, int(classes), patches=not whole)
     with naming(path):
         load_strictly(head.linear, tensors, "linear head")
     return head.requires_grad_(False)
@@ -114,7 +123,8 @@ class LogitDistiller(TeacherAndStudent):
         teacher: A `Teacher`.
         student: A `Student`.
         classifier: Teacher `Features` -> logits [B, num_classes]: `load_linear_head(...)`, or any
-            module. It is frozen here.
+            module. It is frozen here. None with `kl=0`: then the labels alone teach, and the
+            teacher is not run.
         num_classes: K.
         kl: Weight of the distance to the teacher's logits (the paper's lambda).
         ce: Weight of the cross entropy with the labels (the paper's 1 - lambda).
@@ -129,7 +139,8 @@ class LogitDistiller(TeacherAndStudent):
 
     Raises:
         ShapeError: If image sizes differ or the classifier's logits are not [B, num_classes].
-        ValueError: If weights are negative or all 0, or a setting would be ignored.
+        ValueError: If weights are negative or all 0, a classifier is missing, or a setting would
+            be ignored.
 
     Examples:
         >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
@@ -153,7 +164,7 @@ class LogitDistiller(TeacherAndStudent):
         self,
         teacher: Teacher,
         student: Student,
-        classifier: nn.Module,
+        classifier: nn.Module | None,
         *,
         num_classes: int,
         kl: float = 0.5,
@@ -162,12 +173,21 @@ class LogitDistiller(TeacherAndStudent):
         temperature: float = 1.0,
     ) -> None:
         _check_weights(kl, ce, hard, temperature)
-        frozen = classifier.requires_grad_(False).eval()
-        super().__init__(teacher, student, hides=False, classifier=frozen)
+        if kl and classifier is None:
+            raise ValueError(
+                f"LogitDistiller: no classifier. Got None and kl={kl}; expected a module that "
+                f"takes the teacher's Features, such as load_linear_head(FILE, "
+                f"{teacher.embed_dim})."
+            )
+        frozen: dict[str, nn.Module] = {}
+        if classifier is not None:
+            frozen["classifier"] = classifier.requires_grad_(False).eval()
+        super().__init__(teacher, student, hides=False, **frozen)
         self.num_classes = num_classes
         self.kl, self.ce, self.hard, self.temperature = kl, ce, hard, temperature
         self.num_inputs = 2 if ce else 1
-        self._check_classifier()
+        if frozen:
+            self._check_classifier()
         self.head = nn.Linear(student.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

@@ -65,9 +65,13 @@ class Pretrained:
         return "github.com/BeSpontaneous/Proteus-pytorch (README, table of weights)"
 
 
-def _scores(
-    imagenet: float, fine: float, ade: float | None = None, nyu: float | None = None
-) -> dict[str, float]:
+def paper_scores(
+    imagenet: float | None = None,
+    fine: float | None = None,
+    ade: float | None = None,
+    nyu: float | None = None,
+) -> Mapping[str, float]:
+    """Numbers of the paper by their protocols; None = it reports none."""
     scores = {
         "ImageNet-1K linear probe": imagenet,
         "Fine-grained, mean of 12 sets, logistic regression": fine,
@@ -79,16 +83,26 @@ def _scores(
 
 _ALL = (
     Pretrained(
-        "proteus-vit-ti14", "dinov2", 192, 12, "dinov2_vits14", _scores(75.2, 80.2, 40.7, 0.423)
+        "proteus-vit-ti14",
+        "dinov2",
+        192,
+        12,
+        "dinov2_vits14",
+        paper_scores(75.2, 80.2, 40.7, 0.423),
     ),
     Pretrained(
-        "proteus-vit-s14", "dinov2", 384, 12, "dinov2_vitb14", _scores(81.8, 85.8, 50.0, 0.350)
+        "proteus-vit-s14", "dinov2", 384, 12, "dinov2_vitb14", paper_scores(81.8, 85.8, 50.0, 0.350)
     ),
     Pretrained(
-        "proteus-vit-b14", "dinov2", 768, 12, "dinov2_vitl14", _scores(84.9, 88.6, 54.4, 0.303)
+        "proteus-vit-b14", "dinov2", 768, 12, "dinov2_vitl14", paper_scores(84.9, 88.6, 54.4, 0.303)
     ),
     Pretrained(
-        "proteus-vit-l14", "dinov2", 1024, 24, "dinov2_vitg14", _scores(86.2, 91.0, 57.7, 0.240)
+        "proteus-vit-l14",
+        "dinov2",
+        1024,
+        24,
+        "dinov2_vitg14",
+        paper_scores(86.2, 91.0, 57.7, 0.240),
     ),
     Pretrained(
         "proteus-vit-b14-synclr",
@@ -96,8 +110,8 @@ _ALL = (
         768,
         12,
         "synclr_vitl14",
-        _scores(81.4, 87.4, 52.5),
+        paper_scores(81.4, 87.4, 52.5),
     ),
-    Pretrained("proteus-vit-b14-clip", "clip", 768, 12, "clip_vitl14", _scores(81.2, 85.7)),
+    Pretrained("proteus-vit-b14-clip", "clip", 768, 12, "clip_vitl14", paper_scores(81.2, 85.7)),
 )
 PRETRAINED: Mapping[str, Pretrained] = MappingProxyType({entry.name: entry for entry in _ALL})

@@ -1,5 +1,6 @@
 """Pictures: PCA maps of patch features (the paper's Fig. 3), masks."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -58,7 +59,8 @@ def pca_maps(
 
     Raises:
         ShapeError: If the widths differ and the basis is shared.
-        ValueError: If the basis is unknown, or `foreground` leaves fewer than four patches.
+        ValueError: If the basis is unknown, features are not finite, or there are fewer than four
+            patches, or `foreground` leaves fewer.
 
     Examples:
         >>> features = Features(torch.zeros(2, 8), torch.randn(2, 12, 8), (3, 4))
@@ -134,6 +136,15 @@ def _palette_of(
 
 def _fit_palette(groups: Sequence[Tensor]) -> _Palette:
     tokens = torch.cat(list(groups))
+    if len(tokens) < 4 or tokens.shape[1] < 3:
+        raise ValueError(
+            f"pca_maps: too few patches for three components. Got {len(tokens)} of width "
+            f"{tokens.shape[1]}; expected at least 4 of width 3. Take more images, or larger ones."
+        )
+    if not tokens.isfinite().all():
+        raise ValueError(
+            "pca_maps: features are not finite. Got NaN or infinity; check the model's weights."
+        )
     mean = tokens.mean(0)
     # The sign of a component is arbitrary; fix it, so that the same features give the same picture.
     basis = torch.linalg.svd(tokens - mean, full_matrices=False).Vh[:3]
@@ -223,6 +234,51 @@ def save_rows(rows: Sequence[Tensor], names: Sequence[str], path: str | Path) ->
     figure.savefig(path, dpi=110)
 
 
+def save_columns(
+    columns: Mapping[str, Tensor], names: Sequence[str], path: str | Path, *, title: str = ""
+) -> None:
+    """A picture of columns of images, each under its title, one row for each of B images.
+
+    Args:
+        columns: Title -> RGB [B, 3, h, w] in [0, 1]; sizes may differ from column to column.
+        names: Of the B images.
+        path: PNG file.
+        title: Of the whole.
+    """
+    figure = new_figure(1.9 * len(columns) + 0.4, 1.9 * len(names) + 0.4 + 0.3 * bool(title))
+    axes = figure.subplots(len(names), len(columns), squeeze=False)
+    for x, (heading, column) in enumerate(columns.items()):
+        axes[0, x].set_title(printable(heading, 26), fontsize=10)
+        for y, picture in enumerate(column):
+            axes[y, x].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes[y, x].set_xticks([])
+            axes[y, x].set_yticks([])
+    for line, name in zip(axes, names, strict=True):
+        line[0].set_ylabel(printable(name, 26), fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    write_figure(figure, path)
+
+
+def printable(text: str, length: int) -> str:
+    """Text of a file name that can be drawn: its end, where it is longer."""
+    shown = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+    return shown if len(shown) <= length else "…" + shown[1 - length :]
+
+
+def write_figure(figure: Any, path: str | Path) -> None:
+    """Save a figure whose words are words, not mathematics, in whatever letters they are."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.savefig(path, dpi=110)
+
+
 def save_masks(
     images: Tensor,
     hidden: Tensor,
@@ -254,15 +310,30 @@ def save_masks(
     if hidden.dtype != torch.bool:
         raise ShapeError(f"save_masks: hidden is no mask. Got {hidden.dtype}; expected torch.bool.")
     shown = _enlarged(images)
+    rows = {"image": shown, **mask_pictures(shown, hidden, grid, errors)}
+    save_rows(list(rows.values()), list(rows), path)
+
+
+def mask_pictures(
+    shown: Tensor, hidden: Tensor, grid: tuple[int, int], errors: Tensor | None = None
+) -> dict[str, Tensor]:
+    """`seen` (hidden patches in grey) and, with errors, `error` (the largest is white).
+
+    Args:
+        shown: Images [B, 3, H, W] in [0, 1].
+        hidden: bool [B, N], True = hidden from the student.
+        grid: (h, w), h * w == N.
+        errors: [B, N] or None.
+    """
 
     def spread(values: Tensor) -> Tensor:
         maps = values.detach().cpu().float().view(-1, 1, *grid)
         return F.interpolate(maps, size=shown.shape[-2:], mode="nearest")
 
-    rows = {"image": shown, "seen": shown.lerp(torch.full_like(shown, 0.5), spread(hidden))}
+    pictures = {"seen": shown.lerp(torch.full_like(shown, 0.5), spread(hidden))}
     if errors is not None:
-        rows["error"] = spread(errors / errors.max().clamp(min=1e-12)).expand_as(shown)
-    save_rows(list(rows.values()), list(rows), path)
+        pictures["error"] = spread(errors / errors.max().clamp(min=1e-12)).expand_as(shown)
+    return pictures
 
 
 def new_figure(width: float, height: float) -> Any:

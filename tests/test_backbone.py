@@ -204,8 +204,10 @@ def test_every_student_name_is_an_architecture(name):
 def test_weights_that_cannot_be_reached_name_the_file_at_once():
     # Nobody listens on the address of the suite's Hub here.
     begun = time.monotonic()
-    with pytest.raises(ValueError, match=r"safetensors of timm/vit_small.*checkpoint='FILE'"):
+    with pytest.raises(ValueError, match=r"of timm/vit_small.*checkpoint='FILE'.*--teacher-check"):
         proteus.Teacher("dinov2_vits14")
+    with pytest.raises(ValueError, match=r"copy config.json and .* and pass 'local-dir:FOLDER'"):
+        proteus.Student("resnet18", pretrained=True)  # which takes no checkpoint=
     assert time.monotonic() - begun < 10
 
 

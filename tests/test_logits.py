@@ -88,6 +88,28 @@ def test_without_the_divergence_the_teacher_is_not_run(teacher, student, classif
     )
 
 
+def test_labels_alone_need_no_classifier_and_logits_do(teacher, student, classifier, images):
+    alone = build(teacher, student, None, kl=0.0, ce=1.0)
+    assert alone(images, LABELS).kl == 0
+    assert {name.partition(".")[0] for name in alone.state_dict()} == {"head", "student"}
+    with pytest.raises(ValueError, match=r"no classifier. Got None and kl=0.5"):
+        build(teacher, student, None)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_head_of_a_supervised_model_reads_its_class_token(teacher, images, tmp_path, nested):
+    weight, bias = torch.randn(5, 36), torch.randn(5)
+    tensors = {"norm.bias": torch.zeros(36), "head.weight": weight, "head.bias": bias}
+    torch.save({"model": tensors} if nested else tensors, tmp_path / "deit.pth")
+    head = load_linear_head(tmp_path / "deit.pth", 36)
+    features = teacher(images)
+    torch.testing.assert_close(head(features), F.linear(features.cls, weight, bias))
+    with pytest.raises(
+        ValueError, match=r"deit\.pth does not fit.*expected weight \[classes, 24\]"
+    ):
+        load_linear_head(tmp_path / "deit.pth", 24)
+
+
 def test_deit_s_division_by_the_classes_is_a_weight(teacher, student, classifier, images):
     distiller = build(teacher, student, classifier, kl=0.5 / 5, ce=0.0)
     ours = distiller.head(student(images).cls).log_softmax(1)

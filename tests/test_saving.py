@@ -14,6 +14,7 @@ from packaging.version import Version
 import proteus
 from conftest import vit
 from proteus import saving
+from proteus.card import model_card
 from proteus.weights import from_dinov2
 
 GOLDEN = Path(__file__).parent / "golden/02_dinov2_vit"
@@ -160,6 +161,20 @@ def test_a_permissive_licence_is_stated_without_a_warning(tmp_path, caplog):
 def test_a_card_without_a_licence_says_so(tmp_path):
     proteus.save_pretrained(proteus.Student("demo-student", image_size=64), tmp_path)
     assert "Not stated" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("logits", "words"),
+    [
+        (None, "Trained without labels, by matching a teacher's features"),
+        ({"kl": 0.5, "ce": 0.5}, "Trained by a teacher's class logits and labels with"),
+        ({"kl": 1.0, "ce": 0.0}, "Trained by a teacher's class logits, without labels, with"),
+        ({"kl": 0.0, "ce": 1.0}, "Trained on labels alone (supervised) with"),
+    ],
+)
+def test_a_card_says_what_taught_the_student(logits, words):
+    student = proteus.Student("demo-student", image_size=64)
+    assert words in model_card(student, "mine", {"recipe": {"science": {"logits": logits}}})
 
 
 def test_an_export_can_be_read_by_others(tmp_path):

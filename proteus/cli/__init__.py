@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import data, demo, distill, evaluate, info, recipes, report, weights
+from . import data, demo, distill, evaluate, info, recipes, report, visualize, weights
 from .parser import Parser
 
 _EPILOG = """\
@@ -57,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, distill, recipes, report, evaluate, data, weights, info):
+    for module in (demo, distill, recipes, report, evaluate, visualize, data, weights, info):
         module.add(commands)
     return parser

@@ -10,11 +10,20 @@ from PIL import Image
 from torch import Tensor
 
 from ..features import Features, ShapeError
-from ..visualize import Basis, new_figure, save_masks, save_pca, save_rows, to_shown
+from ..visualize import (
+    Basis,
+    new_figure,
+    printable,
+    save_masks,
+    save_pca,
+    save_rows,
+    to_shown,
+    write_figure,
+)
 from .dense.data import DepthImages, SegmentationImages
 from .dense.metrics import IGNORE
 from .dense.prediction import DensePredictor
-from .extractor import as_extractor
+from .extractor import Extractor, as_extractor
 from .features import FeatureSet, check_finite, eval_transform
 from .sets.labelled import LabelledImages
 
@@ -62,7 +71,7 @@ def save_side_by_side(
         raise ValueError(
             f"pictures: nothing to show. Got {len(models)} models and {len(images)} images."
         )
-    squares = _squares(images, image_size)
+    squares = squares_of(images, image_size)
     features: dict[str, Features] = {}
     for name, model in models.items():
         extractor = as_extractor(model)
@@ -70,11 +79,7 @@ def save_side_by_side(
         if 0 in patch:
             raise ValueError(f"pictures: the model has no patches to show. Got {name!r}.")
         size = [max(round(image_size / side), 1) * side for side in patch]
-        shown = F.interpolate(squares, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        found = [extractor(one[None]) for one in shown]  # one by one: 518 pixels take memory
-        patches = torch.cat([one.patches for one in found])
-        check_finite(patches.flatten(1), f"pictures by {name!r} at {size[0]}x{size[1]} pixels")
-        features[name] = Features(torch.cat([one.cls for one in found]), patches, found[0].grid)
+        features[name] = features_at(extractor, squares, (size[0], size[1]), name)
     if basis is None:
         widths = {one.patches.shape[-1] for one in features.values()}
         basis = "joint" if len(widths) == 1 else "own"
@@ -150,12 +155,12 @@ def save_neighbours(
     axes = figure.subplots(count, neighbours + 1, squeeze=False)
     for line, query, values, found in zip(axes, chosen, similarity, index, strict=True):
         label = query_images.target(query)
-        _panel(line[0], query_images.image(query), str(label), "black")
+        panel(line[0], query_images.image(query), str(label), "black")
         for axis, value, number in zip(line[1:], values.tolist(), found.tolist(), strict=True):
             same = torch.equal(torch.as_tensor(bank_images.target(number)), torch.as_tensor(label))
             title = f"{bank_images.target(number)}  {value:.2f}"
-            _panel(axis, bank_images.image(number), title, "green" if same else "red")
-    figure.savefig(path, dpi=110)
+            panel(axis, bank_images.image(number), title, "green" if same else "red")
+    write_figure(figure, path)
 
 
 def save_segmentation(
@@ -196,7 +201,20 @@ def _save_columns(columns: Sequence[Sequence[Tensor]], names: Sequence[str], pat
     save_rows(rows, names, path)
 
 
-def _squares(images: Sequence[Image.Image] | Tensor, size: int) -> Tensor:
+def features_at(extractor: Extractor, images: Tensor, size: tuple[int, int], name: str) -> Features:
+    """Features of RGB images [B, 3, S, S] in [0, 1] that are resized to (height, width) before.
+
+    Raises:
+        ValueError: If they are not finite; `name` is the model's in the message.
+    """
+    shown = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    found = [extractor(one[None]) for one in shown]  # one by one: 518 pixels take memory
+    patches = torch.cat([one.patches for one in found])
+    check_finite(patches.flatten(1), f"pictures by {name!r} at {size[0]}x{size[1]} pixels")
+    return Features(torch.cat([one.cls for one in found]), patches, found[0].grid)
+
+
+def squares_of(images: Sequence[Image.Image] | Tensor, size: int) -> Tensor:
     """[B, 3, S, S] in [0, 1]; PIL images lose what is beyond the middle square."""
     if isinstance(images, Tensor):
         return F.interpolate(
@@ -231,9 +249,10 @@ def _class_colours(count: int) -> Tensor:
     return torch.cat([rgb * value[:, None], torch.zeros(1, 3)])
 
 
-def _panel(axis: Any, image: Image.Image, title: str, colour: str) -> None:
+def panel(axis: Any, image: Image.Image, title: str, colour: str) -> None:
+    """One image with a title and a frame."""
     axis.imshow(image)
-    axis.set_title(title, fontsize=8, color=colour)
+    axis.set_title(printable(title, 22), fontsize=8, color=colour)
     axis.set_xticks([])
     axis.set_yticks([])
     for side in axis.spines.values():

@@ -10,7 +10,8 @@ _SIZES = {
     "dinov2_vitg14": (1536, 40), "synclr_vitl14": (1024, 24), "clip_vitl14": (1024, 24),
     "vit_tiny_patch14": (192, 12), "vit_small_patch14": (384, 12), "vit_base_patch14": (768, 12),
     "vit_large_patch14": (1024, 24), "vit_base_patch14_synclr": (768, 12),
-    "vit_base_patch14_clip": (768, 12),
+    "vit_base_patch14_clip": (768, 12), "deit_small_patch16_224.fb_in1k": (384, 12),
+    "deit_tiny_patch16_224": (192, 12),
 }  # fmt: skip
 _IMAGENET = 1_281_167
 # 300 epochs of ViT-S from DINOv2-B took the authors 30 h on 8 A100 (A.8): 53 TFLOP/s each.
@@ -23,8 +24,8 @@ class Cost(NamedTuple):
     Attributes:
         images: Images seen, on ImageNet-1K where the recipe counts epochs.
         steps: Optimizer steps.
-        gmac: 10^9 multiply-adds an image: teacher once, student forward and backward (three
-            times), the masked view for the masked images only.
+        gmac: 10^9 multiply-adds an image: teacher once (if it teaches), student forward and
+            backward (three times), the masked view for the masked images only.
         a100_hours: On GPUs as busy as the authors' were.
     """
 
@@ -54,16 +55,19 @@ def cost(recipe: Recipe) -> Cost | None:
         images = data.images or (data.steps or 0) * data.batch_size
     else:
         return None
-    patches = (science.model.image_size // 14) ** 2
+    side = 16 if "_patch16" in science.model.student else 14
     masked = science.loss.patch != 0 and science.logits is None
     views = 1 + (science.masks.probability if masked else 0)
-    macs = _forward(*teacher, patches) + 3 * views * _forward(*student, patches)
+    macs = 3 * views * _forward(*student, science.model.image_size, side)
+    if science.logits is None or science.logits.kl:
+        macs += _forward(*teacher, science.model.image_size, side)
     hours = images * 2 * macs / _A100 / 3600
     return Cost(images, round(images / data.batch_size), macs / 1e9, hours)
 
 
-def _forward(width: int, depth: int, patches: int) -> float:
+def _forward(width: int, depth: int, image_size: int, side: int) -> float:
     """Multiply-adds of a ViT: 12 D^2 a token and block, attention, and the patch embedding."""
-    tokens, pixels = patches + 1, 3 * 14 * 14
+    patches = (image_size // side) ** 2
+    tokens, pixels = patches + 1, 3 * side * side
     blocks = depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
     return float(blocks + patches * pixels * width)

@@ -77,18 +77,20 @@ class Masks:
 
 @dataclass(frozen=True)
 class Logits:
-    """Conventional distillation of class logits (Table 1), in place of features.
+    """Conventional distillation of class logits (Tables 1, 11 and 12), in place of features.
 
     Attributes:
-        classifier: File with the teacher's linear head, as DINOv2 publishes it.
+        classifier: File with the teacher's linear head, see `proteus.logits.load_linear_head`;
+            None = there is none, with `kl` 0.
         num_classes: Classes of that head.
-        kl: Weight of the teacher's logits.
+        kl: Weight of the teacher's logits; 0 = supervised: the labels alone teach, and the teacher
+            is at most what the student inherits its first weights from.
         ce: Weight of the labels.
         hard: Compare with the teacher's most likely class instead of its distribution.
         temperature: Of the distributions.
     """
 
-    classifier: str
+    classifier: str | None = None
     num_classes: int = 1000
     kl: float = 0.5
     ce: float = 0.5
@@ -237,6 +239,8 @@ class Recipe:
         _check_schedule(science.optimizer)
         if science.logits is not None and science.loss != Loss():
             raise _ignored("science.loss", "science.logits is set, which replaces it")
+        if science.logits is not None:
+            _check_logits(science.logits)
         patch_off = science.loss.patch == 0 or science.logits is not None
         if patch_off and science.masks != Masks():
             raise _ignored("science.masks", "no patch term would use them")
@@ -253,6 +257,17 @@ def _check_length(data: Data) -> None:
             f"recipe: the length is given more than once. Got science.data.{' and '.join(given)}; "
             f"expected exactly one, the others null."
         )
+
+
+def _check_logits(logits: Logits) -> None:
+    if logits.kl and not logits.classifier:
+        raise ValueError(
+            f"recipe: no classifier of the teacher. Got science.logits.kl={logits.kl} and "
+            f"science.logits.classifier={logits.classifier!r}; expected a file with the teacher's "
+            f"linear head. Set science.logits.classifier=FILE, or kl=0 for labels alone."
+        )
+    if not logits.kl and logits.classifier:
+        raise _ignored("science.logits.classifier", "science.logits.kl is 0")
 
 
 def _check_schedule(optimizer: Optimizer) -> None:

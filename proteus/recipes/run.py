@@ -201,7 +201,8 @@ def _size_of_run(folder: Path) -> int | None:
 
 def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> LogitDistiller:
     settings = asdict(logits)
-    head = load_linear_head(settings.pop("classifier"), teacher.embed_dim)
+    file = settings.pop("classifier")
+    head = load_linear_head(file, teacher.embed_dim) if file else None
     return LogitDistiller(teacher, student, head, **settings)
 
 

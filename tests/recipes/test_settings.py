@@ -58,6 +58,8 @@ def test_the_first_setting_of_logits_opens_the_group():
     assert found.science.logits.classifier == "head.pth"
     with pytest.raises(ValueError, match="classifier"):
         with_settings(Recipe(), ["science.logits.kl=1"])
+    with pytest.raises(ValueError, match=r"logits\.classifier would be ignored.*kl is 0"):
+        with_settings(Recipe(), ["science.logits.kl=0", "science.logits.classifier=head.pth"])
 
 
 @pytest.mark.parametrize(
