@@ -159,11 +159,12 @@ class LogitDistiller(TeacherAndStudent):
     ) -> None:
         _check_weights(kl, ce, hard, temperature)
         frozen = classifier.requires_grad_(False).eval()
-        super().__init__(teacher, student, hides=False, classifier=frozen)
+        super().__init__(teacher, student, classifier=frozen)
         self.num_classes = num_classes
         self.kl, self.ce, self.hard, self.temperature = kl, ce, hard, temperature
         self.num_inputs = 2 if ce else 1
         self._check_classifier()
+        student.learn_from(cls=True, patches=False, hidden=False)
         self.head = nn.Linear(student.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

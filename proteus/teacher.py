@@ -36,7 +36,8 @@ class Teacher(ImageModel):
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
         objectives: The terms it supports: `("token", "feature", "patch")`, or `("token",)` for a
-            model trained against text (CLIP, SigLIP), whose patch tokens no objective shaped.
+            model trained against text (CLIP, SigLIP), whose patch tokens no objective shaped, and
+            for one that gives a vector alone.
             `Distiller` takes these where no loss is given.
         license: Licence of its weights, as timm states it; "" where unknown.
 
@@ -76,7 +77,8 @@ class Teacher(ImageModel):
             image_size=image_size,
         )
         super().__init__(loaded, normalize)
-        self.objectives, self.license = loaded.objectives, loaded.license
+        self.objectives = loaded.objectives if self.grid[0] else ("token",)
+        self.license = loaded.license
         self.backbone.requires_grad_(False)
         self.train(False)
 

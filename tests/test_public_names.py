@@ -24,7 +24,7 @@ LAYERS = [
     {"logits"},
     {"card", "distiller", "inheritance"},
     {"teacher", "student"},
-    {"backbone"},
+    {"backbone", "probes"},
     {"weights", "reader"},
     {"heads", "losses", "masking", "catalog", "pretrained", "data"},
     {"features", "positions", "version"},
