@@ -8,7 +8,7 @@ from torch import nn
 
 from .catalog import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
 from .features import IMAGENET, Features
-from .positions import Resizable, check_image_size, fit_positions, to_pair
+from .positions import check_image_size, fit_positions, is_resizable, to_pair
 from .reader import ImageInput, Statistics, probe, reader_for
 from .weights import load_checkpoint
 from .weights.folder import load_folder
@@ -117,12 +117,12 @@ def load_backbone(
         backbone = _describe(model, type(model).__name__, size)
     else:
         backbone = _create(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
-    if isinstance(backbone.model, Resizable):
+    if is_resizable(backbone.model):
         patch = backbone.model.patch_embed.patch_size
         check_image_size(size or backbone.image_size, patch, subject)
     if size is None or size == backbone.image_size:
         return backbone
-    if isinstance(backbone.model, Resizable):
+    if is_resizable(backbone.model):
         fit_positions(backbone.model, size, position_rule(backbone.architecture), subject)
     if backbone.arguments is not None and backbone.fixed_size:
         backbone = replace(backbone, arguments={**backbone.arguments, "img_size": size})
@@ -228,7 +228,7 @@ def _describe(model: nn.Module, name: str, size: tuple[int, int] | None) -> Back
         return Backbone(model, name, fallback, fixed_size=False)
     config: dict[str, Any] = dict(cast("Any", model.pretrained_cfg) or {})
     native = tuple(config.get("input_size", (3, 224, 224))[1:])
-    fixed = isinstance(model, Resizable)
+    fixed = is_resizable(model)
     if fixed:
         native = tuple(cast("Any", model).patch_embed.img_size or native)
     return Backbone(

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .card import model_card, versions
+from .probes import equal, noise
+from .reader import evaluating
 from .weights.folder import load_folder
 
 if TYPE_CHECKING:
@@ -121,17 +124,36 @@ def replace_files(staging: Path, folder: Path) -> None:
         file.replace(folder / file.name)
 
 
+def apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where they share memory, as tied weights do: safetensors refuses that."""
+    found: dict[str, Tensor] = {}
+    memories: set[int] = set()
+    for key, tensor in named.items():
+        value = tensor.contiguous()
+        memory = value.untyped_storage().data_ptr()
+        found[key] = value.clone() if memory in memories else value
+        memories.add(memory)
+    return found
+
+
 def _write(student: "Student", folder: Path, details: dict[str, Any], name: str) -> None:
     from timm.models import save_for_hf
 
     backbone = student.backbone
-    save_for_hf(
-        backbone,
-        str(folder),
-        model_config={"num_classes": 0, "num_features": student.embed_dim},
-        model_args=dict(student.arguments or {}),
-        safe_serialization=True,
+    # timm hands the state to safetensors as it is.
+    hook = backbone.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
+        lambda module, state, prefix, metadata: state.update(apart(state))
     )
+    try:
+        save_for_hf(
+            backbone,
+            str(folder),
+            model_config={"num_classes": 0, "num_features": student.embed_dim},
+            model_args=dict(student.arguments or {}),
+            safe_serialization=True,
+        )
+    finally:
+        hook.remove()
     path = folder / "config.json"
     config = json.loads(path.read_text())
     # transformers' reader passes num_classes itself and stops at a second one.
@@ -151,7 +173,7 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
 
 @torch.no_grad()
 def _verify(student: "Student", folder: Path) -> None:
-    """Rebuild from the files and compare the weights."""
+    """Rebuild from the files; compare the weights, and what it returns with what was distilled."""
     try:
         rebuilt = load_folder(folder, "save_pretrained")
         own, copy = student.backbone.state_dict(), rebuilt.state_dict()
@@ -162,6 +184,12 @@ def _verify(student: "Student", folder: Path) -> None:
         raise _not_rebuilt(student, " ".join(str(error).split())[:200]) from error
     if not same:
         raise _not_rebuilt(student, "the weights differ")
+    image = noise(student.inputs, student.image_size)
+    rebuilt.to(image.device, image.dtype).eval()
+    with evaluating(student):
+        outputs = student.features(image).cls, rebuilt(image)
+    if not equal(*outputs):
+        raise _not_rebuilt(student, "it returns another vector")
 
 
 def _not_rebuilt(student: "Student", reason: str) -> ValueError:

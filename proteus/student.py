@@ -133,7 +133,7 @@ class Student(ImageModel):
             if self.mask_token is None:
                 raise ValueError(self.cannot_hide())
             check_hidden("Student", hidden, images.shape[0], self.grid)
-        return self._forward(self.inputs(images), hidden)
+        return self.features(self.inputs(images), hidden)
 
     def cannot_hide(self) -> str:
         """The message for a model from which patches cannot be hidden."""
@@ -162,7 +162,7 @@ class Student(ImageModel):
         image = noise(self.inputs, self.image_size)
         mask = image.new_zeros(1, self.grid[0] * self.grid[1]).bool() if hidden else None
         with evaluating(self.backbone):
-            features = graph_of(lambda: self._forward(image, mask))
+            features = graph_of(lambda: self.features(image, mask))
         learning = reached([features.cls] * cls + [features.patches] * patches)
         self._resting = [n for n, p in named.items() if p.requires_grad and id(p) not in learning]
         for name in self._resting:
@@ -174,8 +174,8 @@ class Student(ImageModel):
                 self.name,
             )
 
-    def _forward(self, images: Tensor, hidden: Tensor | None) -> Features:
-        """Normalised images to `Features`."""
+    def features(self, images: Tensor, hidden: Tensor | None = None) -> Features:
+        """As a call, for images that are normalised already; nothing is checked."""
         if hidden is None:
             return self._read(self.backbone, images)
         self._hide.hidden, self._hide.token = hidden, self.mask_token
@@ -212,7 +212,7 @@ class Student(ImageModel):
         image = noise(self.inputs, self.image_size)
         hook = self.backbone.patch_embed.register_forward_hook(self._hide)
         with evaluating(self.backbone):
-            works = hidden_is_unseen(self._forward, image, self.grid)
+            works = hidden_is_unseen(self.features, image, self.grid)
         if works:
             return ""
         hook.remove()
