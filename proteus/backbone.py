@@ -12,9 +12,9 @@ from .config import Statistics, choose_statistics, read_config
 from .features import IMAGENET, Features
 from .positions import (
     FAILURES,
-    Resizable,
     check_image_size,
     fit_positions,
+    is_resizable,
     refuse_size,
     to_pair,
 )
@@ -99,8 +99,7 @@ class ImageModel(nn.Module):
         return True
 
     def _features(self, images: Tensor) -> Features:
-        """`Features` of images as the user has them."""
-        images = self.inputs(images)
+        """`Features` of normalised images."""
         try:
             return self._read(self.backbone, images)
         except FAILURES as error:
@@ -159,16 +158,17 @@ def load_backbone(
         )
     else:
         backbone = _create(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
-    if isinstance(backbone.model, Resizable):
+    if is_resizable(backbone.model):
         patch = backbone.model.patch_embed.patch_size
         check_image_size(size or backbone.image_size, patch, subject)
     if size is None or size == backbone.image_size:
         return backbone
-    if isinstance(backbone.model, Resizable):
+    if is_resizable(backbone.model):
         if backbone.model is model:  # the user's stays what it is
             backbone = replace(backbone, model=copy.deepcopy(model))
-        assert isinstance(backbone.model, Resizable)
-        fit_positions(backbone.model, size, position_rule(backbone.architecture), subject)
+        fit_positions(
+            cast("Any", backbone.model), size, position_rule(backbone.architecture), subject
+        )
     if backbone.arguments is not None and backbone.fixed_size:
         backbone = replace(backbone, arguments={**backbone.arguments, "img_size": size})
     return replace(backbone, image_size=size)
@@ -289,7 +289,7 @@ def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject
         return Backbone(model, name, size or (224, 224), fixed_size=False)
     described = read_config(model.pretrained_cfg, f"{subject}: {name}")
     native = described.image_size or (224, 224)
-    fixed = isinstance(model, Resizable)
+    fixed = is_resizable(model)
     if fixed:
         native = to_pair(cast("Any", model).patch_embed.img_size or native)
     return Backbone(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .files import is_sealed, read_json, seal, sha256_of, sync, unseal
 from .version import __version__
+from .weights.files import apart
 
 _logger = logging.getLogger(__name__)
 _STATE = "state.json"
@@ -107,7 +108,7 @@ def save(
         sums = {}
         for name, named in tensors.items():
             file = staging / f"{name}.safetensors"
-            save_file(_apart(named), file)
+            save_file(apart(named), file)
             sums[file.name] = sha256_of(file)
         state = {
             "step": step,
@@ -131,18 +132,6 @@ def save(
     for old in all_steps(out)[:-keep]:
         _remove(old)
     return final
-
-
-def _apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, copied where they share memory, as tied weights do: safetensors refuses that."""
-    apart: dict[str, Tensor] = {}
-    memories: set[int] = set()
-    for key, tensor in named.items():
-        value = tensor.contiguous()
-        memory = value.untyped_storage().data_ptr()
-        apart[key] = value.clone() if memory in memories else value
-        memories.add(memory)
-    return apart
 
 
 def set_aside_after(out: Path, step: int) -> None:

@@ -25,7 +25,6 @@ class TeacherAndStudent(nn.Module):
     Args:
         teacher: A `Teacher`.
         student: A `Student`.
-        hides: Whether patches are hidden from the student.
         frozen: Other frozen models, by the attribute's name.
 
     Raises:
@@ -34,9 +33,7 @@ class TeacherAndStudent(nn.Module):
 
     teacher: Teacher
 
-    def __init__(
-        self, teacher: Teacher, student: Student, *, hides: bool, **frozen: nn.Module
-    ) -> None:
+    def __init__(self, teacher: Teacher, student: Student, **frozen: nn.Module) -> None:
         super().__init__()
         if student.image_size != teacher.image_size:
             raise ShapeError(
@@ -49,9 +46,6 @@ class TeacherAndStudent(nn.Module):
         # Not `self.teacher = ...`: nn.Module would register it as a submodule.
         self.__dict__.update(teacher=teacher, **frozen)
         self.student = student
-        if student.mask_token is not None:
-            # A parameter that never gets a gradient stops DDP.
-            student.mask_token.requires_grad_(hides)
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Everything an optimizer should have: student, mask token, heads; never the teacher."""
@@ -118,9 +112,14 @@ class Distiller(TeacherAndStudent):
         loss = loss or ProteusLoss(
             student.embed_dim, teacher.embed_dim, **supported_weights(teacher)
         )
-        super().__init__(teacher, student, hides=bool(loss.patch))
+        super().__init__(teacher, student)
         self.loss = loss
         self._check(masks)
+        student.learn_from(
+            cls=bool(loss.token or loss.feature),
+            patches=bool(loss.feature or loss.patch),
+            hidden=bool(loss.patch),
+        )
         self.masks = (masks or MaskGenerator(student.grid)) if loss.patch else None
 
     def forward(
@@ -187,6 +186,12 @@ class Distiller(TeacherAndStudent):
                 f"Distiller: the loss was built for other widths. Got ProteusLoss"
                 f"{(loss.student_dim, loss.teacher_dim)}; expected ProteusLoss{widths}."
             )
+        for model in (student, teacher) if loss.feature or loss.patch else ():
+            if 0 in model.grid:
+                raise ValueError(
+                    f"Distiller: there are no patches to compare. Got {model.name!r}, which gives "
+                    f"one vector an image; expected ProteusLoss(..., feature=0, patch=0)."
+                )
         if (loss.feature or loss.patch) and student.grid != teacher.grid:
             raise ShapeError(grids_differ("Distiller", student.grid, teacher.grid))
         if loss.patch and student.mask_token is None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .catalog import position_rule
 from .files import sha256_of
-from .positions import Resizable, fit_positions, to_pair
+from .positions import fit_positions, is_resizable, to_pair
 from .pretrained import PRETRAINED, Pretrained
 from .saving import save_pretrained
 from .version import __version__
@@ -102,7 +102,7 @@ def load_pretrained(
     model = load_folder(folder, "load_pretrained")
     if image_size is not None:
         size = to_pair(image_size)
-        if not isinstance(model, Resizable):
+        if not is_resizable(model):
             raise ValueError(
                 f"load_pretrained: image_size= would be ignored. Got a "
                 f"{type(model).__name__}, which takes any size; leave it out."

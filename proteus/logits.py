@@ -1,7 +1,7 @@
 """LogitDistiller: conventional distillation through class logits (the paper's Table 1)."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -182,12 +182,13 @@ class LogitDistiller(TeacherAndStudent):
         frozen: dict[str, nn.Module] = {}
         if classifier is not None:
             frozen["classifier"] = classifier.requires_grad_(False).eval()
-        super().__init__(teacher, student, hides=False, **frozen)
+        super().__init__(teacher, student, **frozen)
         self.num_classes = num_classes
         self.kl, self.ce, self.hard, self.temperature = kl, ce, hard, temperature
         self.num_inputs = 2 if ce else 1
         if frozen:
             self._check_classifier()
+        student.learn_from(cls=True, patches=False, hidden=False)
         self.head = nn.Linear(student.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)

@@ -10,7 +10,7 @@ Two rules are in use and give different numbers (up to 1.5 % of the features for
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,9 @@ def resample_positions(
     return torch.cat([kept, table], dim=1)
 
 
+@runtime_checkable
 class _PatchEmbed(Protocol):
+    img_size: tuple[int, int] | None
     patch_size: tuple[int, int]
     grid_size: tuple[int, int]
 
@@ -85,6 +87,11 @@ class Resizable(Protocol):
 
     def set_input_size(self, img_size: tuple[int, int]) -> None:
         """timm: change the input size, resampling positions by timm's rule."""
+
+
+def is_resizable(model: object) -> TypeGuard[Any]:  # `Resizable`, and what it was before
+    """Whether it is `Resizable`, its patch embedding included (EfficientViT's says no size)."""
+    return isinstance(model, Resizable) and isinstance(model.patch_embed, _PatchEmbed)
 
 
 @runtime_checkable

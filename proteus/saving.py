@@ -12,7 +12,9 @@ import torch
 
 from .card import model_card, versions
 from .files import replace_files
-from .weights.files import refuse_not_finite
+from .probes import equal, noise
+from .reader import evaluating
+from .weights.files import apart, refuse_not_finite
 from .weights.folder import load_folder
 
 if TYPE_CHECKING:
@@ -97,13 +99,20 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
     from timm.models import save_for_hf
 
     backbone = student.backbone
-    save_for_hf(
-        backbone,
-        str(folder),
-        model_config={"num_classes": 0, "num_features": student.embed_dim},
-        model_args=dict(student.arguments or {}),
-        safe_serialization=True,
+    # timm hands the state to safetensors as it is.
+    hook = backbone.register_state_dict_post_hook(  # type: ignore[no-untyped-call]
+        lambda module, state, prefix, metadata: state.update(apart(state))
     )
+    try:
+        save_for_hf(
+            backbone,
+            str(folder),
+            model_config={"num_classes": 0, "num_features": student.embed_dim},
+            model_args=dict(student.arguments or {}),
+            safe_serialization=True,
+        )
+    finally:
+        hook.remove()
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # transformers' reader passes num_classes itself and stops at a second one.
@@ -130,7 +139,7 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
 
 @torch.no_grad()
 def _verify(student: "Student", folder: Path) -> None:
-    """Rebuild from the files and compare the weights."""
+    """Rebuild from the files; compare the weights, and what it returns with what was distilled."""
     try:
         rebuilt = load_folder(folder, "save_pretrained")
         own, copy = student.backbone.state_dict(), rebuilt.state_dict()
@@ -141,6 +150,12 @@ def _verify(student: "Student", folder: Path) -> None:
         raise _not_rebuilt(student, " ".join(str(error).split())[:200]) from error
     if not same:
         raise _not_rebuilt(student, "the weights differ")
+    image = noise(student.inputs, student.image_size)
+    rebuilt.to(image.device, image.dtype).eval()
+    with evaluating(student):
+        outputs = student.features(image).cls, rebuilt(image)
+    if not equal(*outputs):
+        raise _not_rebuilt(student, "it returns another vector")
 
 
 def _not_rebuilt(student: "Student", reason: str) -> ValueError:

@@ -1,15 +1,21 @@
 """Student: a trainable model, plus the mask token that timm's models do not have."""
 
+import logging
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import ImageModel, load_backbone
+from .backbone import Backbone, ImageModel, load_backbone
 from .config import Statistics, check_statistics
 from .features import Features
 from .masking import check_hidden
+from .probes import equal, graph_of, hidden_is_unseen, noise, reached
 from .ranges import check_numbers
+from .reader import TokenModel, averages_beside_class_token, evaluating
+
+_logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -109,16 +115,17 @@ class Student(ImageModel):
             image_size=image_size,
             drop_path=drop_path,
         )
+        loaded = _by_class_token(loaded)
         super().__init__(loaded, normalize)
         self.architecture, self.arguments = loaded.architecture, loaded.arguments
         # Of the export, which normalises even where this student does not.
         own = isinstance(normalize, bool)
         self.statistics = loaded.statistics if own else check_statistics(normalize, "Student")
+        self._check_it_can_leave()
         self._hide = _HideHook()
+        self._resting: list[str] = []  # names of parameters that `learn_from` froze
         self.mask_token: nn.Parameter | None = None
-        if isinstance(self.backbone, _EmbedsPatches) and self._embeds_one_token_a_patch():
-            self.mask_token = nn.Parameter(self._first_mask_token())
-            self.backbone.patch_embed.register_forward_hook(self._hide)
+        self._why_not_hidden = self._make_hiding()
 
     def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
         """RGB images [B, 3, H, W], uint8 or float in [0, 1], to `Features`.
@@ -131,24 +138,95 @@ class Student(ImageModel):
             ShapeError: If `hidden` is not [B, N].
             ValueError: If the model cannot have patches hidden.
         """
+        if hidden is not None:
+            if self.mask_token is None:
+                raise ValueError(self.cannot_hide())
+            check_hidden("Student", hidden, images.shape[0], self.grid)
+        return self.features(self.inputs(images), hidden)
+
+    def cannot_hide(self) -> str:
+        """The message for a model from which patches cannot be hidden."""
+        return (
+            f"Student: patches cannot be hidden from this model. Got {self.name!r}, "
+            f"{self._why_not_hidden}; expected a ViT. Distil without the patch term: "
+            f"ProteusLoss({self.embed_dim}, TEACHER_DIM, patch=0)."
+        )
+
+    def learn_from(self, *, cls: bool, patches: bool, hidden: bool) -> None:
+        """Freeze the parameters that a gradient of these outputs cannot reach.
+
+        They would keep their random values, and stop DDP, which waits for every gradient. What an
+        earlier call froze learns again; what the user froze stays frozen.
+
+        Args:
+            cls: Whether a loss uses the class token.
+            patches: Whether a loss uses the patches.
+            hidden: Whether patches are hidden.
+        """
+        named = dict(self.named_parameters())
+        for name in self._resting:
+            named[name].requires_grad_(True)
+        if self.mask_token is not None:
+            self.mask_token.requires_grad_(hidden)
+        image = noise(self.inputs, self.image_size)
+        mask = image.new_zeros(1, self.grid[0] * self.grid[1]).bool() if hidden else None
+        with evaluating(self.backbone):
+            features = graph_of(lambda: self.features(image, mask))
+        learning = reached([features.cls] * cls + [features.patches] * patches)
+        self._resting = [n for n, p in named.items() if p.requires_grad and id(p) not in learning]
+        for name in self._resting:
+            named[name].requires_grad_(False)
+        if self._resting:
+            _logger.info(
+                "Student: no gradient reaches %s of %s, which stay as they are.",
+                ", ".join(self._resting),
+                self.name,
+            )
+
+    def features(self, images: Tensor, hidden: Tensor | None = None) -> Features:
+        """As a call, for images that are normalised already; nothing is checked."""
         if hidden is None:
             return self._features(images)
-        if self.mask_token is None:
-            raise ValueError(self.cannot_hide())
-        check_hidden("Student", hidden, images.shape[0], self.grid)
         self._hide.hidden, self._hide.token = hidden, self.mask_token
         try:
             return self._features(images)
         finally:
             self._hide.hidden = self._hide.token = None
 
-    def cannot_hide(self) -> str:
-        """The message for a model that has no patch embedding to replace."""
-        return (
-            f"Student: patches cannot be hidden from this model. Got {self.name!r}, which has no "
-            f"patch embedding with one token for each patch; expected a ViT. Distil without the "
-            f"patch term: ProteusLoss({self.embed_dim}, TEACHER_DIM, patch=0)."
+    @torch.no_grad()
+    def _check_it_can_leave(self) -> None:
+        """Refuse a timm model that, called without us, returns another vector than `cls`."""
+        if not self.architecture:
+            return
+        image = noise(self.inputs, self.image_size)
+        with evaluating(self.backbone):
+            cls, plain = self._read(self.backbone, image).cls, self.backbone(image)
+        if isinstance(plain, Tensor) and equal(plain, cls):
+            return
+        shape = tuple(plain.shape) if isinstance(plain, Tensor) else type(plain).__name__
+        raise ValueError(
+            f"Student: what is distilled could not leave. Got {self.name!r}, which timm alone "
+            f"calls for {shape}, another output than its vector {tuple(cls.shape)}; expected the "
+            f"same. Build it with num_classes=0 and its own pooling, or choose another model."
         )
+
+    @torch.no_grad()
+    def _make_hiding(self) -> str:
+        """Add the mask token and its hook, or say why patches cannot be hidden."""
+        if not isinstance(self.backbone, _EmbedsPatches):
+            return "which has no patch embedding"
+        if not self._embeds_one_token_a_patch():
+            return "whose patch embedding does not give one token for each patch that comes out"
+        self.mask_token = nn.Parameter(self._first_mask_token())
+        image = noise(self.inputs, self.image_size)
+        hook = self.backbone.patch_embed.register_forward_hook(self._hide)
+        with evaluating(self.backbone):
+            works = hidden_is_unseen(self.features, image, self.grid)
+        if works:
+            return ""
+        hook.remove()
+        self.mask_token = None
+        return "which looks at the pixels of hidden patches: its patch embedding sees neighbours"
 
     def _embeds_one_token_a_patch(self) -> bool:
         """Whether `patch_embed` gives exactly the tokens that come out (Swin merges them)."""
@@ -175,3 +253,12 @@ class Student(ImageModel):
         if isinstance(token, Tensor) and token.numel() == self.embed_dim:
             return token.detach().to(like).reshape(1, -1).clone()
         return like.new_zeros(1, self.embed_dim)
+
+
+def _by_class_token(loaded: Backbone) -> Backbone:
+    """Let a model whose class token stands for the image return it, also without us."""
+    if not loaded.architecture or not averages_beside_class_token(loaded.model):
+        return loaded
+    assert isinstance(loaded.model, TokenModel)
+    loaded.model.global_pool = "token"
+    return replace(loaded, arguments={**(loaded.arguments or {}), "global_pool": "token"})

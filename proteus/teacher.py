@@ -37,7 +37,8 @@ class Teacher(ImageModel):
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
         objectives: The terms it supports: `("token", "feature", "patch")`, or `("token",)` for a
-            model trained against text (CLIP, SigLIP), whose patch tokens no objective shaped.
+            model trained against text (CLIP, SigLIP), whose patch tokens no objective shaped, and
+            for one that gives a vector alone.
             `Distiller` takes these where no loss is given.
         license: Licence of its weights, as timm states it; "" where unknown.
 
@@ -77,7 +78,8 @@ class Teacher(ImageModel):
             image_size=image_size,
         )
         super().__init__(loaded, normalize)
-        self.objectives, self.license = loaded.objectives, loaded.license
+        self.objectives = loaded.objectives if self.grid[0] else ("token",)
+        self.license = loaded.license
         self.backbone.requires_grad_(False)
         self.train(False)
 
@@ -86,7 +88,7 @@ class Teacher(ImageModel):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """RGB images [B, 3, H, W], uint8 or float in [0, 1], to `Features`, without a graph."""
-        return self._features(images)
+        return self._features(self.inputs(images))
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval whatever is asked, dropout and batch norm included."""

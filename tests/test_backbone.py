@@ -24,7 +24,7 @@ NAMES = {  # timm name -> (options, image size, grid, has class token after the 
     "eva02_tiny_patch14_224": ({"depth": 2}, 56, (4, 4)),
     "swin_tiny_patch4_window7_224": ({}, 224, (7, 7)),
 }
-MAPS = {"resnet18": 512, "convnext_atto": 320, "mobilenetv3_small_050": 288}
+MAPS = {"resnet18": 512, "convnext_atto": 320, "efficientnet_b0": 1280}
 
 
 def create(name):
@@ -126,7 +126,7 @@ def test_dinov2_s_own_classes_are_understood():
 
 
 def test_an_output_that_is_ambiguous_is_refused_with_advice():
-    with pytest.raises(ValueError, match=r"\(1, 17, 8\).*proteus\.Features"):
+    with pytest.raises(ValueError, match=r"Returns: .*\(1, 17, 8\).*Wrap.*proteus\.Features"):
         proteus.Teacher(Returns(lambda x: x.new_zeros(len(x), 17, 8)), image_size=32)
 
 

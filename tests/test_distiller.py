@@ -148,3 +148,51 @@ def test_nothing_in_the_step_waits_for_the_device(teacher, student, images, stra
     distiller(images.to("meta")).total.backward()
     hidden = masks.masks(len(images))
     distiller(images.to("meta"), hidden).total.backward()
+
+
+TERMS = {
+    "token": {"feature": 0, "patch": 0},
+    "feature": {"token": 0, "patch": 0},
+    "patch": {"token": 0, "feature": 0},
+    "all": {},
+}
+FAMILIES = {
+    "class token": lambda: vit(24),
+    "attention pooling": lambda: vit(24, class_token=False, global_pool="map"),
+    "average": lambda: vit(24, class_token=False, global_pool="avg"),
+    "registers": lambda: vit(24, reg_tokens=2),
+}
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_the_terms_every_trainable_parameter_gets_a_gradient(
+    family, terms, teacher, images
+):
+    student = proteus.Student(FAMILIES[family](), image_size=32)
+    loss = proteus.ProteusLoss(24, 36, **TERMS[terms])
+    distiller = proteus.Distiller(teacher, student, loss)
+    distiller(images).total.backward()
+    assert all(p.grad is not None for p in distiller.trainable_parameters())
+    frozen = [name for name, p in student.named_parameters() if not p.requires_grad]
+    assert len(frozen) < 20
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "levit_128s", "pit_ti_distilled_224"])
+def test_families_with_layers_behind_the_pooling_train_them(name, images):
+    student = proteus.Student(name)
+    teacher = proteus.Teacher("test_resnet", pretrained=False, image_size=224)
+    loss = proteus.ProteusLoss(student.embed_dim, teacher.embed_dim, feature=0, patch=0)
+    distiller = proteus.Distiller(teacher, student, loss).train()
+    distiller(torch.rand(2, 3, 224, 224)).total.backward()
+    assert all(p.grad is not None for p in distiller.parameters())
+
+
+@pytest.mark.parametrize("terms", ["feature", "patch", "all"])
+def test_a_model_that_gives_a_vector_alone_has_no_patches_to_compare(terms):
+    teacher = proteus.Teacher("pit_ti_224", pretrained=False)
+    student = proteus.Student("pit_ti_224")
+    loss = proteus.ProteusLoss(256, 256, **TERMS[terms])
+    with pytest.raises(ValueError, match=r"no patches to compare.*pit_ti_224.*feature=0, patch=0"):
+        proteus.Distiller(teacher, student, loss)
+    assert proteus.Distiller(teacher, student)(torch.rand(1, 3, 224, 224)).feature == 0

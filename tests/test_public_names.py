@@ -26,7 +26,7 @@ LAYERS = [
     {"logits"},
     {"card", "distiller", "inheritance"},
     {"teacher", "student"},
-    {"backbone"},
+    {"backbone", "probes"},
     {"weights", "reader"},
     {"heads", "losses", "masking", "catalog", "config", "pretrained", "data"},
     {"positions"},

@@ -255,3 +255,61 @@ def test_details_without_a_number_s_end_are_refused(tmp_path):
     student = proteus.Student("demo-student", image_size=64)
     with pytest.raises(ValueError, match="details are no JSON"):
         proteus.save_pretrained(student, tmp_path, details={"loss": float("inf")})
+
+
+LEAVES = {  # what stands between the features and the vector differs
+    "deit_tiny_distilled_patch16_224": {"img_size": 64, "depth": 1},
+    "vit_small_patch16_dinov3": {"img_size": 64, "depth": 1},
+    "vit_base_patch16_siglip_224": {"img_size": 64, "depth": 1},
+    "vit_pe_core_tiny_patch16_384": {"img_size": 64, "depth": 1},
+    "beit_base_patch16_224": {"img_size": 64, "depth": 1},
+    "mobilenetv3_small_050": {},
+    "mobilenetv4_conv_small_050": {},
+    "ghostnet_050": {},
+    "test_convnext": {},
+    "test_mambaout": {},
+}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_timm_s_plain_call_of_an_export_gives_what_was_distilled(name, tmp_path):
+    model = timm.create_model(name, num_classes=0, **LEAVES[name])
+    student = proteus.Student(model, image_size=64).eval()
+    for buffer in student.backbone.buffers():
+        if buffer.dtype == torch.float32 and buffer.ndim == 1:
+            buffer.add_(torch.rand_like(buffer) / 10)  # statistics of a training
+    folder = proteus.save_pretrained(student, tmp_path)
+    plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        ours = student(images).cls
+        torch.testing.assert_close(plain(student.inputs(images)), ours, rtol=1e-5, atol=1e-5)
+        again = proteus.Teacher(f"local-dir:{folder}", image_size=64)
+        torch.testing.assert_close(again(images), student(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_tied_weights_leaves_whole(tmp_path):
+    model = timm.create_model(
+        "coat_lite_tiny",
+        num_classes=0,
+        img_size=64,
+        embed_dims=(16,) * 4,
+        serial_depths=(2, 1, 1, 1),
+    )
+    student = proteus.Student(model, image_size=64).eval()
+    folder = proteus.save_pretrained(student, tmp_path)
+    plain = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(student.inputs(images)), student(images).cls)
+
+
+@pytest.mark.parametrize(
+    "change", [{"global_pool": "avg", "fc_norm": False}, {"act_layer": "relu"}]
+)
+def test_a_description_with_the_same_weights_but_another_output_is_refused(change, tmp_path):
+    student = proteus.Student("demo-student", image_size=64)
+    student.arguments = {**student.arguments, **change}
+    with pytest.raises(ValueError, match=r"it returns another vector|disagrees"):
+        proteus.save_pretrained(student, tmp_path)
+    assert not list(tmp_path.iterdir())

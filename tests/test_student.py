@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import proteus
@@ -125,3 +126,75 @@ def test_a_trained_mask_token_is_kept():
     model = vit(24)
     model.mask_token = torch.full((1, 24), 3.0)
     assert proteus.Student(model, image_size=32).mask_token.eq(3).all()
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"num_classes": 10}, {"num_classes": 0, "global_pool": ""}]
+)
+def test_a_model_that_would_leave_as_another_is_refused_at_once(arguments):
+    model = timm.create_model("test_resnet", **arguments)
+    with pytest.raises(ValueError, match=r"could not leave. Got 'ResNet'.*num_classes=0"):
+        proteus.Student(model, image_size=64)
+
+
+def test_dinov3_leaves_with_its_class_token():
+    model = timm.create_model(
+        "vit_small_patch16_dinov3", img_size=64, depth=1, embed_dim=48, num_heads=2, num_classes=0
+    )
+    student = proteus.Student(model, image_size=64, normalize=False).eval()
+    images = torch.rand(1, 3, 64, 64)
+    assert student.arguments["global_pool"] == "token"
+    assert torch.equal(student.backbone(images), student(images).cls)
+    assert torch.equal(student(images).cls, model.forward_features(images)[:, 0])
+
+
+def test_a_teacher_of_dinov3_is_left_as_it_is():
+    model = timm.create_model("vit_small_patch16_dinov3", img_size=64, depth=1, num_classes=0)
+    proteus.Teacher(model, image_size=64)
+    assert model.global_pool == "avg"
+
+
+class TestLearnFrom:
+    def student(self, **options):
+        return proteus.Student(vit(24, **options), image_size=32)
+
+    def resting(self, student):
+        return [name for name, p in student.named_parameters() if not p.requires_grad]
+
+    def test_what_no_loss_uses_rests_and_learns_again_when_one_does(self):
+        student = self.student(class_token=False, global_pool="map")
+        student.learn_from(cls=False, patches=True, hidden=False)
+        resting = self.resting(student)
+        assert "mask_token" in resting
+        assert all(name.startswith("backbone.attn_pool") for name in resting if "." in name)
+        student.learn_from(cls=True, patches=False, hidden=True)
+        assert self.resting(student) == []
+
+    def test_what_the_user_froze_stays_frozen(self):
+        student = self.student()
+        student.backbone.pos_embed.requires_grad_(False)
+        for hidden in (True, False, True):
+            student.learn_from(cls=True, patches=True, hidden=hidden)
+        assert self.resting(student) == ["backbone.pos_embed"]
+
+    def test_nothing_is_left_behind(self):
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 4), torch.nn.BatchNorm2d(8)).train()
+        student = proteus.Student(model, image_size=32)
+        before, state = torch.get_rng_state(), copy.deepcopy(student.state_dict())
+        student.learn_from(cls=True, patches=True, hidden=False)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(torch.equal(v, state[k]) for k, v in student.state_dict().items())
+        assert model.training
+        assert all(p.grad is None for p in student.parameters())
+
+    def test_what_rests_is_told(self, caplog):
+        student = self.student(class_token=False, global_pool="map")
+        with caplog.at_level("INFO"):
+            student.learn_from(cls=False, patches=True, hidden=False)
+        assert "backbone.attn_pool.q.weight" in caplog.text
+
+    def test_it_works_without_gradients_around_and_on_the_meta_device(self):
+        student = self.student().to("meta")
+        with torch.no_grad():
+            student.learn_from(cls=True, patches=True, hidden=True)
+        assert self.resting(student) == []

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from ..config import Description, Statistics, choose_statistics, read_config
 from ..features import IMAGENET, FeatureExtractor, Features
 from ..positions import (
     FAILURES,
-    Resizable,
     check_image_size,
     fit_positions,
+    is_resizable,
     refuse_size,
     to_pair,
 )
@@ -206,7 +206,7 @@ class Extractor(nn.Module):
     def _model_for(self, images: Tensor) -> nn.Module:
         """The model with positions for the size of these images."""
         size = (images.shape[-2], images.shape[-1])
-        if size == self.image_size or not isinstance(self.model, Resizable):
+        if size == self.image_size or not is_resizable(self.model):
             return self.model
         if size not in self._resized:
             self._resized[size] = _fit(self.model, size).eval()
@@ -267,9 +267,9 @@ def as_extractor(
         )
     statistics = choose_statistics(normalize, statistics, _SUBJECT)
     size = native if image_size is None else to_pair(image_size)
-    if isinstance(plain, Resizable):
+    if is_resizable(plain):
         check_image_size(size or _PROBE_SIZE, plain.patch_embed.patch_size, _SUBJECT)
-    if size is not None and size != native and isinstance(plain, Resizable):
+    if size is not None and size != native and is_resizable(plain):
         plain = _fit(plain, size)
     else:
         plain = _share(plain)
@@ -327,7 +327,7 @@ def _described(model: object) -> Description:
 def _native_size(model: nn.Module) -> tuple[int, int] | None:
     """The size a timm model is built for; None where it does not matter or is not known."""
     size = _described(model).image_size
-    if isinstance(model, Resizable):
+    if is_resizable(model):
         # Protocol attributes are timm's; `img_size` is None where any size is taken.
         embed: Any = model.patch_embed
         size = embed.img_size or size
@@ -343,6 +343,6 @@ def _share(model: nn.Module) -> nn.Module:
 def _fit(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     """A copy for another image size; only the positions are new."""
     ours = _share(model)
-    assert isinstance(ours, Resizable)
-    fit_positions(ours, size, position_rule(_described(model).architecture), _SUBJECT)
+    rule = position_rule(_described(model).architecture)
+    fit_positions(cast("Any", ours), size, rule, _SUBJECT)
     return ours

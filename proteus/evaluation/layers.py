@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from ..features import Features
-from ..reader import Reader
+from ..reader import Reader, TimmModel, TokenModel, norms_after_pooling, read_vector
 
 
 @runtime_checkable
@@ -16,23 +16,13 @@ class _Layered(Protocol):
     def forward_intermediates(self, x: Tensor) -> Any: ...
 
 
-class _PatchEmbed(Protocol):
-    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]: ...
-
-
 @runtime_checkable
-class _LayeredTokens(Protocol):
+class _LayeredTokens(TimmModel, TokenModel, Protocol):
     """timm's transformers with one row of tokens."""
 
-    patch_embed: _PatchEmbed
-    num_prefix_tokens: int
-    cls_token: Tensor | None
-    norm: nn.Module
-    fc_norm: nn.Module
     blocks: nn.Module
 
     def forward_intermediates(self, x: Tensor) -> Any: ...
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor: ...
 
 
 @runtime_checkable
@@ -98,9 +88,9 @@ def _read_blocks(
         outputs = forward(
             images, return_prefix_tokens=True, intermediates_only=True, stop_early=True, **options
         )
-    grid = model.patch_embed.dynamic_feat_size((images.shape[-2], images.shape[-1]))
-    # As in `proteus.reader`: models trained with average pooling keep their norm behind it.
-    pools = isinstance(model.norm, nn.Identity) and not isinstance(model.fc_norm, nn.Identity)
+    embed: Any = model.patch_embed
+    grid = embed.dynamic_feat_size((images.shape[-2], images.shape[-1]))
+    pools = norms_after_pooling(model)
     pooled = pools or model.cls_token is None
     features = []
     for output in outputs:
@@ -109,8 +99,8 @@ def _read_blocks(
             patches = model.fc_norm(patches)
         cls = patches.mean(1) if pooled or prefix is None else prefix[:, 0]
         features.append(Features(cls, patches, grid))
-    if whole and pooled:
-        features[-1] = features[-1]._replace(cls=model.forward_head(final, pre_logits=True))
+    if whole:
+        features[-1] = features[-1]._replace(cls=read_vector(model, final))
     return features
 
 

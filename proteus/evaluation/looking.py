@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import CorruptImageError, ImageSource, decode, open_source
 from ..data.sources import Place, join
 from ..features import Features
-from ..positions import Resizable
+from ..positions import is_resizable
 from ..visualize import Basis, new_figure, pca_maps, printable, write_figure
 from .extractor import Extractor
 from .features import check_finite, default_workers, eval_transform, square_size
@@ -133,7 +133,7 @@ def pca_columns(
                 f"one vector an image; --what neighbours can be shown."
             )
         size = extractor.image_size
-        finer = isinstance(extractor.model, Resizable) and not compared
+        finer = is_resizable(extractor.model) and not compared
         if image_size is not None or finer:
             wanted = image_size or max(size[0], min(4 * size[0], _PAPER_SIZE))
             rows, columns = (max(round(wanted / side), 1) * side for side in extractor.patch_size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import Statistics
 from ..files import replace_files
-from ..positions import Resizable
+from ..positions import is_resizable
 from ..reader import reader_for
 from ..words import install
 
@@ -156,7 +156,7 @@ def _export(
     if dynamic_size:
         shapes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
         model = _any_size(model, config)
-        step = model.patch_embed.patch_size if isinstance(model, Resizable) else (32, 32)
+        step = model.patch_embed.patch_size if is_resizable(model) else (32, 32)
         batches.append(torch.rand(1, 3, size[0] + step[0], size[1] + 2 * step[1], generator=rng))
     statistics = (config["mean"], config["std"]) if normalize else None
     wrapped = _Outputs(model.eval(), statistics).eval()
@@ -182,14 +182,14 @@ def _export(
 
 def _image_size(model: nn.Module) -> tuple[int, int] | None:
     """The size a transformer is built for."""
-    return cast("Any", model).patch_embed.img_size if isinstance(model, Resizable) else None
+    return cast("Any", model).patch_embed.img_size if is_resizable(model) else None
 
 
 def _any_size(model: nn.Module, config: dict[str, Any]) -> nn.Module:
     """The same model, rebuilt so that it takes images of any size."""
     import timm
 
-    if not isinstance(model, Resizable):
+    if not is_resizable(model):
         return model
     arguments = {**vars(model).get("_model_args", {}), "num_classes": 0, "dynamic_img_size": True}
     arguments["img_size"] = _image_size(model)

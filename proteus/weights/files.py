@@ -257,3 +257,15 @@ def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
         )
     refuse_not_finite(tensors, subject)
     model.load_state_dict(dict(tensors))
+
+
+def apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where they share memory, as tied weights do: safetensors refuses that."""
+    found: dict[str, Tensor] = {}
+    memories: set[int] = set()
+    for key, tensor in named.items():
+        value = tensor.contiguous()
+        memory = value.untyped_storage().data_ptr()
+        found[key] = value.clone() if memory in memories else value
+        memories.add(memory)
+    return found

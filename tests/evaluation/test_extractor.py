@@ -67,7 +67,8 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_an_error():
 @pytest.mark.parametrize(
     "name",
     ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224", "vit_base_patch16_siglip_224",
-     "eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224", "vit_medium_patch16_gap_240"],
+     "eva02_tiny_patch14_224", "deit_tiny_distilled_patch16_224", "vit_medium_patch16_gap_240",
+     "vit_small_patch16_dinov3", "vit_pe_core_tiny_patch16_384", "mobilenetv3_small_050"],
 )  # fmt: skip
 def test_the_last_normed_layer_is_what_a_call_returns(name):
     options = {"depth": 2} if name.startswith(("vit", "eva", "deit")) else {}
