@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import ImageSource, center_resize, decode, open_source
-from .data.loader import number_labels
+from .data.places import number_labels
 from .distiller import Distiller
 from .evaluation import knn_predict
 from .evaluation.agreement import add_weighted, compare_projected, mean_over

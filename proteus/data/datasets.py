@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from .decoding import CorruptImageError
-from .sources import ImageSource, Place
+from .places import ImageSource, Place
 
 _COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .decoding import decode
-from .sources import ImageSource, Place, join
+from .places import ImageSource, Place, join
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ...data import ImageSource, open_source
 from ...data.datasets import DatasetSource
+from ...data.places import Place
 from ...data.shards import read_shard
-from ...data.sources import EXTENSIONS, Place
+from ...data.sources import EXTENSIONS
 from ..sets.packs import is_pack, pack_shards
 from ..sets.targets import LastItem
 from .depth_metrics import metres

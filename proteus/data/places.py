@@ -1,0 +1,181 @@
+"""Where each image is, and what its place says of it."""
+
+import copy
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .decoding import CorruptImageError
+
+
+@dataclass(frozen=True, slots=True)  # there may be millions
+class Place:
+    """Bytes of one image: a whole file (`size` None) or a piece of a tar shard.
+
+    Attributes:
+        file: Path of the file.
+        name: For people: path below the folder, or `shard.tar:member`.
+        offset: First byte.
+        size: Number of bytes; None = the whole file.
+        label: Class, where the layout tells it: the folder's name or the shard's `KEY.cls`. Used
+            only to draw subsets (`proteus.data.proxy`).
+    """
+
+    file: str
+    name: str
+    offset: int = 0
+    size: int | None = None
+    label: str | None = None
+
+
+class ImageSource:
+    """A list of encoded images that are read when asked for.
+
+    Nothing is unpacked to the disk and no file stays open, so a source can be used from any number
+    of processes.
+
+    Args:
+        description: What it is, for messages.
+        places: Where each image is; use `open_source` to find them.
+        passed_over: What was found and is no image: name -> reason.
+
+    Examples:
+        >>> source = ImageSource("nothing", [])
+        >>> len(source)
+        0
+    """
+
+    def __init__(
+        self, description: str, places: Sequence[Place], passed_over: dict[str, str] | None = None
+    ) -> None:
+        self.description = description
+        self.places = list(places)
+        self.passed_over = passed_over or {}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        """Path below the folder, or `shard.tar:member`."""
+        return self.places[index].name
+
+    def label(self, index: int) -> str | None:
+        """Class of an image where the layout tells it."""
+        return self.places[index].label
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """The encoded bytes of one image (or the image, where a dataset holds it decoded).
+
+        Raises:
+            CorruptImageError: If the file cannot be read any more.
+        """
+        place = self.places[index]
+        try:
+            with open(place.file, "rb") as file:
+                file.seek(place.offset)
+                return file.read() if place.size is None else file.read(place.size)
+        except OSError as error:
+            raise CorruptImageError(f"{place.name}: cannot be read. Got {error}.") from error
+
+    def select(self, indices: Sequence[int], description: str) -> "ImageSource":
+        """A part of it, in the given order."""
+        part = copy.copy(self)
+        part.description, part.passed_over = description, {}
+        part.places = [self.places[i] for i in indices]
+        return part
+
+    def save_list(self, path: str | Path) -> None:
+        """Write the list of images, which `open_source` takes: `NAME.images.json`."""
+        if type(self) is not ImageSource:
+            raise ValueError(
+                f"images: only files can be listed. Got {self.description}, whose images are made "
+                f"when they are asked for."
+            )
+        target = Path(path)
+        if target.suffix != ".json":
+            raise ValueError(f"images: a list is a .json file. Got {str(path)!r}.")
+        rows = [[os.path.abspath(p.file), *astuple(p)[1:]] for p in self.places]
+        content = {"proteus_images": 1, "description": self.description, "places": rows}
+        target.write_text(json.dumps(content) + "\n")
+
+
+def join(sources: Sequence[ImageSource], description: str | None = None) -> ImageSource:
+    """Several sources one after the other; equal names get their source's before them."""
+    description = description or ", ".join(source.description for source in sources)
+    names = Counter(place.name for source in sources for place in source.places)
+    places = [
+        replace(place, name=f"{source.description}/{place.name}")
+        if names[place.name] > 1
+        else place
+        for source in sources
+        for place in source.places
+    ]
+    others = {name: why for source in sources for name, why in source.passed_over.items()}
+    if all(type(source) is ImageSource for source in sources):
+        return ImageSource(description, places, others)
+    return JoinedSource(description, sources, places, others)
+
+
+class JoinedSource(ImageSource):
+    """Sources of several kinds one after the other; each reads its own images."""
+
+    def __init__(
+        self,
+        description: str,
+        sources: Sequence[ImageSource],
+        places: Sequence[Place],
+        passed_over: dict[str, str],
+    ) -> None:
+        numbered = [replace(place, offset=number) for number, place in enumerate(places)]
+        super().__init__(description, numbered, passed_over)
+        self.owners = [(source, index) for source in sources for index in range(len(source))]
+
+    def read(self, index: int) -> bytes | Image.Image:
+        """The encoded bytes of one image, or the image."""
+        source, number = self.owners[self.places[index].offset]
+        return source.read(number)
+
+
+def number_labels(
+    source: ImageSource, classes: Sequence[str] | None = None
+) -> tuple[list[str], Tensor]:
+    """The classes of a source in order, and the class of each image.
+
+    Args:
+        source: The images; their labels are `source.label(i)`.
+        classes: The order of the classes; None = the source's own, sorted (by value where all are
+            whole numbers: "10" comes after "9").
+
+    Returns:
+        Names, and int64 [images].
+
+    Raises:
+        ValueError: If an image has no label, or one that is not among the classes.
+    """
+    labels = [source.label(index) for index in range(len(source))]
+    if None in labels:
+        raise ValueError(
+            f"images: labels are asked for and not known. Got "
+            f"{source.name(labels.index(None))} of {source.description} without one; expected a "
+            f"folder for each class, or shards with KEY.cls."
+        )
+    known = {str(label) for label in labels}
+    if classes is None:
+        whole = all(label.isdecimal() for label in known)
+        classes = sorted(known, key=lambda label: (int(label), label) if whole else (0, label))
+    order = {name: number for number, name in enumerate(classes)}
+    if len(order) != len(classes) or not known <= set(order):
+        others = sorted(known - set(order))
+        raise ValueError(
+            f"images: the classes do not fit the source's labels. Got {len(classes)} names "
+            f"({len(order)} different ones) without {others[:5]} of {source.description}; "
+            f"expected each label once."
+        )
+    return list(classes), torch.tensor([order[str(label)] for label in labels])
