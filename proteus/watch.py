@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import ImageSource, center_resize, decode, open_source
-from .data.places import number_labels
+from .data.places import join, number_labels
 from .distiller import Distiller
 from .evaluation import knn_predict
 from .evaluation.agreement import add_weighted, compare_projected, mean_over
@@ -116,11 +116,11 @@ class Watch:
                 raise ValueError("Watch: the bank would be ignored. Got labels=False.")
             return cls(shown[1], **options)
         voters = None if bank is None else _read(bank, image_size, bank_count)
-        sources = [shown[0]] if voters is None else [shown[0], voters[0]]
-        classes = sorted({name for source in sources for name in number_labels(source)[0]})
-        numbers = [number_labels(source, classes)[1] for source in sources]
-        pair = None if voters is None else (voters[1], numbers[1])
-        return cls(shown[1], numbers[0], pair, **options)
+        if voters is None:
+            return cls(shown[1], number_labels(shown[0])[1], **options)
+        numbers = number_labels(join([shown[0], voters[0]]))[1]
+        pair = voters[1], numbers[len(shown[1]) :]
+        return cls(shown[1], numbers[: len(shown[1])], pair, **options)
 
     @torch.no_grad()
     def __call__(self, distiller: Distiller | LogitDistiller) -> dict[str, float]:

@@ -65,7 +65,10 @@ def _run_data(arguments: argparse.Namespace) -> None:
 
 def _labels(path: Path, source: Any) -> list[str]:
     """The last column of each line; of columns before it, one must name the image in that place."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    from ..data.regular import open_regular
+
+    with open_regular(path) as file:
+        lines = [line for line in file.read().decode().splitlines() if line.strip()]
     if lines and lines[0].split() == ["key", "class"]:
         del lines[0]
     for index, line in enumerate(lines[: len(source)]):

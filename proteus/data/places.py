@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
@@ -13,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from .decoding import CorruptImageError
+from .regular import read_file
+
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -24,8 +28,7 @@ class Place:
         name: For people: path below the folder, or `shard.tar:member`.
         offset: First byte.
         size: Number of bytes; None = the whole file.
-        label: Class, where the layout tells it: the folder's name or the shard's `KEY.cls`. Used
-            only to draw subsets (`proteus.data.proxy`).
+        label: Class, where the layout tells it: the folder's name, in a shard `KEY.cls` before it.
     """
 
     file: str
@@ -78,9 +81,7 @@ class ImageSource:
         """
         place = self.places[index]
         try:
-            with open(place.file, "rb") as file:
-                file.seek(place.offset)
-                return file.read() if place.size is None else file.read(place.size)
+            return read_file(place.file, place.offset, place.size)
         except OSError as error:
             raise CorruptImageError(f"{place.name}: cannot be read. Got {error}.") from error
 
@@ -150,8 +151,7 @@ def number_labels(
 
     Args:
         source: The images; their labels are `source.label(i)`.
-        classes: The order of the classes; None = the source's own, sorted (by value where all are
-            whole numbers: "10" comes after "9").
+        classes: The order of the classes; None = the source's own, see `class_numbers`.
 
     Returns:
         Names, and int64 [images].
@@ -166,16 +166,68 @@ def number_labels(
             f"{source.name(labels.index(None))} of {source.description} without one; expected a "
             f"folder for each class, or shards with KEY.cls."
         )
-    known = {str(label) for label in labels}
+    words = [str(label) for label in labels]
     if classes is None:
-        whole = all(label.isdecimal() for label in known)
-        classes = sorted(known, key=lambda label: (int(label), label) if whole else (0, label))
+        names, numbers = class_numbers(words, numbered=in_shards(source))
+        return names, torch.tensor(numbers)
     order = {name: number for number, name in enumerate(classes)}
-    if len(order) != len(classes) or not known <= set(order):
-        others = sorted(known - set(order))
+    if len(order) != len(classes) or not set(words) <= set(order):
+        others = sorted(set(words) - set(order))
         raise ValueError(
             f"images: the classes do not fit the source's labels. Got {len(classes)} names "
             f"({len(order)} different ones) without {others[:5]} of {source.description}; "
             f"expected each label once."
         )
-    return list(classes), torch.tensor([order[str(label)] for label in labels])
+    return list(classes), torch.tensor([order[word] for word in words])
+
+
+def in_shards(source: ImageSource) -> bool:
+    """Whether all images are pieces of shards, whose `KEY.cls` may be the class's number."""
+    return all(place.size is not None for place in source.places)
+
+
+def class_numbers(
+    labels: Sequence[str], classes: Sequence[str] = (), *, numbered: bool = False
+) -> tuple[list[str], list[int]]:
+    """The classes in the order of their numbers, and the number of each label.
+
+    The one rule, of training and evaluation alike: sorted, and by value where all are whole
+    numbers, so that "10" comes after "9". Mixed ones are sorted as text. Names are compared letter
+    by letter: "1" and "01" are two classes.
+
+    Args:
+        labels: Of each image.
+        classes: Their order, as training has it; () = by the rule.
+        numbered: Whole numbers are the classes' numbers themselves, as in `KEY.cls`, also where
+            some classes have no image.
+
+    Raises:
+        ValueError: If a label is not among the classes, or a number is no class's: below 0, or a
+            million and above.
+
+    Examples:
+        >>> class_numbers(["10", "9", "1"])
+        (['1', '9', '10'], [2, 1, 0])
+        >>> class_numbers(["3", "1"], numbered=True)
+        (['0', '1', '2', '3'], [3, 1])
+    """
+    known = set(labels)
+    whole = all(re.fullmatch("[0-9]+", label) for label in known)
+    if numbered and whole and known:
+        numbers = {label: int(label.lstrip("0")[:9] or 0) for label in known}
+        if max(numbers.values()) < _MOST_CLASSES:
+            names = [str(number) for number in range(max(numbers.values()) + 1)]
+            return list(classes) or names, [numbers[label] for label in labels]
+    if numbered and (strange := [label for label in known if re.fullmatch("[+-]?[0-9]+", label)]):
+        raise ValueError(
+            f"images: labels that are no class numbers. Got {sorted(known)[:5]}; expected numbers "
+            f"from 0 to {_MOST_CLASSES - 1} in KEY.cls, or names only."
+        )
+    names = list(classes) or sorted(known, key=lambda n: (int(n), n) if whole else (0, n))
+    if strange := sorted(known - set(names)):
+        raise ValueError(
+            f"images: classes that are not among those of training. Got {strange[:3]}; expected "
+            f"{', '.join(names[:5])}, …"
+        )
+    order = {name: number for number, name in enumerate(names)}
+    return names, [order[label] for label in labels]

@@ -3,15 +3,15 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .decoding import EXTENSIONS
 from .lists import open_list, open_saved
 from .places import ImageSource, Place, join
+from .regular import kind_of
 from .shards import expand_urls, fetch_shard, read_shard
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
 def open_source(path: Any) -> Any:
@@ -87,6 +87,11 @@ def _open_path(text: str) -> ImageSource:
             f"images: no such folder or file. Got {text!r}; expected a folder of images, a .tar "
             f"shard, or a pattern such as 'data/train-*.tar'."
         )
+    if matches == [text]:
+        raise ValueError(
+            f"images: neither folder nor file. Got {text!r}, {_kind(text) or 'a link to nothing'}; "
+            f"expected a folder of images, a .tar shard, or a list."
+        )
     return join([_open_path(match) for match in matches], text)
 
 
@@ -94,16 +99,18 @@ def _folder(root: str) -> ImageSource:
     images: list[str] = []
     shards: list[str] = []
     others: dict[str, str] = {}
-    for file in _walk(root):
+    for file, kind in _walk(root):
         extension = os.path.splitext(file)[1].lower()
         if os.path.basename(file).startswith("._"):
             others[os.path.relpath(file, root)] = "not an image: metadata of macOS"
-        elif extension in EXTENSIONS:
-            images.append(file)
+        elif extension not in EXTENSIONS and extension != ".tar":
+            others[os.path.relpath(file, root)] = f"not an image: {extension or 'no extension'}"
+        elif kind:
+            others[os.path.relpath(file, root)] = f"not an image: {kind}"
         elif extension == ".tar":
             shards.append(file)
         else:
-            others[os.path.relpath(file, root)] = f"not an image: {extension or 'no extension'}"
+            images.append(file)
     if images and shards:
         raise ValueError(
             f"images: {root!r} holds both images and shards. Got {len(images)} images and "
@@ -125,21 +132,50 @@ def _folder(root: str) -> ImageSource:
     return ImageSource(root, places, others)
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Files of a tree in sorted order; every real folder once, so loops of links end."""
+def _walk(root: str) -> Iterator[tuple[str, str]]:
+    """Files of a tree in sorted order, and what each is if it is none.
 
-    def fail(error: OSError) -> None:
-        raise ValueError(f"images: a folder cannot be read. Got {error}.") from error
-
+    Every real folder once, so loops of links end. Links to nothing count as files: images that are
+    lost must not be passed over.
+    """
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=fail):
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
         real = os.path.realpath(folder)
         if real in seen:
-            subfolders.clear()
             continue
         seen.add(real)
-        subfolders.sort()
-        yield from (os.path.join(folder, file) for file in sorted(files))
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise ValueError(f"images: a folder cannot be read. Got {error}.") from error
+        folders = {entry.path: entry for entry in found if _is(entry.is_dir)}
+        waiting += reversed(folders)
+        if not found and os.path.splitext(folder)[1].lower() in EXTENSIONS:
+            yield folder, "an empty folder"
+        for entry in found:
+            # What kind a file is stands in its folder; only others, and links, are looked at.
+            if _is(entry.is_file):
+                yield entry.path, ""
+            elif entry.path not in folders:
+                yield entry.path, _kind(entry.path)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Whether an entry of a folder is of a kind; links that lead in circles are of none."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _kind(path: str) -> str:
+    try:
+        return kind_of(path)
+    except OSError:
+        return ""
 
 
 def _shard(file: str) -> ImageSource:

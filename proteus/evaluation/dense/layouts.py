@@ -3,7 +3,6 @@
 Each `from_…` returns the images and what gives the map of each.
 """
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from ...data import ImageSource, open_source
 from ...data.datasets import DatasetSource
+from ...data.decoding import EXTENSIONS, open_image
 from ...data.places import Place
 from ...data.shards import read_shard
-from ...data.sources import EXTENSIONS
 from ..sets.packs import is_pack, pack_shards
 from ..sets.targets import LastItem
 from .depth_metrics import metres
@@ -47,9 +46,8 @@ class StoredMaps:
         content = self.source.read(index)
         assert isinstance(content, bytes)  # of files, always
         try:
-            with Image.open(io.BytesIO(content)) as file:
-                return self.read(file)
-        except (OSError, ValueError, SyntaxError) as error:
+            return self.read(open_image(content))
+        except ValueError as error:
             raise ValueError(
                 f"dense data: a map cannot be read. Got {self.source.name(index)!r}: {error}"
             ) from error
@@ -139,7 +137,7 @@ def from_folders(root: Path, split: str | None, read: Read) -> tuple[ImageSource
 def find_list(root: Path, split: str | None) -> Path | None:
     """The toolbox's list of a split, such as `nyu_train.txt`; None where there is none."""
     for name in _names_of(split):
-        found = sorted(root.glob(f"*{name}.txt"))
+        found = sorted(path for path in root.glob(f"*{name}.txt") if path.is_file())
         if len(found) > 1:
             raise ValueError(
                 f"dense data: several lists of one split. Got {[path.name for path in found]} in "

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ...data import ImageSource, decode, open_source
 from ...data.datasets import DatasetSource
+from ...data.places import class_numbers, in_shards
 from ..metrics import Metric
 from .named import NAMED_SETS, open_named
 from .packs import classes_of, is_pack, pack_shards
@@ -126,7 +127,7 @@ def open_labelled(
         split: `train`, `val` or `test`; None = the folder or dataset as it stands. Where a layout
             has no `test`, its `val` folder is taken, as in ImageNet.
         classes: Names in the order of the labels, for folders: a test folder that lacks a class
-            must not shift the others. () = the folder's own, sorted.
+            must not shift the others. () = the folder's own, sorted, whole numbers by value.
         root: Folder of a named set.
         download: Let torchvision download a named set into `root`.
         labels: False = for images alone: every target of files and datasets is 0.
@@ -218,38 +219,19 @@ def _with_length(source: Any) -> ImageSource:
 
 def _files(source: ImageSource, description: str, classes: Sequence[str]) -> LabelledImages:
     """Images in files, whose layout tells the class."""
-    words = [_word(source, index) for index in range(len(source))]
-    missing = [source.name(i) for i, word in enumerate(words) if word is None]
+    labels = [source.label(index) for index in range(len(source))]
+    missing = [source.name(i) for i, label in enumerate(labels) if label is None]
     if missing:
         raise ValueError(
-            f"evaluation: images without a label. Got {len(missing)} of {len(words)} in "
+            f"evaluation: images without a label. Got {len(missing)} of {len(labels)} in "
             f"{description}, such as {missing[0]!r}; expected a folder for each class, or KEY.cls "
             f"beside KEY.jpg in a shard."
         )
-    known = [word for word in words if word is not None]
-    if all(word.isdigit() for word in known) and source.places[0].size is not None:
-        labels = [int(word) for word in known]  # KEY.cls is the number itself
-    else:
-        classes = tuple(classes) or tuple(sorted(set(known)))
-        number = {name: i for i, name in enumerate(classes)}
-        strange = sorted(set(known) - set(number))
-        if strange:
-            raise ValueError(
-                f"evaluation: classes that are not among those of training. Got {strange[:3]} in "
-                f"{description}; expected {', '.join(classes[:5])}, …"
-            )
-        labels = [number[word] for word in known]
+    words = [str(label) for label in labels]
+    names, numbers = class_numbers(words, classes, numbered=in_shards(source))
     return LabelledImages(
-        source, labels.__getitem__, description, classes, file_stamp(source, labels)
+        source, numbers.__getitem__, description, names, file_stamp(source, numbers)
     )
-
-
-def _word(source: ImageSource, index: int) -> str | None:
-    label = source.label(index)
-    if label is None and source.places[index].size is not None:
-        label = str(Path(source.name(index).partition(":")[2]).parent)
-        label = None if label == "." else label
-    return None if label is None else label.strip()
 
 
 def file_stamp(source: ImageSource, labels: Sequence[int] = ()) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.regular import read_file
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -43,9 +45,9 @@ def read_packs(folder: str | Path) -> dict[str, Pack]:
 
 def _read_index(folder: Path) -> list[Pack]:
     try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = json.loads(read_file(folder / "index.json"))
         return [_pack(folder, entry) for entry in index["sets"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"packs: no readable index. Got {str(folder / 'index.json')!r} and "
             f"{type(error).__name__}: {error}; expected a folder of packs, or NAME=PATH."
