@@ -86,6 +86,7 @@ def describe(source: Any) -> None:
     from collections import Counter
 
     from ..data.datasets import StreamSource
+    from ..data.places import count_reasons
 
     if isinstance(source, StreamSource):
         print(f"a stream: {source.description}; its length is not known")
@@ -97,10 +98,8 @@ def describe(source: Any) -> None:
     if known:
         sizes = [labels[label] for label in known]
         print(f"  {len(known)} classes of {min(sizes)} to {max(sizes)} images (not used to distil)")
-    if source.passed_over:
-        reasons = Counter(source.passed_over.values())
-        print(f"  {len(source.passed_over)} other files: "
-              + ", ".join(f"{n} {why}" for why, n in reasons.most_common(5)))  # fmt: skip
+    if others := count_reasons(source.passed_over):
+        print(f"  {others}")
 
 
 def _check(source: Any) -> None:

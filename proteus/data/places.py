@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -88,7 +88,7 @@ class ImageSource:
     def select(self, indices: Sequence[int], description: str) -> "ImageSource":
         """A part of it, in the given order."""
         part = copy.copy(self)
-        part.description, part.passed_over = description, {}
+        part.description = description
         part.places = [self.places[i] for i in indices]
         return part
 
@@ -107,6 +107,19 @@ class ImageSource:
         target.write_text(json.dumps(content) + "\n")
 
 
+def count_reasons(passed_over: Mapping[str, str]) -> str:
+    """What was passed over, in a line for people; "" for nothing.
+
+    Examples:
+        >>> count_reasons({"a.txt": "not an image: .txt", "b.txt": "not an image: .txt"})
+        '2 other files: 2 not an image: .txt'
+    """
+    if not passed_over:
+        return ""
+    reasons = Counter(passed_over.values()).most_common(5)
+    return f"{len(passed_over)} other files: " + ", ".join(f"{n} {why}" for why, n in reasons)
+
+
 def join(sources: Sequence[ImageSource], description: str | None = None) -> ImageSource:
     """Several sources one after the other; equal names get their source's before them."""
     description = description or ", ".join(source.description for source in sources)
@@ -118,7 +131,10 @@ def join(sources: Sequence[ImageSource], description: str | None = None) -> Imag
         for source in sources
         for place in source.places
     ]
-    others = {name: why for source in sources for name, why in source.passed_over.items()}
+    others: dict[str, str] = {}
+    for source in sources:
+        for name, why in source.passed_over.items():
+            others[f"{source.description}/{name}" if name in others else name] = why
     if all(type(source) is ImageSource for source in sources):
         return ImageSource(description, places, others)
     return JoinedSource(description, sources, places, others)

@@ -20,7 +20,7 @@ from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, fit, join
 from ..training.folder import Resume, begin, claim, note_skipped
-from .images import Loader, batches_of_an_epoch, count_steps, facts_of, open_data
+from .images import Loader, batches_of_an_epoch, count_steps, facts_of, open_data, passed_over_by
 from .recipe import Logits, Masks, Recipe, Science, to_json
 
 RUN = "run.json"
@@ -72,6 +72,7 @@ def run(
         found = {
             "recipe": to_json(recipe),
             "images": details["images"],
+            "passed_over": passed_over_by(data),
             "versions": versions(),
             "system": platform.platform(),
         }

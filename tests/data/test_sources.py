@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from proteus.data import CorruptImageError, open_source, sub_data
+from proteus.data.places import count_reasons
 from proteus.data.sources import EXTENSIONS
 
 
@@ -289,3 +290,14 @@ def test_a_member_of_less_than_nothing_ends(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match="not a readable tar shard"):
         open_source(path)
+
+
+def test_what_two_sources_passed_over_is_told_of_both(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").write_bytes(jpeg())
+        (tmp_path / name / "notes.txt").write_text("x")
+    source = open_source([tmp_path / "a", tmp_path / "b"])
+    assert len(source.passed_over) == 2
+    assert source.select([0], "a part").passed_over == source.passed_over
+    assert count_reasons(source.passed_over) == "2 other files: 2 not an image: .txt"

@@ -17,6 +17,7 @@ from ...data.datasets import DatasetSource
 from ...data.decoding import EXTENSIONS, open_image
 from ...data.places import Place
 from ...data.shards import read_shard
+from ..sets.labelled import tell_passed_over
 from ..sets.packs import is_pack, pack_shards
 from ..sets.targets import LastItem
 from .depth_metrics import metres
@@ -92,10 +93,13 @@ def from_packs(text: str, split: str | None, ending: str, read: Read) -> tuple[I
         files = sorted({Path(place.file) for place in open_source(text).places})
         description = text
     images, maps = [], []
+    others: dict[str, str] = {}
     for file in files:
         members = {m.name: m for m in read_shard(str(file), EXTENSIONS)}
         for name, member in members.items():
             if member.reason is not None:
+                if not name.endswith(ending):
+                    others[f"{file.name}:{name}"] = member.reason
                 continue
             folder, slash, base = name.rpartition("/")
             key = f"{folder}{slash}{base.partition('.')[0]}"
@@ -107,6 +111,7 @@ def from_packs(text: str, split: str | None, ending: str, read: Read) -> tuple[I
                 )
             images.append(Place(str(file), f"{file.name}:{name}", member.offset, member.size))
             maps.append(Place(str(file), f"{file.name}:{target.name}", target.offset, target.size))
+    tell_passed_over(description, others)
     return ImageSource(description, images), StoredMaps(maps, read)
 
 
@@ -121,15 +126,17 @@ def from_folders(root: Path, split: str | None, read: Read) -> tuple[ImageSource
         )
     pictures, targets = root / "images" / found, root / "annotations" / found
     maps = {p.relative_to(targets).with_suffix(""): p for p in sorted(targets.rglob("*.png"))}
-    images = [p for p in sorted(pictures.rglob("*")) if p.suffix.lower() in EXTENSIONS]
+    source = open_source(pictures)
+    images = sorted(Path(place.file) for place in source.places)
     keys = [path.relative_to(pictures).with_suffix("") for path in images]
     missing = [str(key) for key in keys if key not in maps]
-    if missing or not images:
+    if missing:
         raise ValueError(
             f"dense data: images without maps. Got {len(images)} images in {str(pictures)!r}, "
             f"{len(missing)} without a .png in {str(targets)!r}, such as {missing[:3]}."
         )
     places = [Place(str(path), str(key)) for path, key in zip(images, keys, strict=True)]
+    tell_passed_over(source.description, source.passed_over)
     targets_of = [Place(str(maps[key]), str(key)) for key in keys]
     return ImageSource(f"{root} ({found})", places), StoredMaps(targets_of, read)
 

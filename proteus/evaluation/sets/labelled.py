@@ -5,7 +5,8 @@ by the same code.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from torch.utils.data import Dataset
 
 from ...data import ImageSource, decode, open_source
 from ...data.datasets import DatasetSource
-from ...data.places import class_numbers, in_shards
+from ...data.places import class_numbers, count_reasons, in_shards
 from ..metrics import Metric
+from ..processes import rank_and_world
 from .named import NAMED_SETS, open_named
 from .packs import classes_of, is_pack, pack_shards
 from .targets import ItemTargets, LastItem, Selected, Target
+
+_logger = logging.getLogger(__name__)
 
 SPLITS = {"val": ("val", "valid", "validation"), "test": ("test", "val", "valid", "validation")}
 
@@ -190,7 +194,8 @@ def _open_path(text: str, split: str | None, classes: Sequence[str]) -> Labelled
     where = _locate(text, split)
     if isinstance(where, list):
         description = f"{text} ({split or 'train'})"
-        return _files(open_source(where), description, classes or classes_of(text))
+        source = _with_length(open_source(where))
+        return _files(source, description, classes or classes_of(text))
     if where == text and split is not None and Path(text).is_dir():
         wanted = SPLITS.get(split, (split,))
         raise ValueError(
@@ -209,12 +214,20 @@ def _open_unlabelled(data: Any, split: str | None) -> LabelledImages:
 
 
 def _with_length(source: Any) -> ImageSource:
+    """A source that can be measured; what was found beside its images is told."""
     if not isinstance(source, ImageSource):
         raise ValueError(
             f"evaluation: only datasets with a length can be measured. Got {source.description}, "
             f"a stream."
         )
+    tell_passed_over(source.description, source.passed_over)
     return source
+
+
+def tell_passed_over(description: str, passed_over: Mapping[str, str]) -> None:
+    """Say what was found and is not measured."""
+    if (others := count_reasons(passed_over)) and rank_and_world()[0] == 0:
+        _logger.warning("evaluation: %s: passed over %s", description, others)
 
 
 def _files(source: ImageSource, description: str, classes: Sequence[str]) -> LabelledImages:
