@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..curves import NO_TERMS
+from ..reader import ImageInput
 from ..saving import sync
 from ..trackers import Tracker
 from .parallel import World
@@ -53,6 +54,7 @@ class RunLog:
         progress: Show a progress bar.
         overflows: Infinite gradients are the fp16 scaler's business, up to 40 steps in a row.
         trackers: Get the newest row at each flush.
+        inputs: What the models' images go through: a flush reads whether they were in [0, 1].
     """
 
     def __init__(
@@ -65,11 +67,12 @@ class RunLog:
         progress: bool,
         overflows: bool = False,
         trackers: Sequence[Tracker] = (),
+        inputs: Sequence[ImageInput] = (),
     ) -> None:
         from tqdm import tqdm
 
         self.world, self.step, self.overflows = world, start, overflows
-        self.folder = folder
+        self.folder, self.inputs = folder, inputs
         self.trackers = trackers if world.first else ()
         self.names: list[str] = []
         self._untracked = False
@@ -150,7 +153,10 @@ class RunLog:
         wanted = min(_MOST_STEPS, max(1, int(len(self._pending) / elapsed)))
         losses = torch.stack([values for values, _, _ in self._pending])  # [steps, terms]
         agreed = losses.new_tensor([float(wanted if self.world.first else 0), float(stop)])
-        packed = self.world.sum(torch.cat([losses.flatten(), agreed])).tolist()
+        outside = sum((one.outside().to(losses) for one in self.inputs), losses.new_zeros(()))
+        packed = self.world.sum(torch.cat([losses.flatten(), outside[None], agreed])).tolist()
+        if packed[-3] > 0:
+            self._refuse_images()
         self.stop_agreed = packed[-1] > 0
         self._interval = max(1, round(packed[-2])) if math.isfinite(packed[-2]) else 1
         width = len(self.names)
@@ -162,6 +168,15 @@ class RunLog:
         self._show(elapsed)
         self._pending.clear()
         self._since, self._waited = time.perf_counter(), 0.0
+
+    def _refuse_images(self) -> None:
+        """On all processes at once, with the numbers where they are known."""
+        for one in self.inputs:
+            one.check()
+        raise ValueError(
+            f"images: those of another process are not in [0, 1], in one of the "
+            f"{len(self._pending)} steps from {self.step} on. Look at that process's message."
+        )
 
     def _write_row(self, values: dict[str, float], rate: float) -> None:
         terms = [name for name in self.names if name != "grad_norm"]

@@ -156,7 +156,7 @@ def fit(
     images = preview
     log = RunLog(
         folder, start, total, world, progress=progress, overflows=precision == "fp16",
-        trackers=trackers,
+        trackers=trackers, inputs=(distiller.teacher.inputs, distiller.student.inputs),
     )  # fmt: skip
     stream = batches(data, start, total, inputs=distiller.num_inputs, seed=seed)
     with log, Interrupt() as interrupt:

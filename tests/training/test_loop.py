@@ -320,3 +320,16 @@ def test_pictures_at_the_end_leave_every_module_in_its_own_mode(distiller):
     before = [module.training for module in distiller.modules()]
     compare(distiller, torch.rand(2, 3, 32, 32))
     assert [module.training for module in distiller.modules()] == before
+
+
+@pytest.mark.parametrize("bad", ["0-255", "normalised"])
+@pytest.mark.parametrize("first", ["black", "good"])
+def test_float_images_outside_the_range_stop_a_run_whenever_they_come(
+    distiller, tmp_path, first, bad
+):
+    good = torch.rand(4, 3, 32, 32)
+    spoiled = good * 255 if bad == "0-255" else (good - 0.5) / 0.2
+    data = [torch.zeros_like(good) if first == "black" else good, good, good, spoiled, good, good]
+    with pytest.raises(ValueError, match=r"images are not in \[0, 1\]"):
+        distiller.fit(data, steps=6, device="cpu", out=tmp_path, save_every=5, progress=False)
+    assert not list(tmp_path.glob("checkpoint/*"))
