@@ -93,7 +93,7 @@ class ImageInput(nn.Module):
         Not for NaN, which the loss tells with the step.
         """
         low, high = self.seen
-        return ((low < _LOWEST) | (high > _HIGHEST)).float()
+        return torch.logical_or(low < _LOWEST, high > _HIGHEST).float()
 
     def check(self) -> None:
         """Read the range of the images since the last check, which makes the host wait.

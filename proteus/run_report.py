@@ -15,6 +15,7 @@ from .checkpoint import flatten
 from .curves import NO_TERMS, Array, Curve, save_panels, thin
 from .report import Details, Heading, Part, Picture, Table, write_report
 
+_SCORED = "knn_images"
 _PICTURES = {
     "pca.png": "Patch features as colours: teacher and student in one basis.",
     "masks.png": "Images, and what the student sees of them in the masked view.",
@@ -247,17 +248,31 @@ def _watched(watch: Columns, scratch: Path) -> list[Part]:
     """One panel a measure; what was measured of the teacher goes into its student's panel."""
     panels: dict[str, dict[str, Array]] = {}
     rows = []
-    for name in sorted(set(watch.values) - {"step"}, key=lambda n: n.startswith("teacher_")):
+    names = {name for name in watch.values if not name.endswith("_margin")}
+    for name in sorted(names - {"step", _SCORED}, key=lambda n: n.startswith("teacher_")):
         title, values = name.removeprefix("teacher_"), watch.values[name]
         panels.setdefault(title, {})["student" if title == name else "teacher"] = values
-        known = values[np.isfinite(values)]
-        if len(known):
-            rows.append([name, _number(known[0]), _number(known[-1])])
+        known = np.isfinite(values)
+        margins = watch.values.get(f"{name}_margin", np.full(len(values), np.nan))[known]
+        shown = [_uncertain(*pair) for pair in zip(values[known], margins, strict=True)]
+        if shown:
+            rows.append([name, shown[0], shown[-1]])
     pictures = _panels(watch, panels, scratch / "watch.png")
     if not pictures:
         return []
     table = Table(["", "first look", "last look"], rows)
-    return [Heading("On held-out images"), table, *pictures]
+    scored = watch.values.get(_SCORED, np.empty(0))
+    scored = scored[np.isfinite(scored)]
+    notes = [
+        f"The k-NN is scored on {count:.0f} images; ± is the 95 % interval that so few leave. "
+        f"`proteus evaluate` scores all images of a set."
+        for count in scored[-1:]
+    ]
+    return [Heading("On held-out images"), table, *notes, *pictures]
+
+
+def _uncertain(value: float, margin: float) -> str:
+    return f"{_number(value)} ± {margin:.2g}" if np.isfinite(margin) else _number(value)
 
 
 def _panels(columns: Columns, panels: Mapping[str, Mapping[str, Array]], path: Path) -> list[Part]:

@@ -60,12 +60,13 @@ def run(
     going_on = False
     if folder is not None:  # first of all: a wrong folder must not cost a download
         going_on = claim(folder, world, resume, overwrite)
-    data = open_data(recipe, world, say if world.first else lambda text: None)
+    tell = say if world.first else lambda text: None
+    data = open_data(recipe, world, tell)
     torch.manual_seed(science.seed)  # of the student's first weights, alike in all processes
     model = build(recipe)
     steps = count_steps(science, data)
     details = describe(recipe, data)
-    watch = _watch(recipe)
+    watch = _watch(recipe, tell)
     if folder is not None:  # nothing of an older run is removed before all of this was found to fit
         begin(folder, world, going_on)
     if folder is not None and world.first and not going_on:
@@ -191,17 +192,23 @@ def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedu
     )
 
 
-def _watch(recipe: Recipe) -> Any:
+def _watch(recipe: Recipe, say: Callable[[str], None]) -> Any:
     if not recipe.machine.watch:
         return None
-    from ..watch import Watch
+    from ..watch import Watch, margin_of
 
-    return Watch.from_sources(
+    watch = Watch.from_sources(
         list(recipe.machine.watch),
         image_size=recipe.science.model.image_size,
         labels=recipe.machine.watch_labels,
         every=recipe.machine.watch_every,
     )
+    if watch.scored:
+        say(
+            f"Watch: its k-NN is scored on {watch.scored} images; 0.5 of so few means 0.5 ± "
+            f"{margin_of(0.5, watch.scored):.2g} (95 %). `proteus evaluate` scores all of a set."
+        )
+    return watch
 
 
 def _trackers(recipe: Recipe, out: Path | None) -> list[Any]:

@@ -87,6 +87,7 @@ class RunLog:
         self._pending: list[tuple[Tensor, float, int]] = []
         self._interval, self._skipped_in_a_row = 1, 0
         self._waited = 0.0
+        self._watched: dict[str, str] = {}
         self._bar = tqdm(
             initial=start, total=total, unit="step", disable=not (progress and world.first)
         )
@@ -220,13 +221,18 @@ class RunLog:
             "wait": f"{speed['data_wait']:.0%}",
             "memory": f"{speed['memory_mib'] / 1024:.1f}G",
         }
-        self._bar.set_postfix({**losses, **shown}, refresh=False)
+        self._bar.set_postfix({**losses, **shown, **self._watched}, refresh=False)
         values = {k: v for k, v in self._last.items() if v is not None and k != "step"}
         self._track(values | speed)
 
     def watch(self, values: Mapping[str, float]) -> None:
         """Note what was measured after the newest step; the rows up to it are written first."""
         self.flush()
+        self._watched = {
+            name: f"{share:.3f}±{values[f'{name}_margin']:.3f}"
+            for name, share in values.items()
+            if f"{name}_margin" in values
+        }
         if self.folder is not None and self._files:
             if WATCH not in self._files:
                 self._files[WATCH] = (self.folder / WATCH).open("a", encoding="utf-8")

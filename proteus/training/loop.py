@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,13 @@ class Watch(Protocol):
 
     def __call__(self, distiller: Any) -> dict[str, float]:
         """Measure."""
+
+
+@runtime_checkable
+class _Sampled(Protocol):
+    """A watch that knows how sure its numbers are."""
+
+    def margins(self, values: Mapping[str, float]) -> dict[str, float]: ...
 
 
 def fit(
@@ -167,7 +174,8 @@ def fit(
             log.add(names, values, rate, len(batch[0]), stop=interrupt.requested)
             if watch is not None and (step + 1) % watch.every == 0:
                 log.flush()  # a loss that is not finite is said first: there is nothing to measure
-                log.watch(watch(distiller))
+                seen = watch(distiller)
+                log.watch(seen | (watch.margins(seen) if isinstance(watch, _Sampled) else {}))
             done, images = step + 1, batch[0]
             if folder and (done % save_every == 0 or done == total or log.stop_agreed):
                 save_run(folder, done, engine, log, skipped_by(data), settings=settings, keep=keep)

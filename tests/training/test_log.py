@@ -243,6 +243,17 @@ def test_a_tracker_that_fails_is_named_once_and_does_not_stop_the_run(tmp_path, 
     assert caplog.text.count("the server is away") == 1
 
 
+def test_the_bar_shows_how_sure_a_share_is(capsys):
+    with RunLog(None, 0, 9, CPU, progress=True) as log:
+        add(log, 1.0, 1.0, 1.0)
+        log.watch({"knn_top1": 0.516, "cls_mse": 2.0, "knn_top1_margin": 0.085, "knn_images": 128})
+        add(log, 1.0, 1.0, 1.0)
+        log.flush()
+    shown = capsys.readouterr().err
+    assert "knn_top1=0.516±0.085" in shown
+    assert "cls_mse" not in shown
+
+
 class TestImages:
     """What the models were given is read with the losses."""
 
