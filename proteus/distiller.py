@@ -47,6 +47,19 @@ class TeacherAndStudent(nn.Module):
         self.__dict__.update(teacher=teacher, **frozen)
         self.student = student
 
+    def check_inputs(self) -> None:
+        """Look whether float images since the last call were in [0, 1].
+
+        The first batch is looked at when it comes. Of later ones the lowest and highest value stay
+        on the device, on each rank, until they are read here, since reading makes the host wait.
+        `fit` reads them with its log; in a loop of your own, call this where you read the loss.
+
+        Raises:
+            ValueError: If they were not.
+        """
+        for model in (self.teacher, self.student):
+            model.inputs.check()
+
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """Everything an optimizer should have: student, mask token, heads; never the teacher."""
         return (p for p in self.parameters() if p.requires_grad)

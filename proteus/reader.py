@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .config import Statistics
 from .features import Features, ShapeError
 
+_LOWEST, _HIGHEST = -0.01, 1.01  # of images in [0, 1] that were resized
+
 
 class ImageInput(nn.Module):
     """RGB images as the user has them -> what the model expects.
@@ -26,6 +28,7 @@ class ImageInput(nn.Module):
 
     mean: Tensor
     std: Tensor
+    seen: Tensor
 
     def __init__(self, statistics: Statistics | None, subject: str) -> None:
         super().__init__()
@@ -34,6 +37,8 @@ class ImageInput(nn.Module):
         # Not persistent: statistics belong to the model's description, not to its weights.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        # Lowest and highest value since the last check, 0 and 1 or beyond: of a rank, not of a run.
+        self.register_buffer("seen", torch.tensor((0.0, 1.0)), persistent=False)
         self._range_seen = False
 
     def like(self, model: nn.Module) -> "ImageInput":
@@ -65,22 +70,47 @@ class ImageInput(nn.Module):
         images = images.to(self.mean.dtype)
         if not self.normalizes:
             return images
-        self._check_range(images)
+        self._note_range(images.detach())
         return (images - self.mean) / self.std
 
-    def _check_range(self, images: Tensor) -> None:
-        # The first batch only: reading two numbers makes the host wait for the device.
-        if self._range_seen or images.numel() == 0 or images.is_meta:
+    def _note_range(self, images: Tensor) -> None:
+        """Look at the first batch now; of the others keep what `check` reads later.
+
+        Reading two numbers makes the host wait for the device.
+        """
+        if images.numel() == 0 or images.is_meta:
             return
-        low, high = float(images.min()), float(images.max())
-        if not (low >= -0.01 and high <= 1.01):  # written so that NaN fails
+        low, high = torch.aminmax(images)
+        seen = self.seen
+        seen.copy_(torch.stack([torch.minimum(seen[0], low), torch.maximum(seen[1], high)]))
+        # Compiled, the first batch waits for `check` as well: reading it would break the graph.
+        if not torch.compiler.is_compiling() and not self._range_seen:
+            self.check()
+            self._range_seen = True
+
+    def outside(self) -> Tensor:
+        """Whether images since the last `check` left [0, 1]: 0 or 1, a scalar on the device.
+
+        Not for NaN, which the loss tells with the step.
+        """
+        low, high = self.seen
+        return torch.logical_or(low < _LOWEST, high > _HIGHEST).float()
+
+    def check(self) -> None:
+        """Read the range of the images since the last check, which makes the host wait.
+
+        Raises:
+            ValueError: If float images were outside [0, 1].
+        """
+        low, high = self.seen.tolist()
+        self.seen.copy_(self.seen.new_tensor((0.0, 1.0)))
+        if not (low >= _LOWEST and high <= _HIGHEST):  # written so that NaN fails
             raise ValueError(
                 f"{self.subject}: images are not in [0, 1]. Got values from {low:.3g} to "
                 f"{high:.3g}; expected RGB float in [0, 1] or uint8. Drop Normalize from your "
                 f"transform (each model normalises its own input), or build the model with "
                 f"normalize=False."
             )
-        self._range_seen = True
 
 
 class _PatchEmbed(Protocol):

@@ -15,6 +15,7 @@ from .files import holes, is_plain, read_json, seal, unseal, write_whole
 from .report import Details, Heading, Part, Picture, Table, check_page, write_report
 
 DEMO = "demo.json"  # what a demo found; it stands at the head of the page
+_SCORED = "knn_images"
 _PICTURES = {
     "pca.png": "Patch features as colours: teacher and student in one basis.",
     "masks.png": "Images, and what the student sees of them in the masked view.",
@@ -250,16 +251,32 @@ def _throughput(timing: Columns, scratch: Path) -> list[Part]:
 def _watched(watch: Columns, found: Mapping[str, list[float | None]], scratch: Path) -> list[Part]:
     """One panel a measure; what was measured of the teacher goes into its student's panel."""
     panels: dict[str, dict[str, Array]] = {}
+    rows = []
     for name in found:
-        title = name.removeprefix("teacher_")
-        who = "student" if title == name else "teacher"
-        panels.setdefault(title, {})[who] = watch.values[name]
+        if name == _SCORED or name.endswith("_margin"):
+            continue
+        title, values = name.removeprefix("teacher_"), watch.values[name]
+        panels.setdefault(title, {})["student" if title == name else "teacher"] = values
+        known = np.isfinite(values)
+        margins = watch.values.get(f"{name}_margin", np.full(len(values), np.nan))[known]
+        shown = [_uncertain(*pair) for pair in zip(values[known], margins, strict=True)]
+        rows.append([name, shown[0], shown[-1]])
     pictures = _panels(watch, panels, scratch / "watch.png")
     if not pictures:
         return []
-    rows = [[name, *map(_number, values)] for name, values in found.items()]
     table = Table(["", "first look", "last look"], rows)
-    return [Heading("On held-out images"), table, *pictures]
+    scored = watch.values.get(_SCORED, np.empty(0))
+    scored = scored[np.isfinite(scored)]
+    notes = [
+        f"The k-NN is scored on {count:.0f} images; ± is the 95 % interval that so few leave. "
+        f"`proteus evaluate` scores all images of a set."
+        for count in scored[-1:]
+    ]
+    return [Heading("On held-out images"), table, *notes, *pictures]
+
+
+def _uncertain(value: float, margin: float) -> str:
+    return f"{_number(value)} ± {margin:.2g}" if np.isfinite(margin) else _number(value)
 
 
 def _panels(columns: Columns, panels: Mapping[str, Mapping[str, Array]], path: Path) -> list[Part]:

@@ -1,13 +1,15 @@
 """Watch: how close a student is to its teacher while it trains, on images it does not train on."""
 
-from collections.abc import Iterator
+import logging
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .data import ImageSource, center_resize, decode, open_source
-from .data.loader import number_labels
+from .data import CorruptImageError, ImageSource, center_resize, decode, open_source
+from .data.places import join, number_labels
 from .distiller import Distiller
 from .evaluation import knn_predict
 from .evaluation.agreement import add_weighted, compare_projected, mean_over
@@ -15,6 +17,8 @@ from .features import FeatureExtractor, Features, ShapeError
 from .logits import LogitDistiller
 from .reader import evaluating
 from .teacher import Teacher
+
+_logger = logging.getLogger(__name__)
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -116,11 +120,11 @@ class Watch:
                 raise ValueError("Watch: the bank would be ignored. Got labels=False.")
             return cls(shown[1], **options)
         voters = None if bank is None else _read(bank, image_size, bank_count)
-        sources = [shown[0]] if voters is None else [shown[0], voters[0]]
-        classes = sorted({name for source in sources for name in number_labels(source)[0]})
-        numbers = [number_labels(source, classes)[1] for source in sources]
-        pair = None if voters is None else (voters[1], numbers[1])
-        return cls(shown[1], numbers[0], pair, **options)
+        if voters is None:
+            return cls(shown[1], number_labels(shown[0])[1], **options)
+        numbers = number_labels(join([shown[0], voters[0]]))[1]
+        pair = voters[1], numbers[len(shown[1]) :]
+        return cls(shown[1], numbers[: len(shown[1])], pair, **options)
 
     @torch.no_grad()
     def __call__(self, distiller: Distiller | LogitDistiller) -> dict[str, float]:
@@ -135,7 +139,7 @@ class Watch:
             student as the loss's heads project it, where it has heads for them and the grids are
             equal (patches by the feature head, or by the patch head where there is no other).
             With labels also `knn_top1` of the student's class token and `teacher_knn_top1`, in
-            0 … 1.
+            0 … 1, of the `scored` images alone: see `margins` for what that leaves open.
 
         Raises:
             ValueError: If there is nothing to measure.
@@ -162,6 +166,29 @@ class Watch:
                 f"without heads to compare through; pass labels for k-NN."
             )
         return result
+
+    @property
+    def scored(self) -> int:
+        """Images that the k-NN is scored on: those that do not vote."""
+        if self.labels is None:
+            return 0
+        return len(self.images) if self.bank is not None else len(self.images) // 2
+
+    def margins(self, values: Mapping[str, float]) -> dict[str, float]:
+        """How sure the shares are, being those of a sample.
+
+        Args:
+            values: What a look gave.
+
+        Returns:
+            `knn_images`, how many were scored, and for each share `NAME_margin`: half the width of
+            its 95 % interval (Wilson's). Nothing without labels.
+        """
+        shares = {name: share for name, share in values.items() if name.endswith("_top1")}
+        if not shares:
+            return {}
+        found = {f"{name}_margin": margin_of(share, self.scored) for name, share in shares.items()}
+        return {"knn_images": self.scored, **found}
 
     def _remember(self, teacher: Teacher) -> None:
         """The teacher's features, once."""
@@ -196,6 +223,18 @@ class Watch:
         return float((knn_predict(voters, classes, queries, k=self.k) == labels).float().mean())
 
 
+def margin_of(share: float, count: int) -> float:
+    """Half the width of the 95 % interval of a share of `count` images, by Wilson.
+
+    Examples:
+        >>> round(margin_of(0.516, 128), 3), round(margin_of(0.516, 10_000), 3)
+        (0.085, 0.01)
+    """
+    z = 1.96
+    spread = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return z * spread / (1 + z**2 / count)
+
+
 def _check_images(images: Tensor, labels: Tensor | None, subject: str) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or not len(images):
         raise ShapeError(
@@ -220,8 +259,17 @@ def _read(path: Any, size: int, count: int) -> tuple[ImageSource, Tensor]:
     if count < 1:
         raise ValueError(f"Watch: got count={count}; expected at least one image.")
     number = min(count, len(source))
-    part = source.select([i * len(source) // number for i in range(number)], source.description)
     from torchvision.transforms.functional import pil_to_tensor
 
-    images = [pil_to_tensor(center_resize(decode(part.read(i)), size)) for i in range(number)]
-    return part, torch.stack(images)
+    images: dict[int, Tensor] = {}
+    for index in (i * len(source) // number for i in range(number)):
+        try:
+            images[index] = pil_to_tensor(center_resize(decode(source.read(index)), size))
+        except CorruptImageError as error:
+            _logger.warning("Watch: skipped a corrupt image: %s (%s)", source.name(index), error)
+    if not images:
+        raise ValueError(
+            f"Watch: no image can be read. Got {number} corrupt ones in {source.description}."
+        )
+    part = source.select(list(images), source.description)
+    return part, torch.stack(list(images.values()))

@@ -245,3 +245,16 @@ def test_names_and_numbers_of_a_log_may_be_anything(tmp_path):
     page = write_run_report(tmp_path)
     assert "<script" not in page.read_text()
     assert "Not drawn: 276 more columns." in text_of(page)
+
+
+def test_shares_of_few_images_say_how_sure_they_are(tmp_path):
+    write(tmp_path / "log.jsonl", log_rows(3))
+    row = {"step": 0, "knn_top1": 0.516, "teacher_knn_top1": 0.508, "knn_images": 128}
+    margins = {"knn_top1_margin": 0.0853, "teacher_knn_top1_margin": 0.0853}
+    later = {"step": 2, "knn_top1": 0.6, "teacher_knn_top1": 0.508}  # of a version that had none
+    write(tmp_path / "watch.jsonl", [row | margins, later])
+    text = text_of(write_run_report(tmp_path))
+    assert "knn_top1 0.516 ± 0.085 0.6 " in text
+    assert "scored on 128 images; ± is the 95 % interval" in text
+    assert "_margin" not in text
+    assert "knn_images" not in text

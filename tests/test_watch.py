@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from conftest import vit
 from proteus.data import center_resize, decode, open_source
 from proteus.evaluation import compare_features, knn_predict
 from proteus.logits import LinearHead, LogitDistiller
-from proteus.watch import Watch
+from proteus.watch import Watch, margin_of
 
 
 def pictures(count=10, size=32):
@@ -191,3 +193,44 @@ def test_a_source_without_labels_or_end_is_an_error(tmp_path):
 def test_what_does_not_fit_is_an_error_at_once(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         Watch(*arguments, **options)
+
+
+def test_shares_come_with_the_number_of_images_and_their_interval(distiller):
+    halves, bank = Watch(pictures(9), labels(9), k=2), (pictures(6), labels(6))
+    whole = Watch(pictures(9), labels(9), bank, k=2)
+    assert (halves.scored, whole.scored, Watch(pictures()).scored) == (4, 9, 0)
+    values = halves(distiller)
+    margins = halves.margins(values)
+    assert set(margins) == {"knn_images", "knn_top1_margin", "teacher_knn_top1_margin"}
+    assert margins["knn_images"] == 4
+    assert margins["knn_top1_margin"] == margin_of(values["knn_top1"], 4)
+    assert Watch(pictures()).margins({"cls_mse": 1.0}) == {}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.516, 1.0])
+@pytest.mark.parametrize("count", [1, 20, 128])
+def test_the_interval_holds_what_chance_does(share, count):
+    margin = margin_of(share, count)
+    assert 0 < margin <= 0.5
+    drawn = np.random.default_rng(0).binomial(count, share, 4000) / count
+    if count == 128 and 0 < share < 1:
+        assert np.mean(np.abs(drawn - share) <= margin) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_run_logs_how_sure_its_watch_is(distiller, tmp_path):
+    watch = Watch(pictures(8), labels(8), k=2, every=1)
+    distiller.fit([pictures(4)], steps=1, device="cpu", out=tmp_path, watch=watch, progress=False)
+    row = json.loads((tmp_path / "watch.jsonl").read_text())
+    assert row["knn_images"] == 4
+    assert row["knn_top1_margin"] == margin_of(row["knn_top1"], 4)
+
+
+def test_a_corrupt_image_is_skipped_with_its_label(folder, caplog):
+    (folder / "a" / "1.png").write_bytes(b"no image")
+    watch = Watch.from_sources(folder, labels=True, image_size=32, k=1)
+    assert watch.labels.tolist() == [0] * 5 + [1] * 6 + [2] * 6
+    assert "skipped a corrupt image: a/1.png" in caplog.text
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"no image can be read. Got 18 corrupt ones"):
+        Watch.from_sources(folder, image_size=32)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
 import math
 import tarfile
@@ -30,6 +29,8 @@ from PIL import Image
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from proteus.data import decode
 
 SIZE = 64
 TRAIN_SETS = ["proxy-tinyimagenet", "teacher-cifar10", "teacher-pacs", "teacher-scenes6"]
@@ -60,7 +61,7 @@ def read_pack(folder: Path, split: str) -> Iterator[tuple[Image.Image, int]]:
                 sample.setdefault(key, {})[extension] = handle.read()
         for key, parts in sample.items():
             label = int(parts["cls"]) if "cls" in parts else int(labels[key])
-            yield Image.open(io.BytesIO(parts["jpg"])).convert("RGB"), label
+            yield decode(parts["jpg"]), label
 
 
 def square(image: Image.Image) -> np.ndarray:

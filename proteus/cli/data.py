@@ -65,7 +65,10 @@ def _run_data(arguments: argparse.Namespace) -> None:
 
 def _labels(path: Path, source: Any) -> list[str]:
     """The last column of each line; of columns before it, one must name the image in that place."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    from ..data.regular import open_regular
+
+    with open_regular(path) as file:
+        lines = [line for line in file.read().decode().splitlines() if line.strip()]
     if lines and lines[0].split() == ["key", "class"]:
         del lines[0]
     for index, line in enumerate(lines[: len(source)]):
@@ -83,6 +86,7 @@ def describe(source: Any) -> None:
     from collections import Counter
 
     from ..data.datasets import StreamSource
+    from ..data.places import count_reasons
 
     if isinstance(source, StreamSource):
         print(f"a stream: {source.description}; its length is not known")
@@ -94,10 +98,8 @@ def describe(source: Any) -> None:
     if known:
         sizes = [labels[label] for label in known]
         print(f"  {len(known)} classes of {min(sizes)} to {max(sizes)} images (not used to distil)")
-    if source.passed_over:
-        reasons = Counter(source.passed_over.values())
-        print(f"  {len(source.passed_over)} other files: "
-              + ", ".join(f"{n} {why}" for why, n in reasons.most_common(5)))  # fmt: skip
+    if others := count_reasons(source.passed_over):
+        print(f"  {others}")
 
 
 def _check(source: Any) -> None:

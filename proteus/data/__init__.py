@@ -6,9 +6,10 @@ Labelled images for evaluation are not here: `proteus.evaluation` takes any feat
 from .decoding import CorruptImageError, decode
 from .loader import ImageLoader
 from .order import Repeated, Shuffled
+from .places import ImageSource
 from .proxy import Manifest, merge, single_image, sub_class, sub_data
 from .samples import center_resize
-from .sources import ImageSource, open_source
+from .sources import open_source
 from .stream import StreamLoader, make_loader
 from .transforms import official
 

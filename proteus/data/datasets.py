@@ -1,7 +1,6 @@
 """Datasets of other libraries as sources: torch's and Hugging Face's, also streamed."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..words import install
 from .decoding import CorruptImageError
-from .sources import ImageSource, Place
+from .places import ImageSource, Place
+from .regular import read_file
 
 _COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 
@@ -149,12 +149,15 @@ class _Cell:
     def __call__(self, row: Any) -> bytes | Image.Image:
         cell = row[self.column]
         if isinstance(cell, dict):
-            if cell.get("bytes") is not None:
-                return bytes(cell["bytes"])
+            content, path = cell.get("bytes"), cell.get("path")
+            if isinstance(content, bytes):
+                return content
+            if not isinstance(path, str):
+                raise CorruptImageError(f"the row has no image in its column {self.column!r}")
             try:
-                return Path(cell["path"]).read_bytes()
-            except (OSError, TypeError) as error:  # TypeError: there is no path either
-                raise CorruptImageError(f"{cell['path']}: cannot be read. {error}") from error
+                return read_file(path)
+            except OSError as error:
+                raise CorruptImageError(f"{path}: cannot be read. Got {error}.") from error
         if cell is None:
             raise CorruptImageError(f"the row has no image in its column {self.column!r}")
         return _picture(cell)

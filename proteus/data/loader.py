@@ -13,8 +13,8 @@ from ..ranges import check_numbers
 from .decoding import CorruptImageError
 from .finishing import finish
 from .order import Repeated, Shuffled
+from .places import ImageSource, number_labels
 from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Batch, Faults, Key, Samples
-from .sources import ImageSource
 from .workers import ignore_interrupt, load
 
 _logger = logging.getLogger(__name__)
@@ -201,44 +201,6 @@ def check_rank(rank: int, world_size: int) -> None:
             f"images: got rank={rank}, world_size={world_size}; expected a rank from 0 to "
             f"world_size - 1."
         )
-
-
-def number_labels(
-    source: ImageSource, classes: Sequence[str] | None = None
-) -> tuple[list[str], Tensor]:
-    """The classes of a source in order, and the class of each image.
-
-    Args:
-        source: The images; their labels are `source.label(i)`.
-        classes: The order of the classes; None = the source's own, sorted (by value where all are
-            whole numbers: "10" comes after "9").
-
-    Returns:
-        Names, and int64 [images].
-
-    Raises:
-        ValueError: If an image has no label, or one that is not among the classes.
-    """
-    labels = [source.label(index) for index in range(len(source))]
-    if None in labels:
-        raise ValueError(
-            f"images: labels are asked for and not known. Got "
-            f"{source.name(labels.index(None))} of {source.description} without one; expected a "
-            f"folder for each class, or shards with KEY.cls."
-        )
-    known = {str(label) for label in labels}
-    if classes is None:
-        whole = all(label.isdecimal() for label in known)
-        classes = sorted(known, key=lambda label: (int(label), label) if whole else (0, label))
-    order = {name: number for number, name in enumerate(classes)}
-    if len(order) != len(classes) or not known <= set(order):
-        others = sorted(known - set(order))
-        raise ValueError(
-            f"images: the classes do not fit the source's labels. Got {len(classes)} names "
-            f"({len(order)} different ones) without {others[:5]} of {source.description}; "
-            f"expected each label once."
-        )
-    return list(classes), torch.tensor([order[str(label)] for label in labels])
 
 
 class Keys(Sampler[list[Key]]):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .decoding import decode
-from .sources import ImageSource, Place, join
+from .decoding import CorruptImageError, decode
+from .places import ImageSource, Place, join
+from .regular import read_file
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def single_image(
         size: Pixels, square.
 
     Raises:
-        ValueError: If the image is smaller than `size`, or there would be no view.
+        ValueError: If the image cannot be read or is smaller than `size`, or there would be no
+            view.
 
     Source:
         Asano and Saeed, "The augmented image prior", section 3; their `make_single_img_dataset.py`.
@@ -200,7 +202,12 @@ def single_image(
         and shear up to 30 degrees, the centre of it, colour jitter for half of the views.
         *Different:* made in memory, not written as 1.2 million files.
     """
-    image = decode(Path(path).read_bytes())
+    try:
+        image = decode(read_file(path))
+    except (OSError, CorruptImageError) as error:
+        raise ValueError(
+            f"single_image: {str(path)!r} cannot be read. Got {error}; expected one large image."
+        ) from error
     if min(image.size) < size or count < 1:
         raise ValueError(
             f"single_image: got an image of {image.width}x{image.height} and count={count}; "

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from .decoding import CorruptImageError, Pixels, decode, decode_plain_jpeg, plain_jpeg_size
 from .finishing import apply
-from .sources import ImageSource
+from .places import ImageSource
 from .transforms import (
     MEAN,
     STD,

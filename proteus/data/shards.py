@@ -10,8 +10,10 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+from .regular import open_regular
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TRIES = 3
@@ -30,6 +32,8 @@ class Member(NamedTuple):
 def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
     """The images of one uncompressed tar, by their position in it. Nothing is extracted.
 
+    Behind them, with a reason: keys of which no member is an image.
+
     Args:
         file: Path.
         extensions: Of images, lower case, after the key: `.jpg` matches `KEY.jpg`, not
@@ -40,21 +44,25 @@ def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
     """
     images: list[Member] = []
     labels: dict[str, str] = {}
+    others: dict[str, str] = {}  # an ending that is no image's, of each key
     try:
         # "r:" and not "r": a compressed tar has no positions to read from.
-        with Path(file).open("rb") as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
+        with open_regular(file) as handle, tarfile.open(fileobj=handle, mode="r:") as tar:
             length = os.fstat(handle.fileno()).st_size
             for member in tar:
-                if member.offset_data + member.size > length:
+                if member.size < 0 or member.offset_data + member.size > length:
                     raise tarfile.ReadError(f"it ends inside {member.name!r}")
                 folder, slash, name = member.name.rpartition("/")
                 stem, _, ending = name.partition(".")
                 key = folder + slash + stem
                 if stem and ending == "cls" and member.isreg():
                     content = tar.extractfile(member)
-                    labels[key] = content.read(64).decode("ascii", "replace") if content else ""
+                    text = content.read(256) if content else b""
+                    labels[key] = text.decode("utf-8", "replace").strip()
                 last = f".{ending.rpartition('.')[2].lower()}"
                 if not stem or last not in extensions:
+                    if stem and ending and member.isreg():
+                        others.setdefault(key, last)
                     continue
                 reason = None if f".{ending.lower()}" in extensions else "belongs to another key"
                 if not member.isreg():
@@ -75,7 +83,13 @@ def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
             f".tar. Unpack compressed ones, and fetch damaged ones again."
         ) from error
     for image in images:
-        yield image._replace(label=labels.get(image.label or ""))
+        key = image.label or ""
+        others.pop(key, None)
+        folder = str(PurePosixPath(image.name).parent)
+        label = labels.get(key) or (folder if folder != "." else None)
+        yield image._replace(label=label)
+    for key, last in others.items():
+        yield Member(f"{key}{last}", 0, 0, None, f"not an image: {last}")
 
 
 def expand_urls(pattern: str) -> list[str]:

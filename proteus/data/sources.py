@@ -1,113 +1,17 @@
 """Where images are. Labels are neither needed nor read for distillation."""
 
-import copy
 import glob
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ..files import write_whole
-from .decoding import CorruptImageError
+from .decoding import EXTENSIONS
+from .lists import open_list, open_saved
+from .places import ImageSource, Place, join
+from .regular import kind_of
 from .shards import expand_urls, fetch_shard, read_shard
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-
-
-@dataclass(frozen=True, slots=True)  # there may be millions
-class Place:
-    """Bytes of one image: a whole file (`size` None) or a piece of a tar shard.
-
-    Attributes:
-        file: Path of the file.
-        name: For people: path below the folder, or `shard.tar:member`.
-        offset: First byte.
-        size: Number of bytes; None = the whole file.
-        label: Class, where the layout tells it: the folder's name or the shard's `KEY.cls`. Used
-            only to draw subsets (`proteus.data.proxy`).
-    """
-
-    file: str
-    name: str
-    offset: int = 0
-    size: int | None = None
-    label: str | None = None
-
-
-class ImageSource:
-    """A list of encoded images that are read when asked for.
-
-    Nothing is unpacked to the disk and no file stays open, so a source can be used from any number
-    of processes.
-
-    Args:
-        description: What it is, for messages.
-        places: Where each image is; use `open_source` to find them.
-        passed_over: What was found and is no image: name -> reason.
-
-    Examples:
-        >>> source = ImageSource("nothing", [])
-        >>> len(source)
-        0
-    """
-
-    def __init__(
-        self, description: str, places: Sequence[Place], passed_over: dict[str, str] | None = None
-    ) -> None:
-        self.description = description
-        self.places = list(places)
-        self.passed_over = passed_over or {}
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def name(self, index: int) -> str:
-        """Path below the folder, or `shard.tar:member`."""
-        return self.places[index].name
-
-    def label(self, index: int) -> str | None:
-        """Class of an image where the layout tells it."""
-        return self.places[index].label
-
-    def read(self, index: int) -> bytes | Image.Image:
-        """The encoded bytes of one image (or the image, where a dataset holds it decoded).
-
-        Raises:
-            CorruptImageError: If the file cannot be read any more.
-        """
-        place = self.places[index]
-        try:
-            with open(place.file, "rb") as file:
-                file.seek(place.offset)
-                return file.read() if place.size is None else file.read(place.size)
-        except OSError as error:
-            raise CorruptImageError(f"{place.name}: cannot be read. Got {error}.") from error
-
-    def select(self, indices: Sequence[int], description: str) -> "ImageSource":
-        """A part of it, in the given order."""
-        part = copy.copy(self)
-        part.description, part.passed_over = description, {}
-        part.places = [self.places[i] for i in indices]
-        return part
-
-    def save_list(self, path: str | Path) -> None:
-        """Write the list of images, which `open_source` takes: `NAME.images.json`."""
-        if type(self) is not ImageSource:
-            raise ValueError(
-                f"images: only files can be listed. Got {self.description}, whose images are made "
-                f"when they are asked for."
-            )
-        target = Path(path)
-        if target.suffix != ".json":
-            raise ValueError(f"images: a list is a .json file. Got {str(path)!r}.")
-        rows = [[os.path.abspath(p.file), *astuple(p)[1:]] for p in self.places]
-        content = {"proteus_images": 1, "description": self.description, "places": rows}
-        write_whole(target, json.dumps(content) + "\n")
 
 
 def open_source(path: Any) -> Any:
@@ -160,43 +64,6 @@ def open_source(path: Any) -> Any:
     return open_dataset(path)
 
 
-def join(sources: Sequence[ImageSource], description: str | None = None) -> ImageSource:
-    """Several sources one after the other; equal names get their source's before them."""
-    description = description or ", ".join(source.description for source in sources)
-    names = Counter(place.name for source in sources for place in source.places)
-    places = [
-        replace(place, name=f"{source.description}/{place.name}")
-        if names[place.name] > 1
-        else place
-        for source in sources
-        for place in source.places
-    ]
-    others = {name: why for source in sources for name, why in source.passed_over.items()}
-    if all(type(source) is ImageSource for source in sources):
-        return ImageSource(description, places, others)
-    return JoinedSource(description, sources, places, others)
-
-
-class JoinedSource(ImageSource):
-    """Sources of several kinds one after the other; each reads its own images."""
-
-    def __init__(
-        self,
-        description: str,
-        sources: Sequence[ImageSource],
-        places: Sequence[Place],
-        passed_over: dict[str, str],
-    ) -> None:
-        numbered = [replace(place, offset=number) for number, place in enumerate(places)]
-        super().__init__(description, numbered, passed_over)
-        self.owners = [(source, index) for source in sources for index in range(len(source))]
-
-    def read(self, index: int) -> bytes | Image.Image:
-        """The encoded bytes of one image, or the image."""
-        source, number = self.owners[self.places[index].offset]
-        return source.read(number)
-
-
 def _open_path(text: str) -> ImageSource:
     if text.startswith(("http://", "https://")):
         files = [fetch_shard(url) for url in expand_urls(text)]
@@ -205,9 +72,9 @@ def _open_path(text: str) -> ImageSource:
         return _folder(text)
     if os.path.isfile(text):
         if text.endswith(".txt"):
-            return _list(text)
+            return open_list(text)
         if text.endswith(".json"):
-            return _saved(text)
+            return open_saved(text)
         if os.path.splitext(text)[1].lower() in EXTENSIONS:
             raise ValueError(
                 f"images: one image is no source. Got {text!r}; expected its folder, or a list of "
@@ -220,6 +87,11 @@ def _open_path(text: str) -> ImageSource:
             f"images: no such folder or file. Got {text!r}; expected a folder of images, a .tar "
             f"shard, or a pattern such as 'data/train-*.tar'."
         )
+    if matches == [text]:
+        raise ValueError(
+            f"images: neither folder nor file. Got {text!r}, {_kind(text) or 'a link to nothing'}; "
+            f"expected a folder of images, a .tar shard, or a list."
+        )
     return join([_open_path(match) for match in matches], text)
 
 
@@ -227,16 +99,18 @@ def _folder(root: str) -> ImageSource:
     images: list[str] = []
     shards: list[str] = []
     others: dict[str, str] = {}
-    for file in _walk(root):
+    for file, kind in _walk(root):
         extension = os.path.splitext(file)[1].lower()
         if os.path.basename(file).startswith("._"):
             others[os.path.relpath(file, root)] = "not an image: metadata of macOS"
-        elif extension in EXTENSIONS:
-            images.append(file)
+        elif extension not in EXTENSIONS and extension != ".tar":
+            others[os.path.relpath(file, root)] = f"not an image: {extension or 'no extension'}"
+        elif kind:
+            others[os.path.relpath(file, root)] = f"not an image: {kind}"
         elif extension == ".tar":
             shards.append(file)
         else:
-            others[os.path.relpath(file, root)] = f"not an image: {extension or 'no extension'}"
+            images.append(file)
     if images and shards:
         raise ValueError(
             f"images: {root!r} holds both images and shards. Got {len(images)} images and "
@@ -258,21 +132,50 @@ def _folder(root: str) -> ImageSource:
     return ImageSource(root, places, others)
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Files of a tree in sorted order; every real folder once, so loops of links end."""
+def _walk(root: str) -> Iterator[tuple[str, str]]:
+    """Files of a tree in sorted order, and what each is if it is none.
 
-    def fail(error: OSError) -> None:
-        raise ValueError(f"images: a folder cannot be read. Got {error}.") from error
-
+    Every real folder once, so loops of links end. Links to nothing count as files: images that are
+    lost must not be passed over.
+    """
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=fail):
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
         real = os.path.realpath(folder)
         if real in seen:
-            subfolders.clear()
             continue
         seen.add(real)
-        subfolders.sort()
-        yield from (os.path.join(folder, file) for file in sorted(files))
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise ValueError(f"images: a folder cannot be read. Got {error}.") from error
+        folders = {entry.path: entry for entry in found if _is(entry.is_dir)}
+        waiting += reversed(folders)
+        if not found and os.path.splitext(folder)[1].lower() in EXTENSIONS:
+            yield folder, "an empty folder"
+        for entry in found:
+            # What kind a file is stands in its folder; only others, and links, are looked at.
+            if _is(entry.is_file):
+                yield entry.path, ""
+            elif entry.path not in folders:
+                yield entry.path, _kind(entry.path)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Whether an entry of a folder is of a kind; links that lead in circles are of none."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _kind(path: str) -> str:
+    try:
+        return kind_of(path)
+    except OSError:
+        return ""
 
 
 def _shard(file: str) -> ImageSource:
@@ -287,40 +190,3 @@ def _shard(file: str) -> ImageSource:
     if not places:
         raise ValueError(f"images: none found in the shard {file!r}. Expected KEY.jpg members.")
     return ImageSource(file, places, others)
-
-
-def _list(file: str) -> ImageSource:
-    base = os.path.dirname(os.path.abspath(file))
-    # Names are bytes to the system, and a Windows editor puts a mark before the first one.
-    with open(file, encoding="utf-8-sig", errors="surrogateescape") as handle:
-        names = [line.strip() for line in handle]
-    names = [name for name in names if name and not name.startswith("#")]
-    places = [Place(os.path.join(base, name), name) for name in names]
-    missing = [place.name for place in places if not os.path.isfile(place.file)]
-    if missing or not places:
-        raise ValueError(
-            f"images: {file!r} lists files that are not there. Got {len(missing)} of "
-            f"{len(places)}, such as {missing[:3]}; expected paths relative to {base!r}, one on "
-            f"each line."
-        )
-    return ImageSource(file, places)
-
-
-def _saved(file: str) -> ImageSource:
-    try:
-        content = json.loads(Path(file).read_text())
-        description, places = content["description"], [Place(*row) for row in content["places"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"images: {file!r} is no list of images. Got {type(error).__name__}: {error}; expected "
-            f"a file of ImageSource.save_list or `proteus data --out`."
-        ) from error
-    missing = [
-        name for name in sorted({place.file for place in places}) if not os.path.isfile(name)
-    ]
-    if missing or not places:
-        raise ValueError(
-            f"images: {file!r} lists what is not there. Got {len(places)} images, {len(missing)} "
-            f"files missing, such as {missing[:3]}; make the list again where the images are now."
-        )
-    return ImageSource(f"{description} ({file})", places)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
+from ..data import decode
 from ..features import ShapeError
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -150,8 +151,7 @@ def _jpeg(image: Tensor, quality: int, generator: Generator) -> Tensor:
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    with Image.open(file) as decoded:
-        return torch.from_numpy(np.array(decoded.convert("RGB"))).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(decode(file.getvalue()))).permute(2, 0, 1).float() / 255
 
 
 def _relative_size(image: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import CorruptImageError, ImageSource, decode, open_source
-from ..data.sources import Place, join
+from ..data.places import Place, join
 from ..features import Features
 from ..positions import is_resizable
 from ..visualize import Basis, new_figure, pca_maps, printable, write_figure

@@ -1,5 +1,6 @@
 """The images of a recipe: its proxy set, and how long a run on them is."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..data import (
     sub_class,
     sub_data,
 )
+from ..data.places import count_reasons
 from ..data.proxy import digest_of
 from ..training import World
 from .recipe import Recipe, Science, proxy_of
@@ -78,7 +80,9 @@ def _source(recipe: Recipe, say: Callable[[str], None]) -> Any:
     data, seed = recipe.science.data, recipe.science.seed
     kind, number = proxy_of(data.proxy)
     if kind == "all":
-        return open_source(list(data.paths))
+        source = open_source(list(data.paths))
+        _tell(source, say)
+        return source
     if kind == "single":
         if len(data.paths) != 1:
             raise ValueError(f"recipe: single:N goes with one image. Got {len(data.paths)} paths.")
@@ -89,7 +93,14 @@ def _source(recipe: Recipe, say: Callable[[str], None]) -> Any:
         build_part = sub_data if kind == "sub-data" else sub_class
         source, manifest = build_part(_images(list(data.paths)), number or 0.0, seed=seed)
     say(str(manifest))
+    _tell(source, say)
     return source
+
+
+def _tell(source: Any, say: Callable[[str], None]) -> None:
+    """What was found and is not used."""
+    if isinstance(source, ImageSource) and (others := count_reasons(source.passed_over)):
+        say(f"{len(source)} images in {source.description}. Passed over {others}.")
 
 
 def _images(paths: str | list[str]) -> ImageSource:
@@ -126,6 +137,11 @@ def batches_of_an_epoch(data: Loader) -> int:
             "and science.optimizer.schedule='cosine'."
         )
     return len(data)
+
+
+def passed_over_by(data: Loader) -> dict[str, int]:
+    """Why files beside the images were passed over, and how many; nothing for a stream."""
+    return {} if isinstance(data, StreamLoader) else Counter(data.source.passed_over.values())
 
 
 def facts_of(data: Loader) -> dict[str, Any]:

@@ -21,7 +21,15 @@ from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, fit, join
 from ..training.folder import Resume, begin, claim, holding, note_skipped
-from .images import Loader, batches_of_an_epoch, count_steps, facts_of, open_data, open_images
+from .images import (
+    Loader,
+    batches_of_an_epoch,
+    count_steps,
+    facts_of,
+    open_data,
+    open_images,
+    passed_over_by,
+)
 from .recipe import Logits, Masks, Recipe, Science, to_json
 from .settings import read_recipe
 
@@ -78,13 +86,14 @@ def run(
             data = open_data(recipe, world, tell, source)
             steps = count_steps(science, data)
             details = describe(recipe, data)
-            watch = _watch(recipe)
+            watch = _watch(recipe, tell)
             if folder is not None:  # an older run goes only now that all of this was found to fit
                 begin(folder, world, going_on)
             if folder is not None and world.first and not going_on:
                 found = {
                     "recipe": to_json(recipe),
                     "images": details["images"],
+                    "passed_over": passed_over_by(data),
                     "versions": versions(),
                     "system": platform.platform(),
                 }
@@ -225,18 +234,24 @@ def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedu
     )
 
 
-def _watch(recipe: Recipe) -> Any:
+def _watch(recipe: Recipe, say: Callable[[str], None]) -> Any:
     if not recipe.machine.watch:
         return None
-    from ..watch import Watch
+    from ..watch import Watch, margin_of
 
     assert recipe.science.model.image_size is not None
-    return Watch.from_sources(
+    watch = Watch.from_sources(
         list(recipe.machine.watch),
         image_size=recipe.science.model.image_size,
         labels=recipe.machine.watch_labels,
         every=recipe.machine.watch_every,
     )
+    if watch.scored:
+        say(
+            f"Watch: its k-NN is scored on {watch.scored} images; 0.5 of so few means 0.5 ± "
+            f"{margin_of(0.5, watch.scored):.2g} (95 %). `proteus evaluate` scores all of a set."
+        )
+    return watch
 
 
 def _trackers(recipe: Recipe, out: Path | None) -> list[Any]:

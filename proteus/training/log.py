@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import checkpoint
 from ..curves import NO_TERMS
 from ..files import holes, is_plain, read_lines, sha256_of, sync, write_whole
+from ..reader import ImageInput
 from ..trackers import Tracker
 from ..world import World
 
@@ -59,6 +60,7 @@ class RunLog:
         overflows: Infinite gradients are the fp16 scaler's business, up to 40 steps in a row.
         trackers: Get the newest row at each flush.
         asked: Which signal asked this process to end the run, if any.
+        inputs: What the models' images go through: a flush reads whether they were in [0, 1].
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class RunLog:
         overflows: bool = False,
         trackers: Sequence[Tracker] = (),
         asked: Callable[[], signal.Signals | None] = lambda: None,
+        inputs: Sequence[ImageInput] = (),
     ) -> None:
         from tqdm import tqdm
 
         self.world, self.step, self.overflows = world, start, overflows
-        self.folder = folder
+        self.folder, self.inputs = folder, inputs
         self.trackers = trackers if world.first else ()
         self.names: list[str] = []
         self._untracked = False
@@ -92,6 +95,7 @@ class RunLog:
         self._pending: list[tuple[Tensor, float, int]] = []
         self._interval, self._skipped_in_a_row = 1, 0
         self._waited = 0.0
+        self._watched: dict[str, str] = {}
         self._bar = tqdm(
             initial=start, total=total, unit="step", disable=not (progress and world.first)
         )
@@ -161,8 +165,11 @@ class RunLog:
         agreed = losses.new_tensor(
             [wanted if self.world.first else 0, *(asked is number for number in _STOPS)]
         )
-        packed = self.world.sum(torch.cat([losses.flatten(), agreed])).tolist()
-        *packed, interval, terminated, interrupted = packed
+        outside = sum((one.outside().to(losses) for one in self.inputs), losses.new_zeros(()))
+        packed = self.world.sum(torch.cat([losses.flatten(), outside[None], agreed])).tolist()
+        *packed, strange, interval, terminated, interrupted = packed
+        if strange > 0:
+            self._refuse_images()
         if terminated > 0 or interrupted > 0:
             self.stop_agreed = signal.SIGINT if interrupted > 0 else signal.SIGTERM
         self._interval = max(1, round(interval)) if math.isfinite(interval) else 1
@@ -175,6 +182,15 @@ class RunLog:
         self._show(elapsed)
         self._pending.clear()
         self._since, self._waited = time.perf_counter(), 0.0
+
+    def _refuse_images(self) -> None:
+        """On all processes at once, with the numbers where they are known."""
+        for one in self.inputs:
+            one.check()
+        raise ValueError(
+            f"images: those of another process are not in [0, 1], in one of the "
+            f"{len(self._pending)} steps from {self.step} on. Look at that process's message."
+        )
 
     def _write_row(self, values: dict[str, float], rate: float) -> None:
         terms = [name for name in self.names if name != "grad_norm"]
@@ -218,13 +234,18 @@ class RunLog:
             "wait": f"{speed['data_wait']:.0%}",
             "memory": f"{speed['memory_mib'] / 1024:.1f}G",
         }
-        self._bar.set_postfix({**losses, **shown}, refresh=False)
+        self._bar.set_postfix({**losses, **shown, **self._watched}, refresh=False)
         values = {k: v for k, v in self._last.items() if v is not None and k != "step"}
         self._track(values | speed)
 
     def watch(self, values: Mapping[str, float]) -> None:
         """Note what was measured after the newest step; the rows up to it are written first."""
         self.flush()
+        self._watched = {
+            name: f"{share:.3f}±{values[f'{name}_margin']:.3f}"
+            for name, share in values.items()
+            if f"{name}_margin" in values
+        }
         if self.folder is not None and self._files:
             if WATCH not in self._files:
                 self._files[WATCH] = (self.folder / WATCH).open("a", encoding="utf-8")

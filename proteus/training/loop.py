@@ -10,7 +10,7 @@ import json
 import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,13 @@ class Watch(Protocol):
 
     def __call__(self, distiller: Any) -> dict[str, float]:
         """Measure."""
+
+
+@runtime_checkable
+class _Sampled(Protocol):
+    """A watch that knows how sure its numbers are."""
+
+    def margins(self, values: Mapping[str, float]) -> dict[str, float]: ...
 
 
 def fit(
@@ -171,6 +178,7 @@ def fit(
         log = RunLog(
             folder, start, total, world, progress=progress, overflows=precision == "fp16",
             trackers=trackers, asked=lambda: interrupt.requested,
+            inputs=(distiller.teacher.inputs, distiller.student.inputs),
         )  # fmt: skip
         stream = batches(data, start, total, inputs=distiller.num_inputs, seed=seed)
         # Closed, because a traceback would keep it, and the processes that load images, alive.
@@ -182,7 +190,8 @@ def fit(
                 log.add(names, values, rate, len(batch[0]))
                 if watch is not None and (step + 1) % watch.every == 0:
                     log.flush()  # a loss that is not finite is said first: nothing to measure
-                    log.watch(watch(distiller))
+                    seen = watch(distiller)
+                    log.watch(seen | (watch.margins(seen) if isinstance(watch, _Sampled) else {}))
                 done, images = step + 1, batch[0]
                 due = done % save_every == 0 or done in (min(_FIRST_SAVE, save_every), total)
                 if folder and (due or log.stop_agreed):

@@ -1,4 +1,5 @@
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -151,3 +152,16 @@ def test_equal_names_in_two_folders_are_counted_apart(tmp_path):
         next(loader.batches())
     _, manifest = merge([open_source(tmp_path / "one"), open_source(tmp_path / "two")])
     assert manifest.dropped[f"{tmp_path}/two/5.png"] == f"the same file as {tmp_path}/one/5.png"
+
+
+@pytest.mark.parametrize("kind", ["gone", "pipe", "folder", "text"])
+def test_a_single_image_that_cannot_be_read_is_named(tmp_path, kind):
+    path = tmp_path / "large.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("no image")
+    with pytest.raises(ValueError, match=r"single_image: .*large\.png' cannot be read"):
+        single_image(path, 3)

@@ -1,11 +1,14 @@
 import io
 import os
+import socket
 import tarfile
 
 import pytest
 from PIL import Image
 
 from proteus.data import CorruptImageError, open_source, sub_data
+from proteus.data.places import count_reasons
+from proteus.data.sources import EXTENSIONS
 
 
 def jpeg(colour=(200, 10, 10), size=(20, 16)):
@@ -185,3 +188,116 @@ def test_a_file_that_vanished_is_a_corrupt_image(tmp_path):
     (tmp_path / "1.jpg").unlink()
     with pytest.raises(CorruptImageError, match=r"1\.jpg"):
         source.read(0)
+
+
+def odd_files(root):
+    """What is no file, under the names of images: name -> what it is."""
+    os.mkfifo(root / "pipe.jpg")
+    listener = socket.socket(socket.AF_UNIX)
+    short = os.path.relpath(root)  # a socket's path may not be long
+    listener.bind(f"{short}/socket.png" if len(short) < 90 else f"{root}/socket.png")
+    listener.close()
+    (root / "device.jpg").symlink_to("/dev/zero")
+    (root / "link.tif").symlink_to(root / "pipe.jpg")
+    (root / "shard.tar").symlink_to(root / "pipe.jpg")
+    (root / "folder.webp").mkdir()
+    return {
+        "device.jpg": "not an image: a device",
+        "folder.webp": "not an image: an empty folder",
+        "link.tif": "not an image: a pipe",
+        "pipe.jpg": "not an image: a pipe",
+        "shard.tar": "not an image: a pipe",
+        "socket.png": "not an image: a socket",
+    }
+
+
+def test_what_is_no_file_is_passed_over_and_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    expected = odd_files(tmp_path)
+    source = open_source(tmp_path)
+    assert names(source) == ["1.jpg"]
+    assert source.passed_over == expected
+
+
+def test_a_file_that_became_a_pipe_is_a_corrupt_image(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    source = open_source(tmp_path)
+    (tmp_path / "1.jpg").unlink()
+    os.mkfifo(tmp_path / "1.jpg")
+    with pytest.raises(CorruptImageError, match=r"1\.jpg: cannot be read. Got it is a pipe"):
+        source.read(0)
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.txt", "x.json", "x.jpg", "x"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a link to nothing"])
+def test_a_source_that_is_no_file_is_refused_at_once(tmp_path, name, kind):
+    path = tmp_path / name
+    if kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "a device" else tmp_path / "nothing")
+    for form in (path, f"{tmp_path}/x*"):
+        with pytest.raises(ValueError, match=f"neither folder nor file. Got .*{kind}"):
+            open_source(form)
+
+
+def test_a_link_to_nothing_is_a_lost_image(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    (tmp_path / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "3.jpg").symlink_to(tmp_path / "3.jpg")  # leads to itself
+    source = open_source(tmp_path)
+    assert names(source) == ["1.jpg", "2.jpg", "3.jpg"]
+    for number in (1, 2):
+        with pytest.raises(CorruptImageError, match="cannot be read"):
+            source.read(number)
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    (tmp_path / "1.jpg").write_bytes(jpeg())
+    os.truncate(tmp_path / "1.jpg", 1 << 40)  # takes no space
+    source = open_source(tmp_path)
+    with pytest.raises(CorruptImageError, match="more than any image needs"):
+        source.read(0)
+
+
+def test_all_extensions_of_the_decoder_are_read(tmp_path):
+    for number, name in enumerate(sorted(EXTENSIONS)):
+        (tmp_path / f"{number:02}{name.upper()}").write_bytes(jpeg())
+    for name in ("a.eps", "b.svg", "c.heic"):
+        (tmp_path / name).write_bytes(jpeg())
+    source = open_source(tmp_path)
+    assert len(source) == len(EXTENSIONS) >= 20
+    assert set(source.passed_over.values()) == {
+        f"not an image: {name}" for name in (".eps", ".svg", ".heic")
+    }
+
+
+def test_keys_of_a_shard_that_have_no_image_are_told(tmp_path):
+    members = {"0.jpg": jpeg(), "0.cls": b"1", "0.json": b"{}", "1.heic": b"x", "1.cls": b"2"}
+    source = open_source(shard(tmp_path / "a.tar", members))
+    assert names(source) == ["a.tar:0.jpg"]
+    assert source.passed_over == {"a.tar:1.heic": "not an image: .heic"}
+
+
+def test_a_member_of_less_than_nothing_ends(tmp_path):
+    path = shard(tmp_path / "a.tar", {"0.jpg": jpeg(), "1.jpg": jpeg()})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"1.jpg")
+    data[at + 124 : at + 136] = b"\xff" * 11 + b"\0"  # -256 in the form for large numbers
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="not a readable tar shard"):
+        open_source(path)
+
+
+def test_what_two_sources_passed_over_is_told_of_both(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jpg").write_bytes(jpeg())
+        (tmp_path / name / "notes.txt").write_text("x")
+    source = open_source([tmp_path / "a", tmp_path / "b"])
+    assert len(source.passed_over) == 2
+    assert source.select([0], "a part").passed_over == source.passed_over
+    assert count_reasons(source.passed_over) == "2 other files: 2 not an image: .txt"

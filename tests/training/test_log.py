@@ -8,6 +8,8 @@ import signal
 import pytest
 import torch
 
+from proteus.features import IMAGENET
+from proteus.reader import ImageInput
 from proteus.training import NonFiniteLossError, World
 from proteus.training import log as log_module
 from proteus.training.log import NOTES, RunLog, covered, go_back, read_rows
@@ -327,3 +329,50 @@ def test_a_tracker_that_fails_is_named_once_and_does_not_stop_the_run(tmp_path, 
         log._track({"total": 1.0})
         log._track({"total": 2.0})
     assert caplog.text.count("the server is away") == 1
+
+
+def test_the_bar_shows_how_sure_a_share_is(capsys):
+    with RunLog(None, 0, 9, CPU, progress=True) as log:
+        add(log, 1.0, 1.0, 1.0)
+        log.watch({"knn_top1": 0.516, "cls_mse": 2.0, "knn_top1_margin": 0.085, "knn_images": 128})
+        add(log, 1.0, 1.0, 1.0)
+        log.flush()
+    shown = capsys.readouterr().err
+    assert "knn_top1=0.516±0.085" in shown
+    assert "cls_mse" not in shown
+
+
+class TestImages:
+    """What the models were given is read with the losses."""
+
+    @pytest.fixture
+    def inputs(self):
+        inputs = ImageInput(IMAGENET, "Teacher")
+        inputs(torch.rand(1, 3, 4, 4))
+        return inputs
+
+    def test_a_batch_outside_the_range_stops_the_run_at_the_next_flush(self, tmp_path, inputs):
+        with open_log(tmp_path, inputs=[inputs]) as log:
+            add(log, 1.0, 1.0, 1.0)
+            inputs(torch.rand(1, 3, 4, 4) * 255)
+            add(log, 1.0, 1.0, 1.0)
+            with pytest.raises(ValueError, match=r"Teacher: images are not in \[0, 1\]"):
+                log.flush()
+
+    def test_it_is_told_before_the_loss_that_it_spoils(self, tmp_path, inputs):
+        with open_log(tmp_path, inputs=[inputs]) as log:
+            inputs(torch.full((1, 3, 4, 4), math.inf))
+            with pytest.raises(ValueError, match="Got values from 0 to inf"):
+                add(log, math.nan, math.nan, 1.0)
+
+    def test_all_processes_stop_for_one(self, tmp_path, inputs):
+        class Two(World):
+            def sum(self, values):
+                other = torch.zeros_like(values)
+                other[-3] = 1  # the other process's images
+                return values + other
+
+        world = Two(torch.device("cpu"), 0, 2)
+        log = RunLog(tmp_path, 0, 9, world, progress=False, inputs=[inputs])
+        with log, pytest.raises(ValueError, match="those of another process are not in"):
+            add(log, 1.0, 1.0, 1.0)

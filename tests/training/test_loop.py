@@ -386,3 +386,16 @@ def test_the_results_of_a_run_without_any_log_are_written(distiller, batches, tm
     assert distiller.fit(batches, resume=True, **options) == []
     assert (tmp_path / "pca.png").exists()
     assert "steps 0 to 1" in caplog.text
+
+
+@pytest.mark.parametrize("bad", ["0-255", "normalised"])
+@pytest.mark.parametrize("first", ["black", "good"])
+def test_float_images_outside_the_range_stop_a_run_whenever_they_come(
+    distiller, tmp_path, first, bad
+):
+    good = torch.rand(4, 3, 32, 32)
+    spoiled = good * 255 if bad == "0-255" else (good - 0.5) / 0.2
+    data = [torch.zeros_like(good) if first == "black" else good, good, good, spoiled, good, good]
+    with pytest.raises(ValueError, match=r"images are not in \[0, 1\]"):
+        distiller.fit(data, steps=6, device="cpu", out=tmp_path, save_every=5, progress=False)
+    assert not list(tmp_path.glob("checkpoint/*"))

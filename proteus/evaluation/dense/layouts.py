@@ -3,7 +3,6 @@
 Each `from_…` returns the images and what gives the map of each.
 """
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from torch import Tensor
 
 from ...data import ImageSource, open_source
 from ...data.datasets import DatasetSource
+from ...data.decoding import EXTENSIONS, open_image
+from ...data.places import Place
 from ...data.shards import read_shard
-from ...data.sources import EXTENSIONS, Place
+from ..sets.labelled import tell_passed_over
 from ..sets.packs import is_pack, pack_shards
 from ..sets.targets import LastItem
 from .depth_metrics import metres
@@ -46,9 +47,8 @@ class StoredMaps:
         content = self.source.read(index)
         assert isinstance(content, bytes)  # of files, always
         try:
-            with Image.open(io.BytesIO(content)) as file:
-                return self.read(file)
-        except (OSError, ValueError, SyntaxError) as error:
+            return self.read(open_image(content))
+        except ValueError as error:
             raise ValueError(
                 f"dense data: a map cannot be read. Got {self.source.name(index)!r}: {error}"
             ) from error
@@ -93,10 +93,13 @@ def from_packs(text: str, split: str | None, ending: str, read: Read) -> tuple[I
         files = sorted({Path(place.file) for place in open_source(text).places})
         description = text
     images, maps = [], []
+    others: dict[str, str] = {}
     for file in files:
         members = {m.name: m for m in read_shard(str(file), EXTENSIONS)}
         for name, member in members.items():
             if member.reason is not None:
+                if not name.endswith(ending):
+                    others[f"{file.name}:{name}"] = member.reason
                 continue
             folder, slash, base = name.rpartition("/")
             key = f"{folder}{slash}{base.partition('.')[0]}"
@@ -108,6 +111,7 @@ def from_packs(text: str, split: str | None, ending: str, read: Read) -> tuple[I
                 )
             images.append(Place(str(file), f"{file.name}:{name}", member.offset, member.size))
             maps.append(Place(str(file), f"{file.name}:{target.name}", target.offset, target.size))
+    tell_passed_over(description, others)
     return ImageSource(description, images), StoredMaps(maps, read)
 
 
@@ -122,15 +126,17 @@ def from_folders(root: Path, split: str | None, read: Read) -> tuple[ImageSource
         )
     pictures, targets = root / "images" / found, root / "annotations" / found
     maps = {p.relative_to(targets).with_suffix(""): p for p in sorted(targets.rglob("*.png"))}
-    images = [p for p in sorted(pictures.rglob("*")) if p.suffix.lower() in EXTENSIONS]
+    source = open_source(pictures)
+    images = sorted(Path(place.file) for place in source.places)
     keys = [path.relative_to(pictures).with_suffix("") for path in images]
     missing = [str(key) for key in keys if key not in maps]
-    if missing or not images:
+    if missing:
         raise ValueError(
             f"dense data: images without maps. Got {len(images)} images in {str(pictures)!r}, "
             f"{len(missing)} without a .png in {str(targets)!r}, such as {missing[:3]}."
         )
     places = [Place(str(path), str(key)) for path, key in zip(images, keys, strict=True)]
+    tell_passed_over(source.description, source.passed_over)
     targets_of = [Place(str(maps[key]), str(key)) for key in keys]
     return ImageSource(f"{root} ({found})", places), StoredMaps(targets_of, read)
 
@@ -138,7 +144,7 @@ def from_folders(root: Path, split: str | None, read: Read) -> tuple[ImageSource
 def find_list(root: Path, split: str | None) -> Path | None:
     """The toolbox's list of a split, such as `nyu_train.txt`; None where there is none."""
     for name in _names_of(split):
-        found = sorted(root.glob(f"*{name}.txt"))
+        found = sorted(path for path in root.glob(f"*{name}.txt") if path.is_file())
         if len(found) > 1:
             raise ValueError(
                 f"dense data: several lists of one split. Got {[path.name for path in found]} in "

@@ -5,8 +5,9 @@ by the same code.
 """
 
 import hashlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from torch.utils.data import Dataset
 
 from ...data import CorruptImageError, ImageSource, decode, open_source
 from ...data.datasets import DatasetSource
+from ...data.places import class_numbers, count_reasons, in_shards
+from ...world import rank_and_world
 from ..metrics import Metric
 from .named import NAMED_SETS, open_named
 from .packs import classes_of, is_pack, pack_shards
 from .targets import ItemTargets, LastItem, Selected, Target
+
+_logger = logging.getLogger(__name__)
 
 SPLITS = {"val": ("val", "valid", "validation"), "test": ("test", "val", "valid", "validation")}
 
@@ -128,7 +133,7 @@ def open_labelled(
         split: `train`, `val` or `test`; None = the folder or dataset as it stands. Where a layout
             has no `test`, its `val` folder is taken, as in ImageNet.
         classes: Names in the order of the labels, for folders: a test folder that lacks a class
-            must not shift the others. () = the folder's own, sorted.
+            must not shift the others. () = the folder's own, sorted, whole numbers by value.
         root: Folder of a named set.
         download: Let torchvision download a named set into `root`.
         labels: False = for images alone: every target of files and datasets is 0.
@@ -208,7 +213,8 @@ def _open_path(text: str, split: str | None, classes: Sequence[str]) -> Labelled
     where = _locate(text, split)
     if isinstance(where, list):
         description = f"{text} ({split or 'train'})"
-        return _files(open_source(where), description, classes or classes_of(text))
+        source = _with_length(open_source(where))
+        return _files(source, description, classes or classes_of(text))
     if where == text and split is not None and Path(text).is_dir():
         wanted = SPLITS.get(split, (split,))
         name = Path(text).name
@@ -230,48 +236,37 @@ def _open_unlabelled(data: Any, split: str | None) -> LabelledImages:
 
 
 def _with_length(source: Any) -> ImageSource:
+    """A source that can be measured; what was found beside its images is told."""
     if not isinstance(source, ImageSource):
         raise ValueError(
             f"evaluation: only datasets with a length can be measured. Got {source.description}, "
             f"a stream."
         )
+    tell_passed_over(source.description, source.passed_over)
     return source
+
+
+def tell_passed_over(description: str, passed_over: Mapping[str, str]) -> None:
+    """Say what was found and is not measured."""
+    if (others := count_reasons(passed_over)) and rank_and_world()[0] == 0:
+        _logger.warning("evaluation: %s: passed over %s", description, others)
 
 
 def _files(source: ImageSource, description: str, classes: Sequence[str]) -> LabelledImages:
     """Images in files, whose layout tells the class."""
-    words = [_word(source, index) for index in range(len(source))]
-    missing = [source.name(i) for i, word in enumerate(words) if word is None]
+    labels = [source.label(index) for index in range(len(source))]
+    missing = [source.name(i) for i, label in enumerate(labels) if label is None]
     if missing:
         raise ValueError(
-            f"evaluation: images without a label. Got {len(missing)} of {len(words)} in "
+            f"evaluation: images without a label. Got {len(missing)} of {len(labels)} in "
             f"{description}, such as {missing[0]!r}; expected a folder for each class, or KEY.cls "
             f"beside KEY.jpg in a shard."
         )
-    known = [word for word in words if word is not None]
-    if all(word.isdigit() for word in known) and source.places[0].size is not None:
-        labels = [int(word) for word in known]  # KEY.cls is the number itself
-    else:
-        classes = tuple(classes) or tuple(sorted(set(known)))
-        number = {name: i for i, name in enumerate(classes)}
-        strange = sorted(set(known) - set(number))
-        if strange:
-            raise ValueError(
-                f"evaluation: classes that are not among those of training. Got {strange[:3]} in "
-                f"{description}; expected {', '.join(classes[:5])}, …"
-            )
-        labels = [number[word] for word in known]
+    words = [str(label) for label in labels]
+    names, numbers = class_numbers(words, classes, numbered=in_shards(source))
     return LabelledImages(
-        source, labels.__getitem__, description, classes, file_stamp(source, labels)
+        source, numbers.__getitem__, description, names, file_stamp(source, numbers)
     )
-
-
-def _word(source: ImageSource, index: int) -> str | None:
-    label = source.label(index)
-    if label is None and source.places[index].size is not None:
-        label = str(Path(source.name(index).partition(":")[2]).parent)
-        label = None if label == "." else label
-    return None if label is None else label.strip()
 
 
 def file_stamp(source: ImageSource, labels: Sequence[int] = ()) -> str:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
+from ...data.regular import read_file
 from ..metrics import Metric
 
 _SEED = 0
@@ -92,8 +92,8 @@ def _caltech101(root: str, split: str, download: bool) -> Any:
     return Subset(dataset, chosen.tolist())
 
 
-class _Files(torch.utils.data.Dataset[tuple[Image.Image, int]]):
-    """(path, label) pairs as a dataset."""
+class _Files(torch.utils.data.Dataset[tuple[bytes, int]]):
+    """(path, label) pairs as a dataset of encoded images."""
 
     def __init__(self, rows: list[tuple[Path, int]]) -> None:
         self.rows = rows
@@ -101,10 +101,9 @@ class _Files(torch.utils.data.Dataset[tuple[Image.Image, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
         path, label = self.rows[index]
-        with Image.open(path) as image:
-            return image.convert("RGB"), label
+        return read_file(path), label
 
 
 def _sun397(root: str, split: str, download: bool) -> Any:

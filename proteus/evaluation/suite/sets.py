@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ...data.decoding import open_image
+from ...data.regular import read_file
 from ...words import nearest
 from ..dense.layouts import find_list
 from ..sets.labelled import SPLITS, is_there
@@ -132,13 +134,13 @@ def _meant(name: str, folder: Path) -> str:
 
 def _are_deep(maps: Path) -> bool:
     """Whether a map holds 16 bits: millimetres, not classes."""
-    from PIL import Image
-
     first = next(maps.rglob("*.png"), None)  # not sorted: ADE20K has 22,000
     if first is None:
         return False
-    with Image.open(first) as picture:
-        return picture.mode.startswith("I")
+    try:
+        return open_image(read_file(first)).mode.startswith("I")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data: a map cannot be read. Got {str(first)!r}: {error}") from error
 
 
 def _of_pack(pack: Pack, name: str) -> EvaluationSet:

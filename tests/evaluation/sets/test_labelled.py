@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from proteus.data import ImageLoader, open_source
+from proteus.data.places import number_labels
 from proteus.evaluate import logistic_regression
-from proteus.evaluation import open_labelled, read_packs
+from proteus.evaluation import knn_predict, open_labelled, read_packs
 from proteus.evaluation.sets.named import NAMED_SETS, VOC_CLASSES, metric_of, open_named, voc_target
 from proteus.evaluation.suite.sets import find_sets
 
@@ -284,3 +286,83 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     (tmp_path / "a" / "bad.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"cannot be decoded. Got 'a/bad.png' of"):
         open_labelled(tmp_path)[0]
+
+
+def test_what_is_not_measured_is_told(tmp_path, caplog):
+    folder_of(tmp_path / "photos", ["cat", "dog"])
+    (tmp_path / "photos" / "cat" / "b.heic").write_bytes(b"x")
+    open_labelled(tmp_path / "photos")
+    assert "passed over 1 other files: 1 not an image: .heic" in caplog.text
+    caplog.clear()
+    pack(tmp_path / "birds-train-000.tar", [1, 0])
+    path = tmp_path / "birds-train-000.tar"
+    with tarfile.open(path) as tar:
+        at = tar.getmembers()[2].offset
+    path.write_bytes(path.read_bytes()[:at])
+    assert len(open_labelled(tmp_path / "birds", split="train")) == 1
+    assert "1 no end mark: it may be cut" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1", "2", "10"],
+        ["9", "10", "b"],
+        ["01", "1", "2"],
+        ["é", "e\u0301", "z"],
+        ["cat", "cat ", "Cat"],
+        ["-1", "0", "1"],
+        ["²", "2", "3"],
+    ],
+)
+def test_training_and_evaluation_number_the_classes_of_folders_alike(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (12, 10)).save(tmp_path / name / "0.png")
+    data = open_labelled(tmp_path)
+    classes, numbers = number_labels(open_source(tmp_path))
+    assert list(data.classes) == classes
+    assert targets(data) == numbers.tolist()
+    assert [data.classes[n] for n in targets(data)] == [
+        open_source(tmp_path).label(n) for n in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["0", "3", "10"], [0, 3, 10]),
+        (["3\n", " 1 ", "01"], [3, 1, 1]),
+        (["cat", "dog\n", "cat"], [0, 1, 0]),
+        (["1", "2", "-1"], None),
+        (["1", "cat", "2"], None),
+        (["1", "2", "9" * 60], None),
+    ],
+)
+def test_training_and_evaluation_number_the_classes_of_shards_alike(tmp_path, labels, expected):
+    pack(tmp_path / "a.tar", labels)
+    if expected is None:
+        for read in (open_labelled, lambda path: number_labels(open_source(path))):
+            with pytest.raises(ValueError, match="no class numbers"):
+                read(tmp_path / "a.tar")
+        return
+    data = open_labelled(tmp_path / "a.tar")
+    classes, numbers = number_labels(open_source(tmp_path / "a.tar"))
+    assert targets(data) == numbers.tolist() == expected
+    assert list(data.classes) == classes
+
+
+def test_a_classifier_of_one_scores_on_the_other(tmp_path):
+    for name, colour in (("1", "red"), ("2", "lime"), ("10", "blue")):
+        (tmp_path / name).mkdir()
+        for n in range(3):
+            Image.new("RGB", (12, 10), colour).save(tmp_path / name / f"{n}.png")
+    loader = ImageLoader(
+        open_source(tmp_path), batch_size=9, image_size=8, workers=0, augment="none", labels=True
+    )
+    images, labels = next(iter(loader))
+    voters = images.float().mean((2, 3))
+    data = open_labelled(tmp_path)
+    seen = [torch.from_numpy(np.array(data.image(n))).float().mean((0, 1)) for n in range(9)]
+    guesses = knn_predict(voters, labels, torch.stack(seen), k=1)
+    assert guesses.tolist() == targets(data)
