@@ -275,7 +275,10 @@ class TestImageSize:
     def test_a_student_of_a_name_or_a_nameless_module_is_224(self):
         assert proteus.Student("vit_tiny_patch16_384").image_size == (224, 224)
         assert proteus.Student(nn.Conv2d(3, 8, 32, 32)).image_size == (224, 224)
-        assert proteus.Student(timm.create_model("efficientnet_b1")).image_size == (240, 240)
+        assert proteus.Student(timm.create_model("efficientnet_b1", num_classes=0)).image_size == (
+            240,
+            240,
+        )
 
     @pytest.mark.parametrize("model", [5, None, Path("folder"), ["vit"]], ids=repr)
     def test_what_is_no_model_is_refused(self, model):

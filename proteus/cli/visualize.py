@@ -232,7 +232,9 @@ def _stack(files: list[Path], out: Path) -> None:
     """Pictures one below the other in one PNG."""
     from PIL import Image
 
-    pictures = [Image.open(file).convert("RGB") for file in files]
+    from ..data import decode
+
+    pictures = [decode(file.read_bytes()) for file in files]
     width, height = max(p.width for p in pictures), sum(p.height for p in pictures)
     whole = Image.new("RGB", (width, height), "white")
     top = 0

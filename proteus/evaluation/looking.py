@@ -138,14 +138,7 @@ def pca_columns(
             wanted = image_size or max(size[0], min(4 * size[0], _PAPER_SIZE))
             rows, columns = (max(round(wanted / side), 1) * side for side in extractor.patch_size)
             size = rows, columns
-        try:
-            found = features_at(extractor, images, size, name)
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(
-                f"pictures: {name!r} takes no images of this size. Got {size[0]}x{size[1]} pixels "
-                f"and {str(error).splitlines()[0] if str(error) else 'no reason'}; expected "
-                f"{extractor.image_size[0]}x{extractor.image_size[1]}, its own. Leave the size out."
-            ) from error
+        found = features_at(extractor, images, size, name)
         with torch.no_grad():
             features[name] = project(found) if project else found
     widths = {one.patches.shape[-1] for one in features.values()}

@@ -239,7 +239,7 @@ def test_looking_at_the_state_changes_nothing_not_even_before_the_first_step(
     )
     for step in range(6):
         state = looked.state()
-        checkpoint.save(tmp_path, step, state.tensors, settings={}, facts=state.facts)
+        checkpoint.save(tmp_path, step + 1, state.tensors, settings={}, facts=state.facts)
         resumed = Engine(copy.deepcopy(distiller), CPU, lr=1e-3, precision=precision)
         found = checkpoint.load(tmp_path)
         resumed.load_state(EngineState(found.tensors, found.facts))

@@ -369,7 +369,7 @@ class TestImages:
         class Two(World):
             def sum(self, values):
                 other = torch.zeros_like(values)
-                other[-3] = 1  # the other process's images
+                other[-4] = 1  # the other process's images
                 return values + other
 
         world = Two(torch.device("cpu"), 0, 2)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...data.regular import read_file
+from ...words import install
 from ..metrics import Metric
 
 _SEED = 0
@@ -229,8 +230,8 @@ def open_named(
         dataset = entry.read(str(root), split, download)
     except ModuleNotFoundError as error:  # scipy, for the lists of Flowers and Cars
         raise ValueError(
-            f"evaluation: {name} needs a package that is not installed. Got {error}; install it "
-            f"with pip install 'proteus-distill[eval]'."
+            f"evaluation: {name} needs a package that is not installed. Got {error}. "
+            f"{install('scipy')}"
         ) from error
     except (RuntimeError, OSError) as error:
         raise ValueError(

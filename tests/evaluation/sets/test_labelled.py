@@ -277,7 +277,7 @@ def test_a_named_set_whose_reader_lacks_a_package_names_the_extra(tmp_path, monk
     (tmp_path / "flowers-102").mkdir()
     monkeypatch.setattr("torchvision.datasets.Flowers102._check_integrity", lambda self: True)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ValueError, match=r"flowers needs a package.*proteus-distill\[eval\]"):
+    with pytest.raises(ValueError, match=r"flowers needs a package.*pip install scipy"):
         open_labelled("flowers", split="train", root=tmp_path)
 
 

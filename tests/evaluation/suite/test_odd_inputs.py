@@ -125,7 +125,7 @@ def test_a_model_of_width_one_says_no_more_than_chance(evaluate):
         ("tiny --data single", "one class only"),
         ("tiny --data broken", "Got 'a/0.png' of broken/test"),
         ("tiny --data good --limit 1", "one class only. Got 1 training images"),
-        ("nan --data good", "features are not finite"),
+        ("nan --data good", "the weights hold NaN or infinity"),
         ("overflow --data good", "features are not finite"),
         ("tiny --data nested", "packs: no readable index"),
         ("tiny --data a=", "no set there. Got ''"),
@@ -136,7 +136,7 @@ def test_a_model_of_width_one_says_no_more_than_chance(evaluate):
         ("tiny --data good --seed -1", "--seed: must be at least 0. Got -1."),
         ("tiny --data good --limit many", "--limit: invalid whole number value: 'many'"),
         ("tiny --data good --image-size 33", "not a multiple of the patch size. Got 33x33"),
-        ("tiny --data good --image-size 1000000", "cannot be brought to this size. Got 1000000"),
+        ("tiny --data good --image-size 1000000", "cannot take images of this size. Got 1000000"),
         ("runs/first --data good", "there is no such folder. Got 'runs/first'"),
         ("nowhere/first --data good", "there is no such folder. Got 'nowhere/first'"),
         ("file --data good", "there is no such folder. Got 'file'"),
@@ -158,7 +158,7 @@ def test_what_cannot_be_measured_is_a_plain_error(evaluate, words, text):
 
 @pytest.mark.parametrize("word", ["agreement", "knn,agreement"])
 def test_agreement_of_features_that_are_not_finite_is_an_error(evaluate, word):
-    status, said, results = evaluate("nan --data good --teacher tiny", word)
+    status, said, results = evaluate("overflow --data good --teacher tiny", word)
     assert status == 2 and "by the student" in results["agreement/good"]["error"], said
 
 
@@ -172,7 +172,7 @@ def test_a_name_goes_before_a_folder_without_a_model_and_after_one_with(evaluate
 
 @pytest.mark.parametrize(
     ("suite", "text"),
-    [("segmentation-finetuned", "Nearest: segmentation-finetune"), (",", "Got 'none'")],
+    [("segmentation-finetuned", "Did you mean segmentation-finetune"), (",", "Got 'none'")],
 )
 def test_a_mistyped_protocol_gets_the_nearest(evaluate, suite, text):
     status, said, _ = evaluate("tiny --data good", suite)
