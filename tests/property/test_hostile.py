@@ -452,7 +452,8 @@ def run_page(rng, folder):
 WORDS = [
     "distill", "evaluate", "report", "data", "export", "convert", "push", "recipes", "info",
     "visualize", "distil", "--data", "--out", "--teacher", "--student", "--steps", "--set",
-    "--resume", "--image-size", "demo-teacher", "vit_tiny_patch16_224", "dinov2", "nan", "-1", "0", "1e9", "",
+    "--resume", "--image-size", "demo-teacher", "vit_tiny_patch16_224", "dinov2", "nan",
+    "-1", "0", "1e9", "",
     "../..", "/dev/null", "science.loss.patch=x", "--device", "quantum", "--recipe", "s14",
     "--suite", "knn,", "ü", "--help",
 ]  # fmt: skip
