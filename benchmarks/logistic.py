@@ -14,7 +14,7 @@ import torch
 
 import proteus
 from proteus.evaluation import extract_features, fit_logistic, penalties, standardise
-from proteus.evaluation.probes.logistic_fit import holdout_split, logistic_scores
+from proteus.evaluation.logistic_fit import holdout_split, logistic_scores
 
 
 def batched(x, y, constants, classes, steps):

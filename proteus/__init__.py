@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .distiller import Distiller as Distiller
     from .features import Features as Features
     from .heads import ProjectionHead as ProjectionHead
-    from .hub import list_pretrained as list_pretrained
-    from .hub import load_pretrained as load_pretrained
-    from .hub import push_to_hub as push_to_hub
+    from .hub.remote import list_pretrained as list_pretrained
+    from .hub.remote import load_pretrained as load_pretrained
+    from .hub.remote import push_to_hub as push_to_hub
+    from .hub.save import save_pretrained as save_pretrained
     from .losses import Losses as Losses
     from .losses import ProteusLoss as ProteusLoss
     from .masking import MaskGenerator as MaskGenerator
-    from .saving import save_pretrained as save_pretrained
     from .student import Student as Student
     from .teacher import Teacher as Teacher
 
@@ -32,10 +32,10 @@ _HOME = {
     "ProteusLoss": "losses",
     "Student": "student",
     "Teacher": "teacher",
-    "list_pretrained": "hub",
-    "load_pretrained": "hub",
-    "push_to_hub": "hub",
-    "save_pretrained": "saving",
+    "list_pretrained": "hub.remote",
+    "load_pretrained": "hub.remote",
+    "push_to_hub": "hub.remote",
+    "save_pretrained": "hub.save",
 }
 _SUBMODULES = ("data", "evaluate", "evaluation", "exports", "losses", "visualize", "weights")
 

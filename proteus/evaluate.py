@@ -8,11 +8,11 @@ tensors beneath them are in `proteus.evaluation`.
 from .evaluation.agreement import AgreementResult, agreement
 from .evaluation.dense.depth import DepthResult, depth
 from .evaluation.dense.segmentation import SegmentationResult, segmentation
-from .evaluation.extraction import extract_features
-from .evaluation.features import FeatureSet
-from .evaluation.probes.knn import KnnResult, knn
-from .evaluation.probes.linear_probe import LinearProbeResult, linear_probe
-from .evaluation.probes.logistic import LogisticResult, logistic_regression
+from .evaluation.extract import extract_features
+from .evaluation.feature_set import FeatureSet
+from .evaluation.knn import KnnResult, knn
+from .evaluation.linear import LinearProbeResult, linear_probe
+from .evaluation.logistic import LogisticResult, logistic_regression
 from .evaluation.robustness import RobustnessResult, robustness
 
 __all__ = [

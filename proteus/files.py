@@ -224,3 +224,18 @@ def holes(steps: Sequence[int], end: int) -> str:
         last = step
     more = f" and {len(gaps) - 10} holes more" if len(gaps) > 10 else ""
     return f"steps {', '.join(gaps[:10])}{more}" if gaps else ""
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested data as path -> value.
+
+    Examples:
+        >>> flatten({"a": {"b": 1}, "c": 2})
+        {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{path}.") if nested else {path: value}
+    return flat

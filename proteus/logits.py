@@ -13,7 +13,7 @@ from .losses import at_least_float32
 from .ranges import check_numbers
 from .student import Student
 from .teacher import Teacher
-from .weights.files import load_strictly, naming, read_state_dict, refuse_hollow
+from .weights.state_dicts import load_strictly, naming, read_state_dict, refuse_hollow
 
 
 class LogitLosses(NamedTuple):

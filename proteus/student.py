@@ -7,13 +7,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone, ImageModel, load_backbone
-from .config import Statistics, check_statistics
 from .features import Features
 from .masking import check_hidden
-from .probes import equal, graph_of, hidden_is_unseen, noise, reached
+from .models.build import Backbone, ImageModel, load_backbone
+from .models.probes import equal, graph_of, hidden_is_unseen, noise, reached
+from .models.read import TokenModel, averages_beside_class_token, evaluating
 from .ranges import check_numbers
-from .reader import TokenModel, averages_beside_class_token, evaluating
+from .weights.description import Statistics, check_statistics
 
 _logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .backbone import ImageModel, load_backbone
-from .config import Statistics
 from .features import Features
+from .models.build import ImageModel, load_backbone
+from .weights.description import Statistics
 
 
 class Teacher(ImageModel):

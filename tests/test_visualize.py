@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from proteus import Features
-from proteus.curves import save_curves, thin
 from proteus.features import ShapeError
+from proteus.report.curves import save_curves, thin
 from proteus.visualize import pca_maps, save_masks, save_pca
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import proteus
-from proteus.catalog import TEACHERS
+from proteus.models.names import TEACHERS
 from proteus.words import install, nearest
 
 

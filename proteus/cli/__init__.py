@@ -7,7 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import data, demo, distill, evaluate, info, recipes, report, visualize, weights
+from . import data_command as data
+from . import demo_command as demo
+from . import distill_command as distill
+from . import evaluate_command as evaluate
+from . import info_command as info
+from . import recipes_command as recipes
+from . import report_command as report
+from . import visualize_command as visualize
+from . import weights_command as weights
 from .parser import Parser
 
 _EPILOG = """\

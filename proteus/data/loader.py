@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..ranges import check_numbers
 from .decoding import CorruptImageError
-from .finishing import finish
+from .on_device import finish
 from .order import Repeated, Shuffled
 from .places import ImageSource, number_labels
 from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Batch, Faults, Key, Samples

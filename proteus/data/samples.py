@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from .decoding import CorruptImageError, Pixels, decode, decode_plain_jpeg, plain_jpeg_size
-from .finishing import apply
+from .on_device import apply
 from .places import ImageSource
 from .transforms import (
     MEAN,

@@ -2,7 +2,7 @@
 
 `official` is the authors' pipeline, object for object. The fast pipeline draws the same random
 decisions as a `Draw` for each sample and crops what it decodes. Flip, RandAugment and erasing are
-then done by `proteus.data.finishing`, one by one on the CPU or for a whole batch on a GPU.
+then done by `proteus.data.on_device`, one by one on the CPU or for a whole batch on a GPU.
 """
 
 import math

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from ..data.workers import load
 from ..features import Features, ShapeError
 from ..losses import ProteusLoss, token_distance
-from ..reader import evaluating
-from .dense.metrics import plain
-from .extractor import Extractor, as_extractor
-from .features import Resized, check_finite, default_workers, probe_resize
+from ..models.frozen import Extractor, as_extractor
+from ..models.read import evaluating
+from .dense.seg_scores import plain
+from .feature_set import Resized, check_finite, default_workers, probe_resize
 from .sets.labelled import open_labelled
 
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .extractor import Extractor
-from .features import check_finite, read_vectors
-from .probes.linear_heads import probe_inputs
-from .probes.neighbours import votes_in_pieces
+from ..models.frozen import Extractor
+from .feature_set import check_finite, read_vectors
+from .linear_heads import probe_inputs
+from .neighbours import votes_in_pieces
 
 
 @runtime_checkable

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import CorruptImageError, ImageSource, decode, open_source
 from ..data.places import Place, join
 from ..features import Features
-from ..positions import is_resizable
+from ..models.frozen import Extractor
 from ..visualize import Basis, new_figure, pca_maps, printable, write_figure
-from .extractor import Extractor
-from .features import check_finite, default_workers, eval_transform, square_size
+from ..weights.positions import is_resizable
+from .feature_set import check_finite, default_workers, eval_transform, square_size
 from .pictures import features_at, panel
 
 _PAPER_SIZE = 518  # pixels of the paper's maps

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..features import Features, ShapeError
+from ..models.frozen import Extractor, as_extractor
 from ..visualize import (
     Basis,
     new_figure,
@@ -20,11 +21,10 @@ from ..visualize import (
     to_shown,
     write_figure,
 )
-from .dense.data import DepthImages, SegmentationImages
-from .dense.metrics import IGNORE
+from .dense.maps import DepthImages, SegmentationImages
 from .dense.prediction import DensePredictor
-from .extractor import Extractor, as_extractor
-from .features import FeatureSet, check_finite, eval_transform
+from .dense.seg_scores import IGNORE
+from .feature_set import FeatureSet, check_finite, eval_transform
 from .sets.labelled import LabelledImages
 
 __all__ = [

@@ -17,7 +17,7 @@ from ..data.workers import load
 from ..world import gather, rank_and_world, together
 from .classifier import Classifier
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from .features import Resized
+from .feature_set import Resized
 from .sets.labelled import LabelledImages, open_labelled
 from .sets.targets import check_labels
 

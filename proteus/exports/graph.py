@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..config import Statistics
 from ..files import replace_files
-from ..positions import is_resizable
-from ..reader import reader_for
+from ..models.read import reader_for
+from ..weights.description import Statistics
+from ..weights.positions import is_resizable
 from ..words import install
 
 TOLERANCE = 1e-4  # of a graph against the model, largest absolute difference

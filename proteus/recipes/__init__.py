@@ -1,9 +1,16 @@
 """The paper's training runs by name, and how to run one."""
 
+from .by_path import from_json as from_json
+from .by_path import parse_setting as parse_setting
+from .by_path import read_recipe as read_recipe
+from .by_path import recipe as recipe
+from .by_path import with_settings as with_settings
 from .cost import Cost as Cost
 from .cost import cost as cost
-from .images import open_data as open_data
-from .paper import RUNS as RUNS
+from .launch import build as build
+from .launch import run as run
+from .open_images import open_data as open_data
+from .paper_runs import RUNS as RUNS
 from .recipe import Data as Data
 from .recipe import Logits as Logits
 from .recipe import Loss as Loss
@@ -15,13 +22,6 @@ from .recipe import Preset as Preset
 from .recipe import Recipe as Recipe
 from .recipe import Science as Science
 from .recipe import to_json as to_json
-from .run import build as build
-from .run import run as run
-from .settings import from_json as from_json
-from .settings import parse_setting as parse_setting
-from .settings import read_recipe as read_recipe
-from .settings import recipe as recipe
-from .settings import with_settings as with_settings
 
 __all__ = [
     "RUNS",

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from ..checkpoint import flatten
 from ..data.samples import Augmentation
+from ..files import flatten
 from ..heads import Design
 from ..losses import Distance
 from ..masking import Strategy

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from .. import checkpoint
 from ..distiller import Distiller
 from ..logits import LogitDistiller
-from .run import build
-from .settings import read_recipe
+from ..training import checkpoint
+from .by_path import read_recipe
+from .launch import build
 
 
 def reopen(folder: str | Path) -> Distiller | LogitDistiller:

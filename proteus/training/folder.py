@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from .. import checkpoint
 from ..files import is_plain, write_whole
 from ..world import World
+from . import checkpoint
 from .engine import Engine
 from .lock import FolderLock
 from .log import LOG, NOTES, TIMING, WATCH, RunLog, covered, go_back

@@ -21,12 +21,12 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import checkpoint
-from ..curves import NO_TERMS
 from ..files import holes, is_plain, read_lines, sha256_of, sync, write_whole
-from ..reader import ImageInput
-from ..trackers import Tracker
+from ..models.read import ImageInput
+from ..report.curves import NO_TERMS
 from ..world import World
+from . import checkpoint
+from .trackers import Tracker
 
 _logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..distiller import Distiller
 from ..logits import LogitDistiller
 from ..ranges import check_numbers
-from ..trackers import Tracker
 from ..world import join
 from .batches import Resumable, batches, check_data, count_steps, skipped_by
 from .engine import Engine, Objective, Precision
@@ -28,13 +27,14 @@ from .log import Row, RunLog
 from .parallel import Parallel
 from .results import write_results
 from .schedule import EpochSchedule, Schedule, learning_rate
+from .trackers import Tracker
 
 History = list[Row]
 _FIRST_SAVE = 10  # whatever `save_every`: what a short run did is not lost
 
 
 class Watch(Protocol):
-    """A measurement now and then; see `proteus.watch.Watch`."""
+    """A measurement now and then; see `proteus.training.watch.Watch`."""
 
     every: int
 
@@ -110,8 +110,8 @@ def fit(
         overwrite: Replace the run in `out`.
         save_every: Steps between checkpoints; there is one after step 10 and at the end too.
         keep: How many checkpoints stay.
-        watch: Measures the student every so many steps; see `proteus.watch.Watch`.
-        trackers: Where the numbers go besides `log.jsonl`; see `proteus.trackers`.
+        watch: Measures the student every so many steps; see `proteus.training.watch.Watch`.
+        trackers: Where the numbers go besides `log.jsonl`; see `proteus.training.trackers`.
         preview: Images [B, 3, H, W] for `pca.png`; None = some of the last batch.
         details: JSON-able facts about the run (data, batch size, …), kept in checkpoints and the
             export; `resume` refuses to go on with others.

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import curves, visualize
+from .. import visualize
 from ..distiller import Distiller
 from ..features import Features
-from ..reader import evaluating
-from ..saving import save_pretrained
+from ..hub.save import save_pretrained
+from ..models.read import evaluating
+from ..report import curves
 from .engine import Engine
 from .log import RunLog, summary_of
 

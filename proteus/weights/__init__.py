@@ -5,10 +5,10 @@ a key is missing or left over. `.pth` files are read with `weights_only=True`; n
 executed.
 """
 
-from .files import load_strictly, read_state_dict
-from .named import load_checkpoint
-from .official import from_proteus
+from .by_family import load_checkpoint
 from .openai_clip import from_openai_clip
+from .proteus_authors import from_proteus
+from .state_dicts import load_strictly, read_state_dict
 from .vit import from_dinov2, from_synclr
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..positions import check_image_size, resample_positions
-from .files import (
+from .positions import check_image_size, resample_positions
+from .state_dicts import (
     StateDict,
     load_strictly,
     model_tensors,

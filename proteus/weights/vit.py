@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..positions import Rule, check_image_size, resample_positions, to_pair
-from .files import (
+from .positions import Rule, check_image_size, resample_positions, to_pair
+from .state_dicts import (
     StateDict,
     load_strictly,
     model_tensors,

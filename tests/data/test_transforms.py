@@ -11,7 +11,7 @@ from timm.data import auto_augment
 from timm.data.random_erasing import RandomErasing
 
 from proteus.data import official
-from proteus.data.finishing import _APPLY, apply, finish
+from proteus.data.on_device import _APPLY, apply, finish
 from proteus.data.transforms import (
     ARGUMENT,
     FILL,

@@ -4,13 +4,13 @@ import re
 import pytest
 
 from proteus.demo import run_demo
-from proteus.run_report import write_run_report
+from proteus.report.run_page import write_run_report
 
 TEACHER_LIMIT, SHARE = 6_000_000, 0.25
 
 
 def test_the_embedded_teacher_is_small_and_its_card_says_what_it_is():
-    from proteus.demo.run import IMAGES
+    from proteus.demo.show import IMAGES
 
     folder = IMAGES.parent / "teacher"
     assert sum(file.stat().st_size for file in folder.iterdir()) <= TEACHER_LIMIT

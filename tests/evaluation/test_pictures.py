@@ -7,8 +7,8 @@ from torch import nn
 
 from proteus import Features, visualize
 from proteus.evaluation import pictures
-from proteus.evaluation.dense.data import open_depth, open_segmentation
-from proteus.evaluation.features import FeatureSet
+from proteus.evaluation.dense.maps import open_depth, open_segmentation
+from proteus.evaluation.feature_set import FeatureSet
 from proteus.evaluation.pictures import (
     patch_errors,
     save_depth,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from proteus.evaluation.dense.metrics import (
+from proteus.evaluation.dense.seg_scores import (
     add_areas,
     reduce_zero_label,
     segmentation_areas,

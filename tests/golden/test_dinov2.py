@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from proteus import Student, Teacher
-from proteus.positions import fit_positions
 from proteus.weights import from_dinov2
+from proteus.weights.positions import fit_positions
 
 FOLDER = Path(__file__).parent / "02_dinov2_vit"
 SIZES = [(140, 140), (98, 98), (196, 196), (98, 126)]

@@ -17,9 +17,9 @@ from proteus.evaluation import (
     probe_inputs,
     score_logistic,
 )
+from proteus.evaluation.linear_heads import head_grid
+from proteus.evaluation.logistic_fit import fit_logistic, logistic_scores, standardise
 from proteus.evaluation.metrics import eleven_point_map
-from proteus.evaluation.probes.linear_heads import head_grid
-from proteus.evaluation.probes.logistic_fit import fit_logistic, logistic_scores, standardise
 
 HERE = Path(__file__).parent
 

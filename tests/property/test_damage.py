@@ -8,13 +8,13 @@ import random
 import pytest
 import torch
 
-from proteus import checkpoint
-from proteus.checkpoint import CheckpointError
 from proteus.evaluation import FeatureCache
 from proteus.files import parse_json, seal, unseal
+from proteus.recipes.by_path import read_recipe
 from proteus.recipes.recipe import Recipe, to_json
-from proteus.recipes.settings import read_recipe
-from proteus.run_report import write_run_report
+from proteus.report.run_page import write_run_report
+from proteus.training import checkpoint
+from proteus.training.checkpoint import CheckpointError
 
 STRANGE = [
     None, True, False, -1, 0, 3, 10**400, 1e308, -0.5, "", "3", "../../a",

@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 
 import proteus
 from conftest import vit
-from proteus import checkpoint, cli
+from proteus import cli
 from proteus.data import CorruptImageError, ImageLoader, decode, open_source
 from proteus.evaluate import extract_features
+from proteus.files import flatten
 from proteus.recipes import Recipe, read_recipe, to_json, with_settings
-from proteus.training import fit
+from proteus.training import checkpoint, fit
 
 EACH = 22  # of 14 kinds
 SECONDS = 20
@@ -278,8 +279,6 @@ def run_json(rng, folder):
 
 def setting(rng, folder):
     """`--set PATH=VALUE` is taken as it is, or refused."""
-    from proteus.checkpoint import flatten
-
     paths = list(flatten(to_json(Recipe())))
     path, value = rng.choice([*paths, "science", "machine.", "", "a.b"]), rng.choice(ODD)
     found = plain(lambda: with_settings(Recipe(), {path: value}))

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 import proteus
 from conftest import vit
-from proteus import checkpoint
-from proteus.training import Engine, NonFiniteLossError, World, fit
+from proteus.training import Engine, NonFiniteLossError, World, checkpoint, fit
 from proteus.training.engine import EngineState
 
 CPU = World(torch.device("cpu"))

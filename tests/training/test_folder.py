@@ -14,9 +14,8 @@ import time
 import pytest
 import torch
 
-from proteus import checkpoint
-from proteus.checkpoint import CheckpointError
-from proteus.training import World, lock
+from proteus.training import World, checkpoint, lock
+from proteus.training.checkpoint import CheckpointError
 from proteus.training.folder import begin, claim, holding, note_skipped
 
 ALONE = World(torch.device("cpu"))

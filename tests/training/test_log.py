@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from proteus.features import IMAGENET
-from proteus.reader import ImageInput
+from proteus.models.read import ImageInput
 from proteus.training import NonFiniteLossError, World
 from proteus.training import log as log_module
 from proteus.training.log import NOTES, RunLog, covered, go_back, read_rows

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import proteus
-from proteus.checkpoint import CheckpointError
 from proteus.training import NonFiniteLossError, RunStopped, World, compare
 from proteus.training import folder as training_folder
+from proteus.training.checkpoint import CheckpointError
 
 QUIET = {"device": "cpu", "progress": False}
 

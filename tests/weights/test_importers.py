@@ -157,7 +157,7 @@ def test_a_folder_s_teacher_with_nan_is_refused(tmp_path):
         lambda: proteus.Teacher(f"local-dir:{folder}"),
         lambda: proteus.Student(f"local-dir:{folder}", image_size=64),
         lambda: proteus.load_pretrained(folder),
-        lambda: proteus.hub.upload(folder, "me/student"),
+        lambda: proteus.hub.remote.upload(folder, "me/student"),
     ):
         with pytest.raises(ValueError, match=r"norm\.bias.*model\.safetensors"):
             load()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import proteus
-from proteus.weights.folder import load_folder
+from proteus.weights.timm_folder import load_folder
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from proteus.positions import resample_positions
 from proteus.weights import from_dinov2, from_synclr
+from proteus.weights.positions import resample_positions
 
 FOLDER = Path(__file__).parents[1] / "golden/02_dinov2_vit"
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .data import DenseImages
-from .metrics import IGNORE
+from .maps import DenseImages
+from .seg_scores import IGNORE
 from .sliding import windows
 
 _MOST_ELONGATED = 4  # the long side goes up to four times the size, then the short one shrinks

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...features import Features
 from ...words import install
-from .features import first_seen
+from .layers_of import first_seen
 
 Head = Literal["linear", "norm_linear", "upernet", "dpt"]
 HEADS: tuple[Head, ...] = get_args(Head)

@@ -7,11 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..extractor import as_extractor
+from ...models.frozen import as_extractor
 from .crops import DEPTH
-from .data import DepthImages, open_both, open_depth
 from .decoders import Decoder
-from .depth_metrics import (
+from .depth_scores import (
     MAX_DEPTH,
     MIN_DEPTH,
     Convention,
@@ -22,9 +21,10 @@ from .depth_metrics import (
     masked_depth_scores,
     silog_loss,
 )
+from .fit_head import Settings, train_dense
+from .maps import DepthImages, open_both, open_depth
 from .prediction import DensePredictor, score_set
 from .segmentation import default_size
-from .training import Settings, train_dense
 
 _BACKBONE_FACTOR = 0.1
 

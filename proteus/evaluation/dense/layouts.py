@@ -20,7 +20,7 @@ from ...data.shards import read_shard
 from ..sets.labelled import tell_passed_over
 from ..sets.packs import is_pack, pack_shards
 from ..sets.targets import LastItem
-from .depth_metrics import metres
+from .depth_scores import metres
 
 Maps = Callable[[int], Tensor]  # number of an image -> its map [H, W]
 Read = Callable[[Image.Image], Tensor]

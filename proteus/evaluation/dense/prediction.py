@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...features import Features, ShapeError
+from ...models.frozen import Extractor
 from ...world import gather, rank_and_world, together
-from ..extractor import Extractor
 from .crops import fitted_size, to_pixels
-from .data import DenseImages
 from .decoders import Decoder
-from .features import read_dense
+from .layers_of import read_dense
+from .maps import DenseImages
 from .sliding import slide
 
 Score = TypeVar("Score")

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..extractor import Extractor, as_extractor
+from ...models.frozen import Extractor, as_extractor
 from .crops import SEGMENTATION
-from .data import SegmentationImages, open_both, open_segmentation
-from .metrics import (
+from .fit_head import Settings, train_dense
+from .maps import SegmentationImages, open_both, open_segmentation
+from .prediction import DensePredictor, score_set
+from .seg_scores import (
     IGNORE,
     Areas,
     SegmentationScores,
@@ -19,8 +21,6 @@ from .metrics import (
     segmentation_areas,
     segmentation_scores,
 )
-from .prediction import DensePredictor, score_set
-from .training import Settings, train_dense
 
 _REFERENCE_SIZE = 512
 

@@ -20,8 +20,8 @@ from ...data.datasets import DatasetSource
 from ...data.places import class_numbers, count_reasons, in_shards
 from ...world import rank_and_world
 from ..metrics import Metric
-from .named import NAMED_SETS, open_named
 from .packs import classes_of, is_pack, pack_shards
+from .paper_sets import NAMED_SETS, open_named
 from .targets import ItemTargets, LastItem, Selected, Target
 
 _logger = logging.getLogger(__name__)

@@ -9,23 +9,23 @@ from torch import Tensor
 
 from ..agreement import agreement
 from ..classifier import LinearClassifier
-from ..dense.data import DenseImages, open_depth, open_segmentation
 from ..dense.depth import depth
+from ..dense.maps import DenseImages, open_depth, open_segmentation
 from ..dense.segmentation import segmentation
-from ..extraction import extract_features
-from ..features import FeatureSet, default_workers, probe_resize
-from ..probes.knn import score_knn
-from ..probes.linear_probe import LinearProbeResult, fitting_blocks, score_linear
-from ..probes.logistic import score_logistic
-from ..probes.neighbours import KS
-from ..probes.views import View, augmented_views
+from ..extract import extract_features
+from ..feature_set import FeatureSet, default_workers, probe_resize
+from ..knn import score_knn
+from ..linear import LinearProbeResult, fitting_blocks, score_linear
+from ..logistic import score_logistic
+from ..neighbours import KS
 from ..robustness import robustness
 from ..sets.labelled import open_labelled
-from ..sets.named import metric_of
-from .sets import EvaluationSet
+from ..sets.paper_sets import metric_of
+from ..views import View, augmented_views
+from .find_sets import EvaluationSet
 
 if TYPE_CHECKING:
-    from .run import SuiteRun
+    from .runner import SuiteRun
 
 # The authors fine-tune a ViT-L (24 blocks) on ADE20K for longer.
 _LARGE_BLOCKS, _LARGE_ITERATIONS = 24, 160_000

@@ -8,9 +8,9 @@ from torch import nn
 import proteus
 from conftest import vit
 from proteus.evaluation.dense.decoders import HEADS, Pyramid, build_decoder
-from proteus.evaluation.dense.features import choose_layers, read_dense
-from proteus.evaluation.extractor import as_extractor
+from proteus.evaluation.dense.layers_of import choose_layers, read_dense
 from proteus.features import Features
+from proteus.models.frozen import as_extractor
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from proteus.evaluation.dense.crops import (
     fitted_size,
     to_target,
 )
-from proteus.evaluation.dense.data import open_depth, open_segmentation
+from proteus.evaluation.dense.maps import open_depth, open_segmentation
 
 
 @pytest.fixture

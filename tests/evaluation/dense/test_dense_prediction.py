@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from proteus.evaluation.dense import prediction
-from proteus.evaluation.dense.data import open_segmentation
+from proteus.evaluation.dense.maps import open_segmentation
 from proteus.evaluation.dense.prediction import score_set
 from proteus.evaluation.dense.segmentation import score_segmentation, segmentation
 from proteus.features import ShapeError

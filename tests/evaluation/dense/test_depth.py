@@ -10,10 +10,10 @@ from PIL import Image
 
 import proteus
 from conftest import vit
-from proteus.evaluation.dense.data import open_depth
 from proteus.evaluation.dense.depth import depth
-from proteus.evaluation.dense.depth_metrics import depth_scores
-from proteus.evaluation.extractor import as_extractor
+from proteus.evaluation.dense.depth_scores import depth_scores
+from proteus.evaluation.dense.maps import open_depth
+from proteus.models.frozen import as_extractor
 
 PACKS = Path(os.environ.get("PROTEUS_PACKS", "../shared/data"))
 

@@ -13,8 +13,14 @@ from proteus.data import ImageLoader, open_source
 from proteus.data.places import number_labels
 from proteus.evaluate import logistic_regression
 from proteus.evaluation import knn_predict, open_labelled, read_packs
-from proteus.evaluation.sets.named import NAMED_SETS, VOC_CLASSES, metric_of, open_named, voc_target
-from proteus.evaluation.suite.sets import find_sets
+from proteus.evaluation.sets.paper_sets import (
+    NAMED_SETS,
+    VOC_CLASSES,
+    metric_of,
+    open_named,
+    voc_target,
+)
+from proteus.evaluation.suite.find_sets import find_sets
 
 COLOURS = {"cat": "red", "dog": "blue", "owl": "lime"}
 PACKS = Path(__file__).parents[4] / "shared" / "data"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import proteus
 from proteus.cli import main
-from proteus.evaluation.suite import pictures
+from proteus.evaluation.suite import gallery as pictures
 
 SIZE = 32
 

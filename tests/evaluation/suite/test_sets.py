@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from proteus.evaluation import open_labelled
-from proteus.evaluation.suite.sets import find_sets
+from proteus.evaluation.suite.find_sets import find_sets
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,14 @@ import proteus
 from conftest import vit
 from proteus.cli import main
 from proteus.evaluation import FeatureCache, as_extractor
-from proteus.evaluation.suite import run
-from proteus.evaluation.suite.paper import PAPER, SETS, paper_score
+from proteus.evaluation.suite import runner as run
+from proteus.evaluation.suite.find_sets import find_sets
+from proteus.evaluation.suite.paper_rows import PAPER, SETS, paper_score
+from proteus.evaluation.suite.presets import SuiteSettings
 from proteus.evaluation.suite.protocols import OpenSet
-from proteus.evaluation.suite.report import failures, result_tables, write_tables
-from proteus.evaluation.suite.run import SuiteRun
-from proteus.evaluation.suite.sets import find_sets
-from proteus.evaluation.suite.settings import SuiteSettings
-from proteus.pretrained import PRETRAINED
+from proteus.evaluation.suite.results_page import failures, result_tables, write_tables
+from proteus.evaluation.suite.runner import SuiteRun
+from proteus.hub.pretrained import PRETRAINED
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 

@@ -1,0 +1,216 @@
+"""`proteus distill`."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .parser import Commands, add_command
+
+# Options that are short names for settings of the recipe.
+_SETTINGS = {
+    "teacher": "science.model.teacher",
+    "teacher_checkpoint": "science.model.teacher_checkpoint",
+    "student": "science.model.student",
+    "image_size": "science.model.image_size",
+    "data": "science.data.paths",
+    "augment": "science.data.augment",
+    "repeats": "science.data.repeats",
+    "batch_size": "science.data.batch_size",
+    "lr": "science.optimizer.lr",
+    "weight_decay": "science.optimizer.weight_decay",
+    "warmup": "science.optimizer.warmup",
+    "precision": "science.optimizer.precision",
+    "ema": "science.optimizer.ema",
+    "token": "science.loss.token",
+    "feature": "science.loss.feature",
+    "patch": "science.loss.patch",
+    "mask": "science.masks.strategy",
+    "seed": "science.seed",
+    "device": "machine.device",
+    "workers": "machine.workers",
+    "accumulate": "machine.accumulate",
+    "parallel": "machine.parallel",
+    "save_every": "machine.save_every",
+    "watch": "machine.watch",
+    "watch_every": "machine.watch_every",
+    "track": "machine.track",
+}
+_LENGTHS = ("epochs", "steps", "images")
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    distill = add_command(
+        commands,
+        "distill",
+        "Distil a teacher into a student on a folder of images or tar shards.",
+        "proteus distill --teacher dinov2_vitb14 --student vit_small_patch14 \\\n"
+        "      --image-size 224 --data IMAGES --epochs 100 --batch-size 256 --out runs/first\n"
+        "  torchrun --nproc-per-node 8 -m proteus distill --recipe s14-dinov2-b14 \\\n"
+        "      --data IMAGENET --out runs/s14",
+    )
+    add = distill.add_argument
+    source = distill.add_mutually_exclusive_group()
+    source.add_argument("--recipe", metavar="NAME", help="a run of the paper: `proteus recipes`")
+    source.add_argument("--from", dest="repeat", type=Path, metavar="RUN.JSON",
+                        help="repeat a run: its folder or its run.json")  # fmt: skip
+    add("--preset", choices=["paper", "official"], help="of --recipe (default paper)")
+    add("--set", action="append", default=[], metavar="PATH=VALUE",
+        help="any setting of the recipe, such as science.loss.head=mlp; repeatable")  # fmt: skip
+    add("--teacher", help="a published name, a timm name, hf-hub:…, local-dir:…")
+    add("--teacher-checkpoint", help="local .safetensors or .pth with its weights")
+    add("--student", help="vit_tiny|small|base|large_patch14, a timm name, …")
+    add("--pretrained-student", action="store_true", help="start from its published weights")
+    add("--data", nargs="+", help="folder, .tar shards, pattern, list, hfds/…")
+    add("--single", type=int, metavar="N", help="--data is one large image: N views of it")
+    augment = ["crop", "fast", "official", "none"]
+    add("--augment", choices=augment, help="see the docs on images (default crop)")
+    add("--repeats", type=int, help="samples of an image in a row (default 1)")
+    length = distill.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=float, help="passes over the images")
+    length.add_argument("--steps", type=int, help="optimizer steps")
+    length.add_argument("--images", type=int, help="images seen, whatever the set's size")
+    add("--batch-size", type=int, help="images a step, on all processes together (default 64)")
+    add("--lr", type=float, help="peak learning rate (default 1e-3)")
+    add("--weight-decay", type=float, help="(default 0.05)")
+    add("--warmup", type=float, help="share of the steps (default 0.05)")
+    add("--precision", choices=["fp32", "bf16", "fp16"], help="(default fp32)")
+    add("--ema", type=float, metavar="DECAY", help="keep a moving average of the student too")
+    add("--image-size", type=int, help="pixels (default: the teacher's own)")
+    supported = "(default 1 if the teacher supports it, else 0)"
+    add("--token", type=float, help=f"weight of the class-token term {supported}")
+    add("--feature", type=float, help=f"weight of the all-tokens term {supported}")
+    add("--patch", type=float, help=f"weight of the hidden-patches term {supported}")
+    add("--mask", choices=["random", "block"], help="(default random)")
+    add("--out", type=Path, help="folder for log, checkpoint, export, pictures")
+    add("--seed", type=int, help="(default 0)")
+    add("--device", help="auto, cpu, cuda, cuda:1, … (default auto)")
+    add("--workers", type=int, help="processes that decode images (default: cores - 1)")
+    add("--accumulate", type=int, help="parts of a batch, one after the other (default 1)")
+    add("--parallel", choices=["auto", "ddp", "fsdp"], help="under torchrun (default auto: ddp)")
+    add("--compile", action="store_true", help="compile teacher and student")
+    add("--save-every", type=int, help="steps between checkpoints (default 500)")
+    add("--watch", nargs="+", metavar="IMAGES", help="compare student and teacher on these")
+    add("--watch-labels", action="store_true", help="they have classes: k-NN as well")
+    add("--watch-every", type=int, help="steps between comparisons (default 1000)")
+    add("--track", nargs="+", metavar="WHERE", help="tensorboard, wandb, mlflow")
+    add("--resume", nargs="?", const=True, choices=["auto"], default=False,
+        help="go on with the run in --out; `--resume auto` = if there is one")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    distill.set_defaults(run=_run_distill)
+
+
+def _run_distill(arguments: argparse.Namespace) -> int:
+    from ..recipes import run
+
+    recipe = recipe_of(arguments)
+    _refuse_incomplete(recipe, arguments.out)
+
+    def work() -> None:
+        rows = run(
+            recipe, arguments.out, resume=arguments.resume, overwrite=arguments.overwrite, say=print
+        )
+        if _first_process():
+            _summarize(rows, arguments.out)
+
+    return until_stopped("distill", work)
+
+
+def until_stopped(command: str, work: Callable[[], object]) -> int:
+    """Train; the exit status.
+
+    Returns:
+        0, also where a scheduler ended the run; 130 where Ctrl-C did, so that a shell's loop or
+        script ends, too.
+    """
+    from ..training import RunStopped, leave
+
+    status = 0
+    try:
+        work()
+    except RunStopped as stopped:
+        if _first_process():
+            print(f"proteus {command}: {stopped}", file=sys.stderr)
+        status = 130 if stopped.by is signal.SIGINT else 0
+    leave()  # not after an error: with a process missing, parting could wait for it
+    return status
+
+
+def recipe_of(arguments: argparse.Namespace) -> Any:
+    """The recipe that the options describe."""
+    from ..recipes import Recipe, parse_setting, read_recipe, recipe, with_settings
+
+    given = vars(arguments)
+    if arguments.preset and not arguments.recipe:
+        raise ValueError("--preset would be ignored. It belongs to --recipe NAME.")
+    if arguments.recipe:
+        base = recipe(arguments.recipe, arguments.preset or "paper")
+    else:
+        base = read_recipe(arguments.repeat) if arguments.repeat else Recipe()
+    settings: dict[str, Any] = {
+        path: given[name] for name, path in _SETTINGS.items() if given[name] is not None
+    }
+    if any(given[name] is not None for name in _LENGTHS):
+        settings |= {f"science.data.{name}": given[name] for name in _LENGTHS}
+    if arguments.pretrained_student:
+        settings["science.model.init"] = "pretrained"
+    if arguments.single is not None:
+        settings["science.data.proxy"] = f"single:{arguments.single}"
+    for name in ("compile", "watch_labels"):
+        if given[name]:
+            settings[f"machine.{name}"] = True
+    for line in arguments.set:
+        path, value = parse_setting(line)
+        if path in settings:
+            raise ValueError(f"--set {line} contradicts an option. Got {path} twice; give it once.")
+        settings[path] = value
+    masks = any(path.startswith("science.masks") for path in settings)
+    if settings.get("science.loss.patch") == 0 and not masks:
+        settings["science.masks"] = {}  # the recipe's own masks go with the term they belong to
+    return with_settings(base, settings)
+
+
+def _refuse_incomplete(recipe: Any, out: Path | None) -> None:
+    """Say at once all that a run lacks."""
+    model, data = recipe.science.model, recipe.science.data
+    needed = {
+        "--teacher NAME": model.teacher,
+        "--student NAME": model.student,
+        "--data IMAGES": data.paths,
+        "--epochs N (or --steps, --images)": any(
+            length is not None for length in (data.epochs, data.steps, data.images)
+        ),
+        "--out FOLDER": out,
+    }
+    missing = [option for option, value in needed.items() if not value]
+    if missing:
+        raise ValueError(
+            f"missing {', '.join(missing)}.\n`proteus info` lists models, `proteus recipes` the "
+            f"paper's runs (--recipe NAME), `proteus distill --help` all options."
+        )
+
+
+def _first_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _summarize(rows: list[dict[str, Any]], out: Path) -> None:
+    from ..report.curves import NO_TERMS
+    from ..report.page import Table, text_table
+
+    terms = [name for name in rows[0] if name not in NO_TERMS]
+    table = Table(
+        ["loss", *terms],
+        [
+            [label, *(f"{row[term]:.4f}" for term in terms)]
+            for label, row in (("first step", rows[0]), ("last step", rows[-1]))
+        ],
+    )
+    print(f"\n{text_table(table)}\n")
+    pictures = [str(out / name) for name in ("pca.png", "curves.png") if (out / name).exists()]
+    print(f"Student: {out / 'export'}    Pictures: {', '.join(pictures)}")

@@ -1,0 +1,153 @@
+"""`proteus convert`, `export`, `push` and `release`: weights in and out."""
+
+import argparse
+from pathlib import Path
+
+from .parser import Commands, add_command
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    _add_convert(commands)
+    _add_export(commands)
+    _add_push(commands)
+    _add_release(commands)
+
+
+def _add_convert(commands: Commands) -> None:
+    convert = add_command(
+        commands,
+        "convert",
+        "Turn a weight file of a model family into a folder that timm loads.",
+        "proteus convert proteus_vit_s.pth --out proteus-vit-s14",
+    )
+    add = convert.add_argument
+    add("file", type=Path, help="local .pth or .safetensors")
+    add("--out", type=Path, required=True, help="folder to write")
+    add(
+        "--family",
+        default="proteus",
+        help="proteus (the authors' students), dinov2, synclr or openai-clip (default proteus)",
+    )
+    add("--weights", choices=["student", "ema"], help="of a training checkpoint (default student)")
+    add("--image-size", type=int, help="pixels (default: the trained size)")
+    add("--num-heads", type=int, help="attention heads (default: width / 64)")
+    convert.set_defaults(run=_run_convert)
+
+
+def _run_convert(arguments: argparse.Namespace) -> None:
+    from ..hub.convert import convert
+
+    options = {"image_size": arguments.image_size, "num_heads": arguments.num_heads}
+    if arguments.weights is not None:
+        if arguments.family != "proteus":
+            raise ValueError(
+                f"--weights would be ignored. Got it with --family {arguments.family}; it belongs "
+                f"to the training checkpoints of --family proteus."
+            )
+        options["weights"] = arguments.weights
+    folder, entry = convert(arguments.file, arguments.out, family=arguments.family, **options)
+    what = entry.name if entry else f"a {arguments.family} model"
+    print(f"{arguments.file.name} is {what}. Wrote {folder}; load it with")
+    print(f'  timm.create_model("local-dir:{folder}", pretrained=True)')
+    print(f'  proteus.load_pretrained("{folder}")')
+
+
+def _add_export(commands: Commands) -> None:
+    export = add_command(
+        commands,
+        "export",
+        "Write a distilled model for those who have no timm: transformers, ONNX, torch.export.",
+        "proteus export runs/first --to onnx --out student.onnx",
+    )
+    add = export.add_argument
+    add("model", help="a run, an export folder, owner/repo or a released name")
+    add("--to", required=True, choices=["transformers", "onnx", "torch"], help="format")
+    add("--out", type=Path, required=True, help="file (onnx, torch) or folder (transformers)")
+    add("--image-size", type=int, help="pixels (default: the trained size)")
+    add("--normalize", action="store_true", help="onnx, torch: take RGB in [0, 1]")
+    add("--dynamic-size", action="store_true", help="onnx, torch: any height and width")
+    add("--opset", type=int, help="onnx: operator set (default 18)")
+    export.set_defaults(run=_run_export)
+
+
+def _run_export(arguments: argparse.Namespace) -> None:
+    graph = {"normalize": arguments.normalize, "dynamic_size": arguments.dynamic_size}
+    _refuse_ignored(arguments)
+
+    from .. import exports
+    from ..hub.remote import load_pretrained
+
+    model = load_pretrained(arguments.model, image_size=arguments.image_size)
+    if arguments.to == "transformers":
+        path = exports.to_transformers(model, arguments.out)
+    elif arguments.to == "torch":
+        path = exports.to_torch_export(model, arguments.out, **graph)
+    else:
+        path = exports.to_onnx(model, arguments.out, opset=arguments.opset or 18, **graph)
+    print(f"Wrote {path}")
+
+
+def _refuse_ignored(arguments: argparse.Namespace) -> None:
+    graph_only = arguments.normalize or arguments.dynamic_size
+    if arguments.to == "transformers" and graph_only:
+        raise ValueError("--normalize and --dynamic-size would be ignored with --to transformers.")
+    if arguments.to != "onnx" and arguments.opset is not None:
+        raise ValueError(f"--opset would be ignored with --to {arguments.to}.")
+
+
+def _add_push(commands: Commands) -> None:
+    push = add_command(
+        commands,
+        "push",
+        "Upload an export folder to the Hugging Face Hub.",
+        "proteus push runs/first OWNER/my-student --private",
+    )
+    push.add_argument("folder", type=Path, help="a run or an export folder")
+    push.add_argument("repo", help="owner/name, created if it does not exist")
+    push.add_argument("--private", action="store_true", help="if it is created: private")
+    push.set_defaults(run=_run_push)
+
+
+def _run_push(arguments: argparse.Namespace) -> None:
+    from ..hub.remote import upload
+
+    inside = arguments.folder / "export"
+    folder = inside if inside.is_dir() else arguments.folder
+    print(upload(folder, arguments.repo, private=arguments.private))
+
+
+def _add_release(commands: Commands) -> None:
+    release = add_command(
+        commands,
+        "release",
+        "Take the authors' files to Hub repositories, one for each of the paper's students.",
+        "proteus release --from FOLDER --to OWNER --dry-run",
+    )
+    add = release.add_argument
+    add("--from", dest="source", type=Path, required=True, help="folder with the authors' files")
+    add("--to", dest="owner", required=True, help="user or organisation on the Hub")
+    add("--out", type=Path, help="folder for the export folders (default: FROM/release)")
+    add("--only", nargs="+", default=[], metavar="NAME", help="these students alone")
+    add("--dry-run", action="store_true", help="everything but the uploads")
+    add("--private", action="store_true", help="new repositories are private")
+    release.set_defaults(run=_run_release)
+
+
+def _run_release(arguments: argparse.Namespace) -> None:
+    from ..hub.convert import release
+
+    items = release(
+        arguments.source,
+        arguments.owner,
+        out=arguments.out,
+        only=arguments.only,
+        dry_run=arguments.dry_run,
+        private=arguments.private,
+        report=print,
+    )
+    print(
+        "\nFor the table in proteus/hub/pretrained.py:" if not arguments.dry_run else "\nDry run:"
+    )
+    for item in items:
+        print(f'{item.name}: revision="{item.revision}", sha256="{item.sha256}"')

@@ -1,1 +1,0 @@
-"""k-NN, linear probe and logistic regression: what the features of a model tell of an image."""

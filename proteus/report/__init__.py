@@ -1,0 +1,1 @@
+"""Pages and curves: self-contained HTML, with nothing of a model in it."""
