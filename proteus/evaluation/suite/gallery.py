@@ -66,7 +66,7 @@ def suite_pictures(
 
 
 def _maps(run: SuiteRun, one: EvaluationSet) -> Picture:
-    data = OpenSet(run, one).split("test").first(_SHOWN)
+    data = OpenSet(run.tools, one).split("test").first(_SHOWN)
     images = [data.image(n) for n in range(len(data))]
     models = {"teacher": run.teacher, run.name: run.model} if run.teacher else {run.name: run.model}
     native = run.settings.image_size
@@ -84,7 +84,7 @@ def _maps(run: SuiteRun, one: EvaluationSet) -> Picture:
 
 
 def _neighbours(run: SuiteRun, one: EvaluationSet) -> Picture:
-    opened = OpenSet(run, one)
+    opened = OpenSet(run.tools, one)
     train, test = (opened.features(split, probe=True) for split in ("train", "test"))
     save_neighbours(
         test, train, opened.split("test"), opened.split("train"), run.out / "neighbours.png",

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ...models.frozen import Extractor
 from ..agreement import agreement
+from ..cache import FeatureCache
 from ..classifier import LinearClassifier
 from ..dense.depth import depth
 from ..dense.maps import DenseImages, open_depth, open_segmentation
@@ -23,12 +25,22 @@ from ..sets.labelled import open_labelled
 from ..sets.paper_sets import metric_of
 from ..views import View, augmented_views
 from .find_sets import EvaluationSet
-
-if TYPE_CHECKING:
-    from .runner import SuiteRun
+from .presets import SuiteSettings
 
 # The authors fine-tune a ViT-L (24 blocks) on ADE20K for longer.
 _LARGE_BLOCKS, _LARGE_ITERATIONS = 24, 160_000
+
+
+class Tools(NamedTuple):
+    """What every protocol works with; see `SuiteRun`, which hands it on."""
+
+    model: Extractor
+    settings: SuiteSettings
+    cache: FeatureCache
+    teacher: Extractor | None
+    batch_size: int
+    workers: int | None
+    progress: bool
 
 
 class OpenSet:
@@ -39,8 +51,8 @@ class OpenSet:
         one: The set.
     """
 
-    def __init__(self, run: "SuiteRun", one: EvaluationSet) -> None:
-        self.run, self.one, self.settings = run, one, run.settings
+    def __init__(self, tools: Tools, one: EvaluationSet) -> None:
+        self.tools, self.one, self.settings = tools, one, tools.settings
         self._made: dict[Any, Any] = {}
 
     def measure(self, protocol: str) -> dict[str, Any]:
@@ -64,7 +76,7 @@ class OpenSet:
     def _hash(self) -> str:
         splits = ("train", "test", "val") if self.one.has_val else ("train", "test")
         classified = self.one.task == "classification"
-        hash_of = self.run.cache.data_hash if classified else DenseImages.stamp
+        hash_of = self.tools.cache.data_hash if classified else DenseImages.stamp
         parts = [hash_of(self.split(name)) for name in splits]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -78,11 +90,11 @@ class OpenSet:
         found: FeatureSet = self._once(
             (split, probe),
             lambda: extract_features(
-                self.run.model, self.split(split), image_size=size,
+                self.tools.model, self.split(split), image_size=size,
                 resize=probe_resize(size) if probe else size,
-                blocks=max(fitting_blocks(self.run.model)) if probe else 0,
-                batch_size=self.run.batch_size, workers=self.run.workers, cache=self.run.cache,
-                progress=self.run.progress,
+                blocks=max(fitting_blocks(self.tools.model)) if probe else 0,
+                batch_size=self.tools.batch_size, workers=self.tools.workers,
+                cache=self.tools.cache, progress=self.tools.progress,
             ),
         )  # fmt: skip
         return found
@@ -109,7 +121,7 @@ class OpenSet:
     def _knn(self) -> dict[str, Any]:
         train, test = (self.features(split, probe=True) for split in ("train", "test"))
         ks = KS if len(train) >= min(KS) else (1,)
-        return score_knn(train, test, ks=ks, device=self.run.model.device).to_dict()
+        return score_knn(train, test, ks=ks, device=self.tools.model.device).to_dict()
 
     def _linear(self) -> dict[str, Any]:
         return self._probe().to_dict()
@@ -123,7 +135,7 @@ class OpenSet:
                 self.features("train", probe=True), self.features("test", probe=True),
                 select=settings.select, iterations=settings.linear_iterations,
                 batch_size=settings.linear_batch, seed=settings.seed,
-                device=self.run.model.device, progress=self.run.progress,
+                device=self.tools.model.device, progress=self.tools.progress,
                 views=self._crops if settings.linear_augment else None,
             ),
         )  # fmt: skip
@@ -131,20 +143,20 @@ class OpenSet:
 
     def _crops(self, batches: Iterable[Tensor]) -> Iterator[View]:
         return augmented_views(
-            self.run.model, self.split("train"), (batch.tolist() for batch in batches),
-            size=self.settings.image_size, blocks=max(fitting_blocks(self.run.model)),
-            seed=self.settings.seed, workers=self.run.workers,
+            self.tools.model, self.split("train"), (batch.tolist() for batch in batches),
+            size=self.settings.image_size, blocks=max(fitting_blocks(self.tools.model)),
+            seed=self.settings.seed, workers=self.tools.workers,
         )  # fmt: skip
 
     def _robustness(self) -> dict[str, Any]:
         probe, size = self._probe(), self.settings.image_size
         classifier = LinearClassifier(
-            self.run.model, probe.weight, probe.bias, image_size=size, resize=probe_resize(size),
+            self.tools.model, probe.weight, probe.bias, image_size=size, resize=probe_resize(size),
             blocks=probe.head.blocks, avgpool=probe.head.avgpool,
         )  # fmt: skip
         result = robustness(
             classifier, self.split("test"), severities=self.settings.severities,
-            batch_size=self.run.batch_size, progress=self.run.progress,
+            batch_size=self.tools.batch_size, progress=self.tools.progress,
         )  # fmt: skip
         return {"protocol": "robustness", **result.to_dict()}
 
@@ -154,15 +166,15 @@ class OpenSet:
         metric = metric_of(self.one.name) if train.labels.ndim == 1 else "map_11"
         result = score_logistic(
             train, test, val=val, metric=metric, sweep=self.settings.sweep,
-            device=self.run.model.device,
+            device=self.tools.model.device,
         )  # fmt: skip
         return result.to_dict()
 
     def _segmentation(self, *, finetune: bool = False) -> dict[str, Any]:
         frozen = self.settings.segmentation_iterations
-        longer = finetune and self.run.model.num_layers >= _LARGE_BLOCKS
+        longer = finetune and self.tools.model.num_layers >= _LARGE_BLOCKS
         result = segmentation(
-            self.run.model, self.split("train"), self.split("test"),
+            self.tools.model, self.split("train"), self.split("test"),
             mode="upernet" if finetune else "linear",
             **self._dense(finetune, max(frozen, _LARGE_ITERATIONS) if longer else frozen),
         )  # fmt: skip
@@ -170,7 +182,7 @@ class OpenSet:
 
     def _depth(self, *, finetune: bool = False) -> dict[str, Any]:
         result = depth(
-            self.run.model, self.split("train"), self.split("test"),
+            self.tools.model, self.split("train"), self.split("test"),
             mode="dpt" if finetune else self.settings.depth_head,
             **self._dense(finetune, self.settings.depth_iterations),
         )  # fmt: skip
@@ -187,14 +199,14 @@ class OpenSet:
             "iterations": iterations,
             "augment": finetune or settings.dense_augment,
             "channels": settings.finetune_channels if finetune else None,
-            "workers": default_workers(self.run.workers, len(self.split("train"))),
+            "workers": default_workers(self.tools.workers, len(self.split("train"))),
             "seed": settings.seed,
-            "progress": self.run.progress,
+            "progress": self.tools.progress,
         }
 
     def _agreement(self) -> dict[str, Any]:
         result = agreement(
-            self.run.model, self.run.teacher, self.split("test"),
-            image_size=self.settings.image_size, batch_size=self.run.batch_size, layers=True,
+            self.tools.model, self.tools.teacher, self.split("test"),
+            image_size=self.settings.image_size, batch_size=self.tools.batch_size, layers=True,
         )  # fmt: skip
         return result.to_dict()

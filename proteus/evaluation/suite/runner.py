@@ -20,7 +20,7 @@ from ...world import rank_and_world, together
 from ..cache import FeatureCache
 from .find_sets import EvaluationSet, task_of
 from .presets import SuiteSettings
-from .protocols import OpenSet
+from .protocols import OpenSet, Tools
 
 _logger = logging.getLogger(__name__)
 
@@ -86,10 +86,10 @@ class SuiteRun:
         self.results, self._others = self._stored(), {}
         chief = rank_and_world()[0] == 0
         bar = tqdm(jobs, unit="protocol", disable=None if self.progress and chief else True)
-        opened = OpenSet(self, jobs[0][1])
+        opened = OpenSet(self.tools, jobs[0][1])
         for protocol, one in bar:
             if one != opened.one:  # one at a time: the features of all of them may not fit
-                opened = OpenSet(self, one)
+                opened = OpenSet(self.tools, one)
             key = f"{protocol}/{one.name}"
             bar.set_description(key)
             begun = time.perf_counter()
@@ -110,6 +110,14 @@ class SuiteRun:
         # Also where nothing was left to do but to drop what is out of date.
         list(together(self._write() for _ in range(1)))
         return {key: self.results[key] for key in (f"{name}/{one.name}" for name, one in jobs)}
+
+    @property
+    def tools(self) -> Tools:
+        """What protocols work with."""
+        return Tools(
+            self.model, self.settings, self.cache, self.teacher, self.batch_size, self.workers,
+            self.progress,
+        )  # fmt: skip
 
     def _stamp(self, protocol: str, opened: OpenSet) -> str:
         """A hash of everything that a result depends on; "" where that cannot be known."""
