@@ -192,7 +192,8 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
             f"recipe: science.masks would be ignored, because {teacher.name} supports no patch "
             f"term. Set it to its default: --set science.masks={{}}"
         )
-    masks = MaskGenerator(student.grid, **asdict(science.masks)) if loss.patch else None
+    masked = loss.patch and all(student.grid)  # Distiller refuses a student without patches
+    masks = MaskGenerator(student.grid, **asdict(science.masks)) if masked else None
     return Distiller(teacher, student, loss, masks)
 
 

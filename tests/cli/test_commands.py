@@ -175,6 +175,7 @@ def test_a_named_run_takes_other_models_and_lengths(images, tmp_path):
         ({"--from": "nowhere"}, ["nowhere"]),
         ({"--patch": 0, "--mask": "block"}, ["science.masks would be ignored"]),
         ({"--watch-every": 5}, ["would be ignored"]),
+        ({"--student": "pit_ti_224"}, ["no patches to compare", "pit_ti_224"]),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_plain_paragraph(images, tmp_path, capsys, options, words):
