@@ -37,7 +37,10 @@ _HOME = {
     "push_to_hub": "hub.remote",
     "save_pretrained": "hub.save",
 }
-_SUBMODULES = ("data", "evaluate", "evaluation", "exports", "losses", "visualize", "weights")
+_SUBMODULES = (
+    "data", "evaluate", "evaluation", "exports", "losses", "recipes", "training", "visualize",
+    "weights",
+)  # fmt: skip
 
 __all__ = [
     "Distiller",

@@ -32,6 +32,7 @@ class TeacherAndStudent(nn.Module):
     """
 
     teacher: Teacher
+    num_inputs: int = 1  # what a loop takes from each batch: the images alone
 
     def __init__(self, teacher: Teacher, student: Student, **frozen: nn.Module) -> None:
         super().__init__()
@@ -67,6 +68,25 @@ class TeacherAndStudent(nn.Module):
     def __repr__(self) -> str:
         # One line: the plain models print as `.teacher.backbone` and `.student.backbone`.
         return f"{type(self).__name__}({self.teacher!r}, {self.student!r})"
+
+    @property
+    def heads(self) -> ProteusLoss | None:
+        """The loss whose heads bring the student's features to the teacher's width, if any."""
+        return None
+
+    def draw(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> Hidden | None:
+        """The patches that a step hides; None = nothing is hidden, and forward takes none."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: what is trained for."""
+        return {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TeacherAndStudent":
         # `.to()`, `.cuda()`, `.double()` go through here; the frozen models must come along.
@@ -112,8 +132,6 @@ class Distiller(TeacherAndStudent):
         *Different:* the masked view holds only the masked images (the authors send all of them and
         ignore the rest). With drop path or batch norm in the student the two are not identical.
     """
-
-    num_inputs: int = 1  # what the loop takes from each batch: the images alone
 
     def __init__(
         self,
@@ -184,6 +202,32 @@ class Distiller(TeacherAndStudent):
             student, target, masked, masks, images=chosen, hidden_count=hidden.hidden_count
         )
         return cast("Losses", losses)
+
+    @property
+    def heads(self) -> ProteusLoss:
+        """The loss, which owns the heads."""
+        return self.loss
+
+    def draw(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> Hidden | None:
+        """As `MaskGenerator.draw`; None without a patch term."""
+        if self.masks is None:
+            return None
+        return self.masks.draw(batch_size, generator, device, part)
+
+    def describe(self) -> dict[str, Any]:
+        """The loss and the masks, as `fit` records them."""
+        loss = ("token", "feature", "patch", "head", "distance")
+        masks = ("ratio", "probability", "strategy", "shuffle")
+        found = {"loss": {name: vars(self.loss)[name] for name in loss}}
+        if self.masks is not None:
+            found["masks"] = {name: vars(self.masks)[name] for name in masks}
+        return found
 
     def fit(self, data: "Iterable[Any] | Resumable", **options: Any) -> "History":
         """Train with the library's minimal loop: see `proteus.training.fit` for the options."""

@@ -158,7 +158,6 @@ class LogitDistiller(TeacherAndStudent):
     """
 
     classifier: nn.Module
-    num_inputs: int
 
     def __init__(
         self,
@@ -193,6 +192,11 @@ class LogitDistiller(TeacherAndStudent):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self._labels_seen = False
+
+    def describe(self) -> dict[str, Any]:
+        """Weights and labels, as `fit` records them."""
+        names = ("kl", "ce", "hard", "temperature", "num_classes")
+        return {"loss": {name: vars(self)[name] for name in names}}
 
     def forward(
         self,

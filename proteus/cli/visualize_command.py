@@ -121,7 +121,6 @@ def _parts(arguments: argparse.Namespace) -> list[str]:
 
 def _models(arguments: argparse.Namespace, device: Any) -> tuple[dict[str, Any], Any]:
     """What is looked through, by its heading, and the distiller of a run."""
-    from ..distiller import Distiller
     from ..evaluation.looking import Look
     from ..models.frozen import as_extractor
     from ..training.checkpoint import newest
@@ -138,8 +137,8 @@ def _models(arguments: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
 
         distiller = reopen(run).to(device).eval()
         project = None
-        if isinstance(distiller, Distiller) and distiller.loss.feature_head is not None:
-            project = distiller.loss.project
+        if distiller.heads is not None and distiller.heads.feature_head is not None:
+            project = distiller.heads.project
         looks = {
             f"teacher: {distiller.teacher.name}": Look(as_extractor(distiller.teacher)),
             f"student: {distiller.student.name}": Look(as_extractor(distiller.student), project),

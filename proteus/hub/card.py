@@ -8,15 +8,13 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from ..student import Student
 from ..text import markdown_text, printable
 from ..version import __version__
-
-if TYPE_CHECKING:
-    from ..student import Student
 
 _PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc0-1.0")
 # Licences that the Hub has a name for; others are `other` with a `license_name`.
@@ -49,7 +47,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def model_card(student: "Student", name: str, details: Mapping[str, Any]) -> str:
+def model_card(student: Student, name: str, details: Mapping[str, Any]) -> str:
     """`README.md` for the Hub.
 
     Args:

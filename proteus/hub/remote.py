@@ -5,22 +5,19 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ..files import sha256_of
 from ..models.names import position_rule
+from ..student import Student
 from ..version import __version__
 from ..weights.positions import fit_positions, is_resizable, to_pair
 from ..weights.timm_folder import CONFIG, WEIGHTS, load_folder
 from ..words import nearest
 from .pretrained import PRETRAINED, Pretrained
-from .save import save_pretrained
-
-if TYPE_CHECKING:
-    from ..distiller import Distiller
-    from ..student import Student
+from .save import HasStudent, save_pretrained
 
 Result = TypeVar("Result")
 _log = logging.getLogger("proteus")
@@ -275,7 +272,7 @@ def _seconds_to_wait(error: BaseException, attempt: int) -> float | None:
 
 
 def push_to_hub(
-    student: "Student | Distiller",
+    student: Student | HasStudent,
     repo_id: str,
     *,
     private: bool = False,

@@ -6,26 +6,32 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from ..files import replace_files
 from ..models.probes import equal, noise
 from ..models.read import evaluating
+from ..student import Student
+from ..teacher import Teacher
 from ..weights.state_dicts import apart, refuse_not_finite
 from ..weights.timm_folder import load_folder
 from .card import model_card, versions
 
-if TYPE_CHECKING:
-    from ..distiller import Distiller
-    from ..student import Student
-
 _STAGING = ".tmp-save-"
 
 
+@runtime_checkable
+class HasStudent(Protocol):
+    """A `Distiller`, or another objective that trains a student."""
+
+    teacher: Teacher
+    student: Student
+
+
 def save_pretrained(
-    student: "Student | Distiller", folder: str | Path, *, details: Mapping[str, Any] | None = None
+    student: Student | HasStudent, folder: str | Path, *, details: Mapping[str, Any] | None = None
 ) -> Path:
     """Write the student's backbone in timm's Hub layout.
 
@@ -56,11 +62,8 @@ def save_pretrained(
         >>> model(torch.zeros(1, 3, 56, 56)).shape
         torch.Size([1, 192])
     """
-    from ..distiller import Distiller
-    from ..student import Student
-
     details = dict(details or {})
-    if isinstance(student, Distiller):
+    if isinstance(student, HasStudent):
         teacher, student = student.teacher, student.student
         details = {"teacher": teacher.name, "license": teacher.license or None} | details
     if not isinstance(student, Student):
@@ -95,7 +98,7 @@ def _is_running(pid: str) -> bool:
     return True
 
 
-def _write(student: "Student", folder: Path, details: dict[str, Any], name: str) -> None:
+def _write(student: Student, folder: Path, details: dict[str, Any], name: str) -> None:
     from timm.models import save_for_hf
 
     backbone = student.backbone
@@ -138,7 +141,7 @@ def _write(student: "Student", folder: Path, details: dict[str, Any], name: str)
 
 
 @torch.no_grad()
-def _verify(student: "Student", folder: Path) -> None:
+def _verify(student: Student, folder: Path) -> None:
     """Rebuild from the files; compare the weights, and what it returns with what was distilled."""
     try:
         rebuilt = load_folder(folder, "save_pretrained")
@@ -158,7 +161,7 @@ def _verify(student: "Student", folder: Path) -> None:
         raise _not_rebuilt(student, "it returns another vector")
 
 
-def _not_rebuilt(student: "Student", reason: str) -> ValueError:
+def _not_rebuilt(student: Student, reason: str) -> ValueError:
     return ValueError(
         f"save_pretrained: timm cannot rebuild the model from its description. Got architecture "
         f"{student.architecture!r} with arguments {student.arguments}, and: {reason}. Set "

@@ -11,6 +11,7 @@ from .interrupt import RunStopped as RunStopped
 from .log import NonFiniteLossError as NonFiniteLossError
 from .loop import History as History
 from .loop import fit as fit
+from .objective import Objective as Objective
 from .results import compare as compare
 from .schedule import EpochSchedule as EpochSchedule
 from .schedule import learning_rate as learning_rate
@@ -20,6 +21,7 @@ __all__ = [
     "EpochSchedule",
     "History",
     "NonFiniteLossError",
+    "Objective",
     "Resumable",
     "RunStopped",
     "World",

@@ -10,33 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..distiller import Distiller
 from ..masking import Hidden
 from ..ranges import check_numbers
 from ..student import Student
-from ..teacher import Teacher
 from ..world import World
 from .ema import Ema
 from .groups import parameter_groups
+from .objective import check_objective
 from .parallel import Parallel, blocks_of, whole, wrap
 from .state import EngineState, collect, restore
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Objective(Protocol):
-    """What the loop trains: `Distiller`, `LogitDistiller`, or a module of the same form.
-
-    Attributes:
-        teacher: The frozen model, outside the module tree.
-        student: The model that learns.
-        num_inputs: How many items of a batch its forward takes: images, then labels.
-    """
-
-    num_inputs: int
-    student: Student
-    teacher: Teacher
 
 
 @runtime_checkable
@@ -50,7 +35,7 @@ class Engine:
     """A model with its optimizer, and all that happens between two batches.
 
     Args:
-        model: See `Objective`; moved to the world's device and put in train mode.
+        model: See `proteus.training.Objective`; moved to the world's device and put in train mode.
         world: The processes, see `join`.
         lr: First learning rate; `step` is given each one.
         weight_decay: See `parameter_groups`.
@@ -92,6 +77,7 @@ class Engine:
             "clip_grad": clip_grad, "ema": ema,
         })  # fmt: skip
         _check(precision, parallel)
+        check_objective(model)
         self.world, self.seed, self.precision = world, seed, precision
         self.accumulate, self.clip_grad = accumulate, clip_grad
         self.plain = model.to(world.device).train()
@@ -153,10 +139,11 @@ class Engine:
 
     def _draw(self, images: int, step: int) -> Hidden | None:
         """The masks of a step, drawn once for all of its parts."""
-        if not isinstance(self.plain, Distiller) or self.plain.masks is None:
-            return None
         place = (self.world.rank, self.world.size)
-        return self.plain.masks.draw(images, self._generator(step), self.world.device, place)
+        masks: Hidden | None = self.plain.draw(
+            images, self._generator(step), self.world.device, place
+        )
+        return masks
 
     def _forward_backward(
         self, batch: Sequence[Tensor], step: int, part: int, masks: Hidden | None

@@ -15,15 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..distiller import Distiller
-from ..logits import LogitDistiller
 from ..ranges import check_numbers
 from ..world import join
 from .batches import Resumable, batches, check_data, count_steps, skipped_by
-from .engine import Engine, Objective, Precision
+from .engine import Engine, Precision
 from .folder import Resume, begin, claim, holding, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
 from .log import Row, RunLog
+from .objective import Objective, check_objective
 from .parallel import Parallel
 from .results import write_results
 from .schedule import EpochSchedule, Schedule, learning_rate
@@ -147,6 +146,7 @@ def fit(
         "accumulate": accumulate, "save_every": save_every, "keep": keep,
         "watch_every": watch.every if watch else 1,
     })  # fmt: skip
+    check_objective(distiller)
     total = count_steps(data, steps, epochs)
     schedule, described = _schedule(lr, warmup, total)
     world = join(device)
@@ -160,7 +160,7 @@ def fit(
                 "clip_grad": clip_grad, "ema": ema, "precision": precision, "seed": seed,
                 "teacher": distiller.teacher.name, "student": distiller.student.name,
                 "teacher_digest": world.once(lambda: _digest(distiller.teacher)),
-                **_objective(distiller), **(details or {}),
+                **distiller.describe(), **(details or {}),
             }  # fmt: skip
             _check_describable(settings)
             going_on = folder is not None and claim(folder, world, resume, overwrite)
@@ -210,18 +210,6 @@ def fit(
         return log.rows()
 
 
-def _objective(model: Objective) -> dict[str, Any]:
-    """What is trained for: a run goes on with the same objective only."""
-    if isinstance(model, Distiller):
-        described = {"loss": _some(model.loss, "token", "feature", "patch", "head", "distance")}
-        if model.masks is not None:
-            described["masks"] = _some(model.masks, "ratio", "probability", "strategy", "shuffle")
-        return described
-    if isinstance(model, LogitDistiller):
-        return {"loss": _some(model, "kl", "ce", "hard", "temperature", "num_classes")}
-    return {}
-
-
 def _digest(model: nn.Module) -> str:
     """Of the first few numbers of each tensor: a name does not tell whose weights it got.
 
@@ -234,10 +222,6 @@ def _digest(model: nn.Module) -> str:
             rounded = value.flatten()[:16].cpu().to(torch.bfloat16) + 0  # -0 is 0
             digest.update(rounded.double().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _some(thing: object, *names: str) -> dict[str, Any]:
-    return {name: vars(thing)[name] for name in names}
 
 
 def _check_describable(settings: Mapping[str, Any]) -> None:

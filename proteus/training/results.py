@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .. import visualize
-from ..distiller import Distiller
 from ..features import Features
 from ..hub.save import save_pretrained
 from ..models.read import evaluating
@@ -23,7 +22,7 @@ def write_results(
     """Export and pictures of a finished run; all processes must call it together."""
     state = engine.state()  # whole weights, gathered from all processes
     model, pictures = engine.plain, None
-    if isinstance(model, Distiller) and model.loss.feature_head is not None:
+    if model.heads is not None and model.heads.feature_head is not None:
         pictures = compare(model, images[:8])
     if not engine.world.first:
         return
@@ -45,19 +44,24 @@ def write_results(
             save_pretrained(average, folder / "export-ema", details=details)
     if rows:  # a run resumed at its end may have lost its log
         curves.save_curves(rows, folder / "curves.png")
-    if isinstance(model, Distiller) and model.masks is not None:
-        shown = images[:8].cpu()
-        generator = torch.Generator().manual_seed(0)  # drawn aside: training's numbers stay
-        masks = model.masks.draw(len(shown), generator).hidden
-        visualize.save_masks(shown, masks, model.masks.grid, folder / "masks.png")
+    shown = images[:8].cpu()
+    # Drawn aside: training's numbers stay.
+    masks = model.draw(len(shown), torch.Generator().manual_seed(0))
+    if masks is not None:
+        visualize.save_masks(shown, masks.hidden, model.student.grid, folder / "masks.png")
     if pictures is not None:
         visualize.save_pca(images[:8], pictures, folder / "pca.png")
 
 
 @torch.no_grad()
-def compare(distiller: Distiller, images: Tensor) -> dict[str, Features]:
-    """Teacher features and the student's, projected to the teacher's width, of the same images."""
+def compare(distiller: Any, images: Tensor) -> dict[str, Features]:
+    """Teacher features and the student's, projected to the teacher's width, of the same images.
+
+    Args:
+        distiller: An objective with heads, such as a `Distiller` with a feature term.
+        images: RGB [B, 3, H, W], uint8 or float in [0, 1].
+    """
     images = images.to(next(distiller.parameters()).device)
     with evaluating(distiller):
-        student = distiller.loss.project(distiller.student(images))
+        student = distiller.heads.project(distiller.student(images))
         return {"teacher": distiller.teacher(images), "student": student}

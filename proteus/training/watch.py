@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from ..data import CorruptImageError, ImageSource, center_resize, decode, open_source
 from ..data.places import join, number_labels
-from ..distiller import Distiller
 from ..evaluation import knn_predict
 from ..evaluation.agreement import add_weighted, compare_projected, mean_over
 from ..features import FeatureExtractor, Features, ShapeError
-from ..logits import LogitDistiller
 from ..models.read import evaluating
 from ..teacher import Teacher
 
@@ -127,11 +125,11 @@ class Watch:
         return cls(shown[1], numbers[: len(shown[1])], pair, **options)
 
     @torch.no_grad()
-    def __call__(self, distiller: Distiller | LogitDistiller) -> dict[str, float]:
+    def __call__(self, distiller: Any) -> dict[str, float]:
         """Look at the student as it is now.
 
         Args:
-            distiller: A `Distiller`, or a `LogitDistiller` (k-NN only). Every process of a run may
+            distiller: See `Objective`; one without heads gets k-NN only. Every process of a run may
                 call it; each computes the same.
 
         Returns:
@@ -153,8 +151,8 @@ class Watch:
             batches = self._features(distiller.student, self.images)
             for batch, target in zip(batches, self._targets, strict=True):
                 tokens.append(batch.cls.float().cpu())
-                if isinstance(distiller, Distiller):
-                    values = compare_projected(distiller.loss, batch, target)
+                if distiller.heads is not None:
+                    values = compare_projected(distiller.heads, batch, target)
                     add_weighted(sums, values, len(batch.cls))
             result = mean_over(sums, len(self.images))
             if self.labels is not None:
