@@ -76,7 +76,7 @@ def save_pretrained(
             f"save_pretrained: not a timm model. Got {student.name!r}; expected a student built "
             f"from a timm name. Save its weights with safetensors.torch.save_model instead."
         )
-    refuse_not_finite(student.backbone.state_dict(), "save_pretrained")
+    refuse_not_finite(student.backbone.state_dict(), "save_pretrained", student.backbone)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{_STAGING}*"):

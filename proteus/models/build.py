@@ -242,7 +242,7 @@ def _create(
             f"{type(error).__name__}: {error}. {_offline_advice(subject, name, config)}"
         ) from error
     if weights:
-        refuse_not_finite(model.state_dict(), f"{subject}: {name}")
+        refuse_not_finite(model.state_dict(), f"{subject}: {name}", model)
     if checkpoint is not None:
         model = load_checkpoint(model, checkpoint, subject)
     described = _describe(model, name, size, subject)

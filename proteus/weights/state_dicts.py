@@ -177,9 +177,24 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name, tensor in tensors.items() if not _is_finite(tensor.detach())]
 
 
-def refuse_not_finite(tensors: Mapping[str, Tensor], subject: str) -> None:
-    """Raise `ValueError` where weights hold NaN or infinity, with their names."""
-    if names := not_finite(tensors):
+def refuse_not_finite(
+    tensors: Mapping[str, Tensor], subject: str, model: nn.Module | None = None
+) -> None:
+    """Raise `ValueError` where weights hold NaN or infinity, with their names.
+
+    Args:
+        tensors: Name -> tensor.
+        subject: First word of the message.
+        model: Whose they are: its buffers that are no running statistics may be bounds, and
+            without end (Gemma's vision towers clip by such).
+    """
+    bounds = {} if model is None else dict(model.named_buffers())
+    names = [
+        name
+        for name in not_finite(tensors)
+        if name not in bounds or ".running_" in f".{name}" or tensors[name].isnan().any()
+    ]
+    if names:
         raise ValueError(
             f"{subject}: the weights hold NaN or infinity. Got them in {', '.join(names[:3])}"
             f"{', …' if len(names) > 3 else ''}; expected finite numbers. Whatever wrote them went "
@@ -255,7 +270,7 @@ def load_strictly(model: nn.Module, tensors: StateDict, subject: str) -> None:
             f"; expected exactly the {len(own)} keys of the model. Check that the file belongs to "
             f"this model."
         )
-    refuse_not_finite(tensors, subject)
+    refuse_not_finite(tensors, subject, model)
     model.load_state_dict(dict(tensors))
 
 
