@@ -42,7 +42,7 @@ class Watch:
         ValueError: If a setting is out of range or would be ignored.
 
     Examples:
-        >>> from proteus import Student
+        >>> from proteus import Distiller, Student
         >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
         >>> distiller = Distiller(teacher, Student("vit_tiny_patch16_224", image_size=32))
         >>> watch = Watch(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
