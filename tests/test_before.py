@@ -1,4 +1,4 @@
-"""What earlier versions wrote still loads: `before/COMMIT` holds files as they were written then."""
+"""What earlier versions wrote still loads: `before/COMMIT` holds files as they were written."""
 
 import json
 import shutil
