@@ -1,4 +1,4 @@
-"""`proteus convert`, `export`, `push` and `release`: weights in and out."""
+"""`proteus convert`, `export` and `push`: weights in and out."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,6 @@ def add(commands: Commands) -> None:
     _add_convert(commands)
     _add_export(commands)
     _add_push(commands)
-    _add_release(commands)
 
 
 def _add_convert(commands: Commands) -> None:
@@ -115,39 +114,3 @@ def _run_push(arguments: argparse.Namespace) -> None:
     inside = arguments.folder / "export"
     folder = inside if inside.is_dir() else arguments.folder
     print(upload(folder, arguments.repo, private=arguments.private))
-
-
-def _add_release(commands: Commands) -> None:
-    release = add_command(
-        commands,
-        "release",
-        "Take the authors' files to Hub repositories, one for each of the paper's students.",
-        "proteus release --from FOLDER --to OWNER --dry-run",
-    )
-    add = release.add_argument
-    add("--from", dest="source", type=Path, required=True, help="folder with the authors' files")
-    add("--to", dest="owner", required=True, help="user or organisation on the Hub")
-    add("--out", type=Path, help="folder for the export folders (default: FROM/release)")
-    add("--only", nargs="+", default=[], metavar="NAME", help="these students alone")
-    add("--dry-run", action="store_true", help="everything but the uploads")
-    add("--private", action="store_true", help="new repositories are private")
-    release.set_defaults(run=_run_release)
-
-
-def _run_release(arguments: argparse.Namespace) -> None:
-    from ..hub.convert import release
-
-    items = release(
-        arguments.source,
-        arguments.owner,
-        out=arguments.out,
-        only=arguments.only,
-        dry_run=arguments.dry_run,
-        private=arguments.private,
-        report=print,
-    )
-    print(
-        "\nFor the table in proteus/hub/pretrained.py:" if not arguments.dry_run else "\nDry run:"
-    )
-    for item in items:
-        print(f'{item.name}: revision="{item.revision}", sha256="{item.sha256}"')

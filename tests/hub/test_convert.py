@@ -1,7 +1,9 @@
 """The authors' six files to six repositories, with small stand-ins for the six students."""
 
+import importlib.util
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -12,11 +14,15 @@ from oracles import openai_names
 
 import proteus
 from proteus.cli import main
-from proteus.hub import convert as release
+from proteus.hub import convert as converter
 from proteus.hub import pretrained
 from proteus.hub import remote as hub
 from proteus.weights import from_proteus
 
+TOOL = Path(__file__).parents[2] / "tools" / "release.py"
+SPEC = importlib.util.spec_from_file_location("release", TOOL)
+release = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(release)
 DEPTH = 1
 
 
@@ -30,7 +36,7 @@ def shrunken(monkeypatch):
             for name, entry in pretrained.PRETRAINED.items()
         }
     )
-    for module in (release, hub, pretrained):
+    for module in (release, converter, hub, pretrained):
         monkeypatch.setattr(module, "PRETRAINED", table)
     return table
 
@@ -83,7 +89,7 @@ def server(tmp_path, monkeypatch):
 
 
 def test_six_files_become_six_repositories_in_one_command(files, server, shrunken, capsys):
-    assert main(["release", "--from", str(files), "--to", "me"]) == 0
+    release.main(["--from", str(files), "--to", "me"])
     printed = capsys.readouterr().out
     for number, (name, entry) in enumerate(shrunken.items()):
         commit, content = server.repos[f"me/{name}"][-1]
@@ -103,7 +109,7 @@ def test_six_files_become_six_repositories_in_one_command(files, server, shrunke
 
 
 def test_a_dry_run_uploads_nothing(files, server, capsys):
-    assert main(["release", "--from", str(files), "--to", "me", "--dry-run"]) == 0
+    release.main(["--from", str(files), "--to", "me", "--dry-run"])
     assert server.requests == []
     assert len(list((files / "release").iterdir())) == 6
     assert "Dry run" in capsys.readouterr().out
@@ -146,7 +152,7 @@ def test_the_paper_s_scores_are_not_those_of_the_ema(files, tmp_path):
     content = torch.load(files / "download-1.pth")
     bare = {k.removeprefix("student.backbone."): v for k, v in content["model"].items()}
     torch.save({**content, "model_ema": bare}, tmp_path / "training.pth")
-    release.convert(tmp_path / "training.pth", tmp_path / "out", weights="ema")
+    converter.convert(tmp_path / "training.pth", tmp_path / "out", weights="ema")
     assert "81.8" not in (tmp_path / "out/README.md").read_text()
 
 
@@ -167,8 +173,8 @@ def test_a_wrong_convert_is_one_plain_error(files, tmp_path, words, message, cap
 
 
 def test_convert_never_replaces_its_own_input(files, tmp_path):
-    release.convert(files / "download-0.pth", tmp_path / "out")
+    converter.convert(files / "download-0.pth", tmp_path / "out")
     before = (tmp_path / "out/model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="would replace the input"):
-        release.convert(tmp_path / "out/model.safetensors", tmp_path / "out", family="dinov2")
+        converter.convert(tmp_path / "out/model.safetensors", tmp_path / "out", family="dinov2")
     assert (tmp_path / "out/model.safetensors").read_bytes() == before
