@@ -19,6 +19,7 @@ def add(commands: Commands) -> None:
     demo.add_argument("--steps", type=int, default=500, help="optimizer steps (default 500)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
+    demo.add_argument("--resume", action="store_true", help="go on with the run in --out")
     demo.add_argument("--overwrite", action="store_true", help="replace a run in --out")
     demo.set_defaults(run=_run_demo)
 
@@ -32,6 +33,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             seed=arguments.seed,
             device=arguments.device,
+            resume=arguments.resume,
             overwrite=arguments.overwrite,
         )
 

@@ -95,7 +95,7 @@ def _run_visualize(arguments: argparse.Namespace) -> None:
         else:
             _stack([part.path for part in parts[1:]], staged)
         staged.replace(arguments.out)
-    print("\n".join(part.caption for part in parts[1:]))
+    print("\n".join([parts[0], *(part.caption for part in parts[1:])]))
     print(arguments.out)
 
 

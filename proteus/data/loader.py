@@ -184,7 +184,7 @@ class ImageLoader:
             raise CorruptImageError(
                 f"images: more than {CORRUPT_SHARE:.0%} are corrupt. Got {len(self.skipped)} of "
                 f"{len(self.source)} so far in {self.source.description}: {shown}. Check how the "
-                f"files were copied."
+                f"files were copied; `proteus data` with --check lists them all."
             )
 
     def _place_of(self, pids: Collection[int]) -> str:

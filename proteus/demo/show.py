@@ -33,6 +33,7 @@ def run_demo(
     steps: int = 500,
     seed: int = 0,
     device: str = "auto",
+    resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, float]:
     """Run the demo and write `report.html`, its results (`demo.json`) and the run's own files.
@@ -44,6 +45,7 @@ def run_demo(
         steps: Optimizer steps of 32 images.
         seed: Of the student's weights, the data order and the masks.
         device: `auto` = the accelerator if there is one, else the CPU.
+        resume: Go on with the run in `out`.
         overwrite: Replace a run in `out`.
 
     Returns:
@@ -53,11 +55,13 @@ def run_demo(
     check_numbers("demo", {"steps": steps, "seed": seed})
     out, world = Path(out), join(device)
     with holding(out, world):
-        return _run(out, steps=steps, seed=seed, device=world.device, overwrite=overwrite)
+        return _run(
+            out, steps=steps, seed=seed, device=world.device, resume=resume, overwrite=overwrite
+        )
 
 
 def _run(
-    out: Path, *, steps: int, seed: int, device: torch.device, overwrite: bool
+    out: Path, *, steps: int, seed: int, device: torch.device, resume: bool, overwrite: bool
 ) -> dict[str, float]:
     started = time.perf_counter()
     torch.manual_seed(seed)
@@ -82,6 +86,7 @@ def _run(
         seed=seed,
         device=device,
         out=out,
+        resume=resume,
         overwrite=overwrite,
         preview=preview,
     )

@@ -167,7 +167,7 @@ def _license(details: Mapping[str, Any]) -> str:
             "model card: the teacher's licence is not permissive. Got %r for %s; its terms bind "
             "these weights too. Read it before you publish them.",
             license,
-            teacher or "the teacher",
+            printable(str(teacher or "the teacher")),
         )
     shown = markdown_text(str(license))
     return f"{shown}, from the teacher. The licence of the images applies as well."

@@ -468,3 +468,10 @@ def test_a_student_that_cannot_take_the_teacher_s_size_gets_advice(images, tmp_p
     assert "64x64 with patches of 14x14" in error
     assert "the teacher's own; --image-size" in error
     assert error.count("\n") == 1
+
+
+def test_a_stopped_demo_goes_on_as_its_message_says(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("proteus.demo.run_demo", lambda out, **options: given.update(options))
+    assert main(["demo", "--out", str(tmp_path), "--resume"]) == 0
+    assert given["resume"] and not given["overwrite"]

@@ -255,3 +255,15 @@ def test_with_nothing_whole_every_damage_is_named(tmp_path, tensors):
         flip_a_bit(folder / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"none.*is whole.*step-00000002.*step-00000001"):
         checkpoint.load(tmp_path)
+
+
+def test_a_setting_that_stands_twice_is_said_once(tmp_path, tensors):
+    settings = {"steps": 6, "recipe": {"science": {"data": {"steps": 6, "augment": "crop"}}}}
+    checkpoint.save(tmp_path, 2, tensors, settings=settings)
+    now = {"steps": 5, "recipe": {"science": {"data": {"steps": 5, "augment": "none"}}}}
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.check_settings(checkpoint.load(tmp_path), now)
+    assert "recipe.science.data.augment was 'crop', is 'none'; steps was 6, is 5." in str(
+        caught.value
+    )
+    assert "data.steps" not in str(caught.value)

@@ -21,7 +21,7 @@ _DENSE = {  # protocol -> title, columns
 _NOTES = (
     "Per cent; depth RMSE in metres. k-NN has the best of its k, in brackets. Logistic regression "
     "is mean per class or 11-point mAP where the paper's is (m).",
-    "A paper's number in brackets is of the whole set, of which this is a part: not comparable.",
+    "Where a paper's number stands in brackets, it is of the whole set: not comparable.",
 )
 
 Results = Mapping[str, Mapping[str, Any]]

@@ -240,9 +240,10 @@ def plan_jobs(
         raise ValueError("suite: agreement needs a teacher. Pass --teacher NAME.")
     for suite in suites:
         if not any(one.task == task_of(suite) for one in sets):
+            got = ", ".join(f"{one.name} ({one.task})" for one in sets)
             raise ValueError(
-                f"suite: no set for {suite}. Got {', '.join(one.name for one in sets)}; "
-                f"expected at least one for {task_of(suite)}."
+                f"suite: no set for {suite}. Got {got}; expected at least one for "
+                f"{task_of(suite)}. A pack of a folder of packs is FOLDER/NAME."
             )
     wanted = dict.fromkeys(suites)
     return [(suite, one) for one in sets for suite in wanted if one.task == task_of(suite)]
