@@ -18,7 +18,7 @@ if sys.argv[2] != "1":
     meeting = "file://" + sys.argv[1] + "/meeting"
     distributed.init_process_group("gloo", meeting, rank=int(sys.argv[3]), world_size=2)
 from proteus.evaluate import depth, robustness, segmentation
-from proteus.evaluation.dense.data import open_segmentation
+from proteus.evaluation.dense.maps import open_segmentation
 from proteus.evaluation.dense.prediction import score_set
 
 torch.manual_seed(0)
