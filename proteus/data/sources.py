@@ -40,6 +40,7 @@ def open_source(path: Any) -> Any:
 
     Examples:
         >>> import tempfile
+        >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (8, 8)).save(f"{folder}/a.png")
         ...     source = open_source(folder)
