@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decoding import CorruptImageError
+from .decoding import CorruptImageError, decode
 from .regular import read_file
 
 _MOST_CLASSES = 1_000_000
@@ -84,6 +84,18 @@ class ImageSource:
             return read_file(place.file, place.offset, place.size)
         except OSError as error:
             raise CorruptImageError(f"{place.name}: cannot be read. Got {error}.") from error
+
+    def decode(self, index: int) -> Image.Image:
+        """One image, RGB.
+
+        Raises:
+            CorruptImageError: If it cannot be read or decoded; the message names it.
+        """
+        data = self.read(index)
+        try:
+            return decode(data)
+        except CorruptImageError as error:
+            raise CorruptImageError(f"{self.name(index)}: {error}") from error
 
     def select(self, indices: Sequence[int], description: str) -> "ImageSource":
         """A part of it, in the given order."""

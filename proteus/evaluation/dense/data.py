@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...data import ImageSource, decode
+from ...data import ImageSource
 from ...features import ShapeError
 from ..sets.labelled import file_stamp
 from ..sets.packs import classes_of
@@ -50,7 +50,7 @@ class DenseImages(Dataset[tuple[Image.Image, Tensor]]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Tensor]:
-        image, target = decode(self.source.read(index)), self.read_map(index)
+        image, target = self.source.decode(index), self.read_map(index)
         if tuple(target.shape) != (image.height, image.width):
             raise ShapeError(
                 f"{self.description}: an image and its map differ in size. Got "

@@ -71,7 +71,7 @@ class LabelledImages(Dataset[tuple[Image.Image, Target]]):
         Raises:
             CorruptImageError: If it cannot be decoded.
         """
-        return decode(self.source.read(index))
+        return self.source.decode(index)
 
     def name(self, index: int) -> str:
         """What an image is called."""

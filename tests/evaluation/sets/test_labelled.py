@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from proteus.data import ImageLoader, open_source
+from proteus.data import CorruptImageError, ImageLoader, open_source
 from proteus.data.places import number_labels
 from proteus.evaluate import logistic_regression
 from proteus.evaluation import knn_predict, open_labelled, read_packs
@@ -350,3 +350,10 @@ def test_a_classifier_of_one_scores_on_the_other(tmp_path):
     seen = [torch.from_numpy(np.array(data.image(n))).float().mean((0, 1)) for n in range(9)]
     guesses = knn_predict(voters, labels, torch.stack(seen), k=1)
     assert guesses.tolist() == targets(data)
+
+
+def test_a_corrupt_image_is_named(tmp_path):
+    folder_of(tmp_path, ["cat", "dog"])
+    (tmp_path / "dog" / "1.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    with pytest.raises(CorruptImageError, match=r"dog/1\.png: damaged, or none of JPEG"):
+        open_labelled(tmp_path)[3]
