@@ -118,6 +118,27 @@ def test_a_run_is_repeated_from_its_own_record(images, tmp_path, capsys):
     assert state["settings"]["recipe"]["science"]["seed"] == 3
 
 
+def test_distill_tells_what_it_passed_over_and_how_few_the_watch_scores(images, tmp_path, capsys):
+    (images / "notes.txt").write_text("mine")
+    (images / "0.heic").write_bytes(b"x")
+    os.mkfifo(images / "pipe.jpg")
+    for name in ("a", "b"):
+        (tmp_path / "held" / name).mkdir(parents=True)
+        for n in range(20):
+            Image.new("RGB", (40, 40), (n * 9, 99, 0)).save(tmp_path / "held" / name / f"{n}.png")
+    watch = {"--watch": tmp_path / "held", "--watch-labels": None, "--watch-every": 1}
+    assert distill(images, tmp_path / "run", **watch) == 0
+    printed = capsys.readouterr().out
+    (told,) = [line for line in printed.splitlines() if "Passed over" in line]
+    assert told.startswith("8 images in ")
+    assert "3 other files: " in told
+    assert all(f"1 not an image: {why}" in told for why in (".txt", ".heic", "a pipe"))
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["passed_over"]["not an image: a pipe"] == 1
+    assert "k-NN is scored on 20 images" in printed
+    assert json.loads((tmp_path / "run/watch.jsonl").read_text())["knn_images"] == 20
+
+
 def test_a_run_does_not_go_on_with_other_images(images, tmp_path, capsys):
     assert distill(images, tmp_path / "run") == 0
     Image.new("RGB", (40, 40)).save(images / "new.png")
