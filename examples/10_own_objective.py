@@ -2,9 +2,9 @@
 
 python examples/10_own_objective.py
 
-The loop asks it four things: the step (`forward`), which patches it hides (`draw`), what it is
-(`describe`, kept in checkpoints) and where the two models can be compared (`heads`, for pictures
-and for the watch). `TeacherAndStudent` answers what is left out.
+The loop asks it four things: the step (`forward`), which patches it hides (`draw`, from `masks`),
+what it is (`describe`, kept in checkpoints) and where the two models can be compared (`heads`, for
+pictures and for the watch). `TeacherAndStudent` answers what is left out.
 """
 
 from pathlib import Path
@@ -35,9 +35,6 @@ class SmoothL1(TeacherAndStudent):
     @property
     def heads(self) -> proteus.ProteusLoss:
         return self.loss
-
-    def draw(self, *where: Any, **options: Any) -> Any:
-        return self.masks.draw(*where, **options)
 
     def describe(self) -> dict[str, Any]:
         return {"loss": {"smooth_l1": self.beta}, "masks": {"ratio": self.masks.ratio}}

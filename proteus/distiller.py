@@ -33,6 +33,7 @@ class TeacherAndStudent(nn.Module):
 
     teacher: Teacher
     num_inputs: int = 1  # what a loop takes from each batch: the images alone
+    masks: MaskGenerator | None = None  # of the patches that a step hides
 
     def __init__(self, teacher: Teacher, student: Student, **frozen: nn.Module) -> None:
         super().__init__()
@@ -81,8 +82,10 @@ class TeacherAndStudent(nn.Module):
         device: torch.device | str | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> Hidden | None:
-        """The patches that a step hides; None = nothing is hidden, and forward takes none."""
-        return None
+        """As `MaskGenerator.draw`; None = nothing is hidden, and forward takes no masks."""
+        if self.masks is None:
+            return None
+        return self.masks.draw(batch_size, generator, device, part)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: what is trained for."""
@@ -207,18 +210,6 @@ class Distiller(TeacherAndStudent):
     def heads(self) -> ProteusLoss:
         """The loss, which owns the heads."""
         return self.loss
-
-    def draw(
-        self,
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        part: tuple[int, int] = (0, 1),
-    ) -> Hidden | None:
-        """As `MaskGenerator.draw`; None without a patch term."""
-        if self.masks is None:
-            return None
-        return self.masks.draw(batch_size, generator, device, part)
 
     def describe(self) -> dict[str, Any]:
         """The loss and the masks, as `fit` records them."""

@@ -198,7 +198,6 @@ def _masked(squares: Any, looks: Mapping[str, Any], distiller: Any, seed: int) -
     import torch
     import torch.nn.functional as F
 
-    from ..distiller import Distiller
     from ..evaluation.pictures import patch_errors
     from ..masking import MaskGenerator
     from ..student import Student
@@ -212,7 +211,7 @@ def _masked(squares: Any, looks: Mapping[str, Any], distiller: Any, seed: int) -
             raise ValueError(f"--what masks: {student.cannot_hide()}")
         hidden = MaskGenerator(student.grid, probability=1).masks(len(squares), generator)
         return mask_pictures(squares, hidden, student.grid)
-    masks = distiller.masks if isinstance(distiller, Distiller) else None
+    masks = distiller.masks
     if masks is None:
         raise ValueError("--what masks: this run hides no patches. Got a run without patch term.")
     own = MaskGenerator(masks.grid, ratio=masks.ratio, probability=1, strategy=masks.strategy)
