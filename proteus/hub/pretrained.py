@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from ..paper import paper_scores
 from ..version import __version__
 
 OWNER = "proteus-distill"  # of the repositories on the Hugging Face Hub
@@ -34,7 +35,6 @@ class Pretrained:
     width: int
     depth: int
     teacher: str
-    scores: Mapping[str, float]
     revision: str | None = None
     sha256: str | None = None
     license: str = "mit"
@@ -44,6 +44,11 @@ class Pretrained:
     def repo(self) -> str:
         """`owner/name` on the Hub."""
         return f"{OWNER}/{self.name}"
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """The paper's numbers by protocol."""
+        return paper_scores(self.name)
 
     @property
     def recipe(self) -> dict[str, object]:
@@ -65,53 +70,12 @@ class Pretrained:
         return "github.com/BeSpontaneous/Proteus-pytorch (README, table of weights)"
 
 
-def paper_scores(
-    imagenet: float | None = None,
-    fine: float | None = None,
-    ade: float | None = None,
-    nyu: float | None = None,
-) -> Mapping[str, float]:
-    """Numbers of the paper by their protocols; None = it reports none."""
-    scores = {
-        "ImageNet-1K linear probe": imagenet,
-        "Fine-grained, mean of 12 sets, logistic regression": fine,
-        "ADE20K UperNet mIoU": ade,
-        "NYU-Depth V2 RMSE": nyu,
-    }
-    return {name: value for name, value in scores.items() if value is not None}
-
-
 _ALL = (
-    Pretrained(
-        "proteus-vit-ti14",
-        "dinov2",
-        192,
-        12,
-        "dinov2_vits14",
-        paper_scores(75.2, 80.2, 40.7, 0.423),
-    ),
-    Pretrained(
-        "proteus-vit-s14", "dinov2", 384, 12, "dinov2_vitb14", paper_scores(81.8, 85.8, 50.0, 0.350)
-    ),
-    Pretrained(
-        "proteus-vit-b14", "dinov2", 768, 12, "dinov2_vitl14", paper_scores(84.9, 88.6, 54.4, 0.303)
-    ),
-    Pretrained(
-        "proteus-vit-l14",
-        "dinov2",
-        1024,
-        24,
-        "dinov2_vitg14",
-        paper_scores(86.2, 91.0, 57.7, 0.240),
-    ),
-    Pretrained(
-        "proteus-vit-b14-synclr",
-        "synclr",
-        768,
-        12,
-        "synclr_vitl14",
-        paper_scores(81.4, 87.4, 52.5),
-    ),
-    Pretrained("proteus-vit-b14-clip", "clip", 768, 12, "clip_vitl14", paper_scores(81.2, 85.7)),
+    Pretrained("proteus-vit-ti14", "dinov2", 192, 12, "dinov2_vits14"),
+    Pretrained("proteus-vit-s14", "dinov2", 384, 12, "dinov2_vitb14"),
+    Pretrained("proteus-vit-b14", "dinov2", 768, 12, "dinov2_vitl14"),
+    Pretrained("proteus-vit-l14", "dinov2", 1024, 24, "dinov2_vitg14"),
+    Pretrained("proteus-vit-b14-synclr", "synclr", 768, 12, "synclr_vitl14"),
+    Pretrained("proteus-vit-b14-clip", "clip", 768, 12, "clip_vitl14"),
 )
 PRETRAINED: Mapping[str, Pretrained] = MappingProxyType({entry.name: entry for entry in _ALL})

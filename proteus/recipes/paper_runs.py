@@ -23,8 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..heads import Design
-from ..hub.pretrained import PRETRAINED
-from ..hub.pretrained import paper_scores as _scores
+from ..paper import paper_scores
 from .recipe import Data, Logits, Loss, Masks, Models, Optimizer, Preset, Recipe, Science
 
 _STUDENTS = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
@@ -80,9 +79,10 @@ def dinov2(
     )
 
 
-def _change(base: Recipe, scores: Mapping[str, float], **science: Any) -> Recipe:
+def _change(base: Recipe, **science: Any) -> Recipe:
     """The recipe with parts of its science changed, and what the paper reports for it."""
-    return replace(base, science=replace(base.science, **science), scores=scores)
+    changed = replace(base.science, **science)
+    return replace(base, science=changed, scores=paper_scores(base.name))
 
 
 def synclr(preset: Preset = "paper") -> Recipe:
@@ -92,7 +92,7 @@ def synclr(preset: Preset = "paper") -> Recipe:
         about="ViT-B/14 from SynCLR-L/14 (section 3.4); needs science.model.teacher_checkpoint",
     )  # fmt: skip
     model = replace(base.science.model, teacher="synclr_vitl14", student="vit_base_patch14_synclr")
-    return _change(base, PRETRAINED["proteus-vit-b14-synclr"].scores, model=model)
+    return _change(base, model=model)
 
 
 def clip(preset: Preset = "paper") -> Recipe:
@@ -112,10 +112,7 @@ def clip(preset: Preset = "paper") -> Recipe:
     # OpenAI's class token is a vector, which the authors' rule therefore spares.
     undecayed = ("cls_token",) if official else None
     optimizer = replace(base.science.optimizer, undecayed=undecayed)
-    return _change(
-        base, PRETRAINED["proteus-vit-b14-clip"].scores,
-        model=model, loss=_TOKEN_ONLY, masks=Masks(), optimizer=optimizer,
-    )  # fmt: skip
+    return _change(base, model=model, loss=_TOKEN_ONLY, masks=Masks(), optimizer=optimizer)
 
 
 def clip_merge(preset: Preset = "paper") -> Recipe:
@@ -125,7 +122,7 @@ def clip_merge(preset: Preset = "paper") -> Recipe:
         name="table15-clip-merge",
         about="ViT-B/14 from CLIP-L/14 on ImageNet-Merge (A.4, Table 15)",
     )
-    return _change(base, _scores(fine=87.8), data=_iterations(base.science.data, "merge"))
+    return _change(base, data=_iterations(base.science.data, "merge"))
 
 
 def table1(kind: str, preset: Preset = "paper") -> Recipe:
@@ -135,10 +132,10 @@ def table1(kind: str, preset: Preset = "paper") -> Recipe:
         kind: `hard-kl-ce`, `soft-kl-ce`, `hard-kl`, `soft-kl`, or `hint` (features, token only).
         preset: See the module.
     """
-    name, about = f"table1-{kind}", f"ViT-S/14 from DINOv2-B/14 by {_TABLE1[kind][0]} (Table 1)"
-    base, scores = dinov2("s", "b", preset, name=name, about=about), _scores(*_TABLE1[kind][1])
+    name, about = f"table1-{kind}", f"ViT-S/14 from DINOv2-B/14 by {_TABLE1[kind]} (Table 1)"
+    base = dinov2("s", "b", preset, name=name, about=about)
     if kind == "hint":
-        return _change(base, scores, masks=Masks(), loss=_TOKEN_ONLY)
+        return _change(base, masks=Masks(), loss=_TOKEN_ONLY)
     with_labels = kind.endswith("-ce")
     logits = Logits(
         classifier="dinov2_vitb14_linear_head.pth",
@@ -146,25 +143,20 @@ def table1(kind: str, preset: Preset = "paper") -> Recipe:
         ce=0.5 if with_labels else 0.0,
         hard=kind.startswith("hard"),
     )
-    return _change(base, scores, masks=Masks(), logits=logits)
+    return _change(base, masks=Masks(), logits=logits)
 
 
 _TABLE1 = {
-    "hard-kl-ce": ("hard logits and labels", (82.8, 78.7)),
-    "soft-kl-ce": ("soft logits and labels", (80.3, 71.5)),
-    "hard-kl": ("hard logits", (81.7, 79.7)),
-    "soft-kl": ("soft logits", (82.3, 80.5)),
-    "hint": ("its class token", (81.7, 85.3)),
+    "hard-kl-ce": "hard logits and labels",
+    "soft-kl-ce": "soft logits and labels",
+    "hard-kl": "hard logits",
+    "soft-kl": "soft logits",
+    "hint": "its class token",
 }
-_TABLE2: Mapping[str, tuple[float, float, float] | None] = {
-    "token": (81.7, 85.3, 44.0),
-    "feature": (79.2, 83.3, 47.0),
-    "patch": None,
-    "token-feature": (81.7, 86.1, 47.4),
-    "token-patch": None,
-    "feature-patch": None,
-    "token-feature-patch": (81.8, 85.8, 50.0),
-}
+_TABLE2 = (
+    "token", "feature", "patch", "token-feature", "token-patch", "feature-patch",
+    "token-feature-patch",
+)  # fmt: skip
 
 
 def table2(terms: str, preset: Preset = "paper") -> Recipe:
@@ -182,7 +174,7 @@ def table2(terms: str, preset: Preset = "paper") -> Recipe:
     token, feature, patch = (float(t in chosen) for t in ("token", "feature", "patch"))
     loss = Loss(token=token, feature=feature, patch=patch)
     masks = base.science.masks if "patch" in chosen else Masks()
-    return _change(base, _scores(*(_TABLE2[terms] or ())), loss=loss, masks=masks)
+    return _change(base, loss=loss, masks=masks)
 
 
 def proxy(name: str, preset: Preset = "paper") -> Recipe:
@@ -192,20 +184,19 @@ def proxy(name: str, preset: Preset = "paper") -> Recipe:
         name: A key of the table below.
         preset: See the module.
     """
-    kind, what, scores = _PROXIES[name]
+    kind, what = _PROXIES[name]
     base = dinov2("s", "b", preset, name=name, about=f"ViT-S/14 from DINOv2-B/14 on {what}")
-    return _change(base, _scores(*scores), data=_iterations(base.science.data, kind))
+    return _change(base, data=_iterations(base.science.data, kind))
 
 
-_PROXIES: Mapping[str, tuple[str, str, tuple[float, ...]]] = {
-    "table10-imagenet": ("all", "ImageNet-1K (Table 10)", (81.8, 85.8)),
-    "table10-merge": ("merge", "ImageNet-Merge, 1.4 M images (Table 10)", (81.8, 86.7)),
-    "table10-single": ("single:1200000", "views of a single image (Table 10)", (63.7, 68.7)),
-    # Read off the figures, to about 0.1; section 3.5 says 1.8 below and 0.1 above 81.8.
-    "fig6-classes-50": ("sub-class:0.5", "half of ImageNet's classes (Fig. 6)", (81.3, 85.15)),
-    "fig6-classes-20": ("sub-class:0.2", "a fifth of ImageNet's classes (Fig. 6)", (80.0, 84.8)),
-    "fig7-data-50": ("sub-data:0.5", "half of each class (Fig. 7)", (81.9, 85.6)),
-    "fig7-data-20": ("sub-data:0.2", "a fifth of each class (Fig. 7)", (81.6, 84.9)),
+_PROXIES = {
+    "table10-imagenet": ("all", "ImageNet-1K (Table 10)"),
+    "table10-merge": ("merge", "ImageNet-Merge, 1.4 M images (Table 10)"),
+    "table10-single": ("single:1200000", "views of a single image (Table 10)"),
+    "fig6-classes-50": ("sub-class:0.5", "half of ImageNet's classes (Fig. 6)"),
+    "fig6-classes-20": ("sub-class:0.2", "a fifth of ImageNet's classes (Fig. 6)"),
+    "fig7-data-50": ("sub-data:0.5", "half of each class (Fig. 7)"),
+    "fig7-data-20": ("sub-data:0.2", "a fifth of each class (Fig. 7)"),
 }
 
 
@@ -221,14 +212,14 @@ def table13(preset: Preset = "paper") -> Recipe:
         about=f"{_pair('s', 'b')}, inheriting its weights uniformly (Table 13)",
     )  # fmt: skip
     model = replace(base.science.model, init="select")
-    return _change(base, _scores(81.5, 85.3), model=model)
+    return _change(base, model=model)
 
 
 def inherit(name: str, preset: Preset = "paper") -> Recipe:
     """Weight inheritance under supervision, with and without a teacher's logits (Tables 11, 12).
 
     Args:
-        name: A key of the table below. Where labels alone teach, the teacher is what the student
+        name: One of those below. Where labels alone teach, the teacher is what the student
             inherits from, or unused.
         preset: See the module.
     """
@@ -251,20 +242,15 @@ def inherit(name: str, preset: Preset = "paper") -> Recipe:
     if teaches:
         head = "deit_small_patch16_224-cd65a155.pth" if deit else "dinov2_vits14_linear_head.pth"
         logits = Logits(classifier=head, kl=0.5, ce=0.5, hard=True)
-    scores = {"ImageNet-1K top-1, supervised": _INHERIT[name]}
-    return _change(base, scores, model=model, masks=Masks(), logits=logits)
+    return _change(base, model=model, masks=Masks(), logits=logits)
 
 
-_INHERIT: Mapping[str, float] = {
-    "table11-ti16": 73.7,
-    "table11-ti16-inherit": 74.8,
-    "table11-ti16-labels": 71.9,
-    "table11-ti16-labels-inherit": 73.5,
-    "table12-ti14": 77.5,
-    "table12-ti14-inherit": 77.2,
-    "table12-ti14-labels": 75.4,
-    "table12-ti14-labels-inherit": 75.8,
-}
+_INHERIT = tuple(
+    f"{model}{labels}{inherited}"
+    for model in ("table11-ti16", "table12-ti14")
+    for labels in ("", "-labels")
+    for inherited in ("", "-inherit")
+)
 
 
 def table18(teacher: str, preset: Preset = "paper") -> Recipe:
@@ -273,29 +259,27 @@ def table18(teacher: str, preset: Preset = "paper") -> Recipe:
         "s", teacher, preset, name=f"table18-from-{teacher}14",
         about=f"{_pair('s', teacher)} (Table 18)",
     )  # fmt: skip
-    return replace(base, scores=_scores(fine={"g": 80.6, "l": 82.2, "b": 85.8}[teacher]))
+    return _change(base)
 
 
 def table20(design: str, preset: Preset = "paper") -> Recipe:
     """Designs of the projection head, class token only (A.9, Table 20)."""
-    head, scores = _TABLE20[design]
     base = dinov2(
         "s", "b", preset, name=f"table20-{design}",
         about=f"ViT-S/14 from DINOv2-B/14, class token only, head {design} (Table 20)",
     )  # fmt: skip
-    return _change(base, _scores(*scores), loss=replace(_TOKEN_ONLY, head=head), masks=Masks())
+    return _change(base, loss=replace(_TOKEN_ONLY, head=_TABLE20[design]), masks=Masks())
 
 
-_TABLE20: Mapping[str, tuple[Design, tuple[float, float]]] = {
-    "linear-gelu": ("linear_gelu", (81.8, 84.9)),
-    "gelu-linear": ("gelu_linear", (81.5, 85.3)),
-    "ln-linear": ("ln_linear", (81.7, 85.3)),
+_TABLE20: Mapping[str, Design] = {
+    "linear-gelu": "linear_gelu",
+    "gelu-linear": "gelu_linear",
+    "ln-linear": "ln_linear",
 }
 
 
 def _scored(student: str, teacher: str, preset: Preset) -> Recipe:
-    found = dinov2(student, teacher, preset)
-    return replace(found, scores=PRETRAINED[f"proteus-vit-{student}14"].scores)
+    return _change(dinov2(student, teacher, preset))
 
 
 RUNS: Mapping[str, Callable[[Preset], Recipe]] = MappingProxyType(

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import proteus
-from proteus.evaluation.suite.paper_rows import PAPER
 from proteus.features import IMAGENET
 from proteus.hub.pretrained import PRETRAINED
 from proteus.models import build as backbone
+from proteus.paper import PAPER
 from proteus.recipes import RUNS, build, cost, recipe, run, with_settings
 from proteus.training import parameter_groups
 
