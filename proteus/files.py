@@ -9,11 +9,18 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _DEEPEST = 100  # levels; ours have ten at most, and what walks through them calls itself
 _DIGEST = "digest"
 _MOST_STEPS = 10**15
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def sync(path: Path) -> None:
@@ -86,9 +93,41 @@ def _publish(file: Path, target: Path) -> None:
 def is_plain(path: Path) -> bool:
     """Whether it is a regular file of this folder: no link to elsewhere, no pipe, no device."""
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
+        return not kind_of(path, links=False)
     except (OSError, ValueError):
         return False
+
+
+def kind_of(path: str | Path, *, links: bool = True) -> str:
+    """What stands there if it is no regular file, `a pipe`; "" for a file.
+
+    Args:
+        path: Place.
+        links: Follow them; else they are no files.
+
+    Raises:
+        OSError: If there is nothing.
+    """
+    found = os.stat(path, follow_symlinks=links)  # noqa: PTH116 - a million paths
+    mode = stat.S_IFMT(found.st_mode)
+    return "" if mode == stat.S_IFREG else _KINDS.get(mode, "no file")
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a file to read its bytes; whoever reads a pipe or a device may wait for ever.
+
+    Raises:
+        OSError: If it cannot be opened, or is no regular file.
+    """
+    # Before it is opened: that alone may do something to a device.
+    if kind := kind_of(path):
+        raise OSError(f"it is {kind}, no file")
+    return open(path, "rb", opener=_open_without_waiting)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """It may have become a pipe by now."""
+    return os.open(path, flags | vars(os).get("O_NONBLOCK", 0))
 
 
 def read_json(path: Path) -> Any:
@@ -98,9 +137,11 @@ def read_json(path: Path) -> Any:
         ValueError: With the reason alone, if it cannot be read, see `parse_json`.
     """
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is not a file" if path.exists() else "it is not there")
+        if kind_of(path):
+            raise ValueError("it is not a file")
         content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError("it is not there") from error
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     return parse_json(content)

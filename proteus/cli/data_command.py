@@ -65,7 +65,7 @@ def _run_data(arguments: argparse.Namespace) -> None:
 
 def _labels(path: Path, source: Any) -> list[str]:
     """The last column of each line; of columns before it, one must name the image in that place."""
-    from ..data.regular import open_regular
+    from ..files import open_regular
 
     with open_regular(path) as file:
         lines = [line for line in file.read().decode().splitlines() if line.strip()]

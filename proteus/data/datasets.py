@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from ..words import install
-from .decoding import CorruptImageError
+from .decoding import CorruptImageError, read_file
 from .places import ImageSource, Place
-from .regular import read_file
 
 _COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 

@@ -2,17 +2,21 @@
 
 import contextlib
 import io
+import os
 import re
 import threading
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+
+from ..files import open_regular
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 Image.init()  # Pillow knows its formats only now
@@ -37,6 +41,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BYTES_A_PIXEL = 12  # more than any format needs
 _BITS = (8, 10, 12, 14, 16)  # of sensors
 _PHOTOMETRIC, _MIN_IS_WHITE = 262, 0  # a tag of TIFF and its value
 # 1 MB, needs numpy only, releases the lock while it decodes.
@@ -45,6 +50,28 @@ _simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else N
 
 class CorruptImageError(ValueError):
     """An image cannot be decoded, or too many of a source cannot."""
+
+
+def read_file(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:
+    """The bytes of an image: a whole file or `size` bytes of it, from `offset` on.
+
+    Raises:
+        OSError: If it cannot be read, is no regular file, ends before, or is larger than an image
+            within Pillow's safety limit can be.
+    """
+    try:
+        with open_regular(path) as file:
+            length = os.fstat(file.fileno()).st_size
+            end = length if size is None else offset + size
+            if not 0 <= offset <= end <= length:
+                raise OSError(f"bytes {offset} to {end} are asked for, and it has {length}")
+            most = _BYTES_A_PIXEL * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else end
+            if end - offset > most:
+                raise OSError(f"{end - offset} bytes are more than any image needs")
+            file.seek(offset)
+            return file.read(end - offset)
+    except ValueError as error:  # a name that cannot be one
+        raise OSError(f"{error}") from error
 
 
 def open_image(data: bytes) -> Image.Image:

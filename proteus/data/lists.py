@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..files import kind_of, open_regular
 from .places import ImageSource, Place
-from .regular import kind_of, open_regular
 
 
 def open_list(file: str) -> ImageSource:

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import write_whole
-from .decoding import CorruptImageError
-from .regular import read_file
+from .decoding import CorruptImageError, read_file
 
 _MOST_CLASSES = 1_000_000
 

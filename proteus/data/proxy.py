@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .decoding import CorruptImageError, decode
+from .decoding import CorruptImageError, decode, read_file
 from .places import ImageSource, Place, join
-from .regular import read_file
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .regular import open_regular
+from ..files import open_regular, write_whole
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TRIES = 3
@@ -123,17 +122,13 @@ def fetch_shard(url: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     problem = ""
     for _ in range(_TRIES):
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as name:
-            part = Path(name, target.name)
-            try:
-                _download(url, part)
-                list(read_shard(str(part), ()))  # a page of a proxy must not stay in the cache
-                part.replace(target)
-                return str(target)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                    break
+        try:
+            write_whole(target, lambda part: _download(url, part))
+            return str(target)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                break
     raise ValueError(
         f"images: a shard cannot be fetched. Got {problem} for {url!r}; expected an uncompressed "
         f".tar. Check the address and the connection."
@@ -146,5 +141,4 @@ def _download(url: str, part: Path) -> None:
         expected = answer.headers.get("Content-Length")
         if expected is not None and file.tell() != int(expected):
             raise OSError(f"it broke off after {file.tell()} of {expected} bytes")
-        file.flush()
-        os.fsync(file.fileno())
+    list(read_shard(str(part), ()))  # a page of a proxy must not stay in the cache

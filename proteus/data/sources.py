@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import kind_of
 from .decoding import EXTENSIONS
 from .lists import open_list, open_saved
 from .places import ImageSource, Place, join
-from .regular import kind_of
 from .shards import expand_urls, fetch_shard, read_shard
 
 

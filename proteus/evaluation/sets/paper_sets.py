@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...data.regular import read_file
+from ...data.decoding import read_file
 from ...words import install
 from ..metrics import Metric
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...data.decoding import open_image
-from ...data.regular import read_file
+from ...data.decoding import open_image, read_file
 from ...words import nearest
 from ..dense.layouts import find_list
 from ..sets.labelled import SPLITS, is_there
