@@ -34,12 +34,17 @@ def markdown_text(text: str) -> str:
     return re.sub("[&<>]", lambda found: _HTML[found[0]], marked)
 
 
-def picture_text(text: str) -> str:
-    r"""The text as a short label of a picture: a dollar is no formula there.
+def picture_text(text: str, length: int = 40) -> str:
+    r"""The text as a label of a picture: its end, where it is longer.
+
+    A sign, not an escape of six letters, where nothing can be drawn. A dollar is one to
+    `write_figure`.
 
     Examples:
-        >>> print(picture_text("a$b$"))
-        a\$b\$
+        >>> picture_text("runs\n/first", 8)
+        '…�/first'
     """
-    line = printable(text)
-    return (line if len(line) <= 40 else f"{line[:39]}…").replace("$", r"\$")
+    shown = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+    return shown if len(shown) <= length else "…" + shown[1 - length :]

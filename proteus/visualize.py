@@ -231,7 +231,7 @@ def save_rows(rows: Sequence[Tensor], names: Sequence[str], path: str | Path) ->
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(picture_text(name))
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path)
 
 
 def save_columns(
@@ -248,24 +248,16 @@ def save_columns(
     figure = new_figure(1.9 * len(columns) + 0.4, 1.9 * len(names) + 0.4 + 0.3 * bool(title))
     axes = figure.subplots(len(names), len(columns), squeeze=False)
     for x, (heading, column) in enumerate(columns.items()):
-        axes[0, x].set_title(printable(heading, 26), fontsize=10)
+        axes[0, x].set_title(picture_text(heading, 26), fontsize=10)
         for y, picture in enumerate(column):
             axes[y, x].imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes[y, x].set_xticks([])
             axes[y, x].set_yticks([])
     for line, name in zip(axes, names, strict=True):
-        line[0].set_ylabel(printable(name, 26), fontsize=8)
+        line[0].set_ylabel(picture_text(name, 26), fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)
     write_figure(figure, path)
-
-
-def printable(text: str, length: int) -> str:
-    """Text of a file name that can be drawn: its end, where it is longer."""
-    shown = "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
-    return shown if len(shown) <= length else "…" + shown[1 - length :]
 
 
 def write_figure(figure: Any, path: str | Path) -> None:

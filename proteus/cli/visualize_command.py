@@ -60,8 +60,8 @@ def _run_visualize(arguments: argparse.Namespace) -> None:
     from ..data import open_source
     from ..evaluation.looking import find_neighbours, open_photos, save_found, with_length
     from ..report.page import Picture, write_report
+    from ..text import picture_text
     from ..training import choose_device
-    from ..visualize import printable
 
     # Images first: a wrong path must not cost a download.
     photos = open_photos(arguments.images, arguments.num)
@@ -70,7 +70,7 @@ def _run_visualize(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     looks, distiller = _models(arguments, choose_device(arguments.device))
     parts: list[Any] = [
-        printable(
+        picture_text(
             f"{arguments.model}: {len(photos.images)} of {photos.total} images of "
             f"{', '.join(arguments.images)}.",
             2000,
@@ -86,12 +86,12 @@ def _run_visualize(arguments: argparse.Namespace) -> None:
             found, skipped = find_neighbours(looks, photos, source, progress=True)
             _tell(skipped)
             save_found(photos, source, found, path)
-            parts.append(Picture(path, printable(
+            parts.append(Picture(path, picture_text(
                 f"The nearest images of {source.description}, by the cosine of class tokens.", 2000
             )))  # fmt: skip
         staged = Path(folder, "out")
         if arguments.out.suffix == ".html":
-            write_report(staged, printable(f"What {arguments.model} sees", 200), parts)
+            write_report(staged, picture_text(f"What {arguments.model} sees", 200), parts)
         else:
             _stack([part.path for part in parts[1:]], staged)
         staged.replace(arguments.out)

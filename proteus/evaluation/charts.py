@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..text import picture_text
-from ..visualize import new_figure
+from ..visualize import new_figure, write_figure
 
 Scores = Mapping[str, Mapping[str, float]]
 _LEAST_AXES = 3
@@ -47,7 +47,7 @@ def save_bars(scores: Scores, path: str | Path, *, title: str = "", label: str =
     axis.set_title(picture_text(title))
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, loc="outside right upper")
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path)
 
 
 def save_radar(
@@ -102,7 +102,7 @@ def save_radar(
     axis.set_ylim(0, 1)
     axis.set_title(picture_text(title))
     figure.legend(fontsize=8, loc="outside right upper")
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path)
 
 
 def radar_radii(scores: Scores, model: str, lower_is_better: Sequence[str] = ()) -> list[float]:

@@ -15,7 +15,8 @@ from ..data import CorruptImageError, ImageSource, decode, open_source
 from ..data.places import Place, join
 from ..features import Features
 from ..models.frozen import Extractor
-from ..visualize import Basis, new_figure, pca_maps, printable, write_figure
+from ..text import picture_text
+from ..visualize import Basis, new_figure, pca_maps, write_figure
 from ..weights.positions import is_resizable
 from .feature_set import check_finite, default_workers, eval_transform, square_size
 from .pictures import features_at, panel
@@ -289,7 +290,7 @@ def save_found(
     for line, (number, name) in zip(axes, rows, strict=True):
         first = name == rows[0][1]
         panel(line[0], photos.images[number], photos.names[number] if first else "", "black")
-        line[0].set_ylabel(printable(name, 22), fontsize=9)
+        line[0].set_ylabel(picture_text(name, 22), fontsize=9)
         for axis in line[1:]:
             axis.set_axis_off()
         near = found[name]
@@ -297,7 +298,7 @@ def save_found(
             line[1:], near.indices[number], near.similarity[number], strict=False
         ):
             axis.set_axis_on()
-            title = f"{printable(_kind(source, index), 15)}  {cosine:.2f}"
+            title = f"{picture_text(_kind(source, index), 15)}  {cosine:.2f}"
             panel(axis, decode(source.read(index)), title, "dimgrey")
     write_figure(figure, path)
 

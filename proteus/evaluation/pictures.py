@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..features import Features, ShapeError
 from ..models.frozen import Extractor, as_extractor
+from ..text import picture_text
 from ..visualize import (
     Basis,
     new_figure,
-    printable,
     save_masks,
     save_pca,
     save_rows,
@@ -252,7 +252,7 @@ def _class_colours(count: int) -> Tensor:
 def panel(axis: Any, image: Image.Image, title: str, colour: str) -> None:
     """One image with a title and a frame."""
     axis.imshow(image)
-    axis.set_title(printable(title, 22), fontsize=8, color=colour)
+    axis.set_title(picture_text(title, 22), fontsize=8, color=colour)
     axis.set_xticks([])
     axis.set_yticks([])
     for side in axis.spines.values():

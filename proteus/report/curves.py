@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..files import read_lines
 from ..text import picture_text
-from ..visualize import new_figure
+from ..visualize import new_figure, write_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +108,7 @@ def save_panels(panels: Mapping[str, Mapping[str, Curve]], path: str | Path) -> 
         axis.tick_params(labelsize=7)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path)
 
 
 def save_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:

@@ -16,6 +16,7 @@ from proteus.evaluation import looking
 from proteus.evaluation.looking import Look, find_neighbours, open_photos, pca_columns
 from proteus.models.frozen import as_extractor
 from proteus.recipes.reopen import reopen
+from proteus.text import picture_text
 
 PAIR = ["--teacher", "demo-teacher", "--student", "demo-student", "--image-size", "64"]
 
@@ -210,11 +211,8 @@ def test_names_of_files_are_drawn_as_they_are(tmp_path):
     columns = {r"$\frac{$ a": torch.rand(1, 3, 8, 8)}
     visualize.save_columns(columns, ["\udcff\n世 $x$"], tmp_path / "a.png", title="$y")
     assert (tmp_path / "a.png").stat().st_size > 1000
-    assert (
-        visualize.printable("a\nb\udcff", 9)
-        == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
-    )
-    assert visualize.printable("0123456789", 4) == "…789"
+    assert picture_text("a\nb\udcff", 9) == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
+    assert picture_text("0123456789", 4) == "…789"
 
 
 WRONG = [
