@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..features import ShapeError
-from ..models.frozen import Extractor, as_extractor
-from .cache import FeatureCache
+from ..models.frozen import Extractor
 from .extract import extract_features
-from .feature_set import FeatureSet, check_finite, check_sets, probe_resize, square_size
+from .feature_set import FeatureSet, check_finite, check_sets, probe_resize
+from .loading import BatchLoading, open_model
 from .metrics import accuracy, topk_accuracy
 from .sets.labelled import open_splits
 
@@ -112,12 +112,7 @@ def knn(
     *,
     ks: Sequence[int] = KS,
     temperature: float = TEMPERATURE,
-    image_size: int | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str | torch.device | None = None,
-    cache: str | Path | FeatureCache | None = None,
-    progress: bool = False,
+    **loading: Unpack[BatchLoading],
 ) -> KnnResult:
     """Classify test images by the votes of the nearest training images.
 
@@ -128,12 +123,7 @@ def knn(
         ks: Numbers of neighbours; those larger than the training set are left out and named in
             `dropped`.
         temperature: Votes are softmax(cosine / temperature).
-        image_size: Pixels; None = the model's own. The short side is resized to 256/224 of it.
-        batch_size: Images in a forward pass.
-        workers: Processes that decode images; None = chosen by the size of the set.
-        device: Where to run; None = where the model is.
-        cache: Folder for features, or None.
-        progress: Show bars.
+        **loading: See `BatchLoading`.
 
     Raises:
         ValueError: If every k is too large, there is one class only, or features are not finite.
@@ -152,15 +142,8 @@ def knn(
         *Same:* preprocessing, cosine similarity, temperature 0.07, votes.
         *Different:* a k that is too large is left out, where DINOv2 fails.
     """
-    extractor = as_extractor(model, image_size=image_size, device=device)
-    size = square_size(extractor, image_size)
-    bank, queries = [
-        extract_features(
-            extractor, data, image_size=size, batch_size=batch_size, workers=workers, cache=cache,
-            progress=progress,
-        )
-        for data in open_splits(train, test)
-    ]  # fmt: skip
+    extractor, size, left = open_model(knn, model, loading)
+    bank, queries = [extract_features(extractor, data, **left) for data in open_splits(train, test)]
     result = score_knn(bank, queries, ks=ks, temperature=temperature, device=extractor.device)
     classifier = NeighbourClassifier(
         extractor, bank.cls, bank.labels, k=result.best_k, temperature=temperature,
