@@ -30,6 +30,8 @@ from .feature_set import FeatureSet as FeatureSet
 from .imagenet_sets import imagenet_c as imagenet_c
 from .imagenet_sets import imagenet_variant as imagenet_variant
 from .imagenet_sets import mean_corruption_error as mean_corruption_error
+from .knn import knn_predict as knn_predict
+from .knn import knn_votes as knn_votes
 from .knn import score_knn as score_knn
 from .linear import score_linear as score_linear
 from .linear_heads import Head as Head
@@ -45,8 +47,6 @@ from .metrics import eleven_point_ap as eleven_point_ap
 from .metrics import eleven_point_map as eleven_point_map
 from .metrics import mean_class_accuracy as mean_class_accuracy
 from .metrics import topk_accuracy as topk_accuracy
-from .neighbours import knn_predict as knn_predict
-from .neighbours import knn_votes as knn_votes
 from .sets.labelled import LabelledImages as LabelledImages
 from .sets.labelled import open_labelled as open_labelled
 from .sets.packs import read_packs as read_packs

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.frozen import Extractor
-from .feature_set import check_finite, read_vectors
+from .feature_set import read_vectors
 from .linear_heads import probe_inputs
-from .neighbours import votes_in_pieces
 
 
 @runtime_checkable
@@ -72,50 +71,3 @@ class LinearClassifier(nn.Module):
         if self.blocks:
             inputs = probe_inputs(found["blocks"], found["patches"], self.blocks, self.avgpool)
         return F.linear(inputs, self.weight, self.bias)
-
-
-class NeighbourClassifier(nn.Module):
-    """A frozen model with the votes of the nearest training images.
-
-    Args:
-        extractor: The model.
-        bank: Features of the training images, [n, D]; scaled to length one here.
-        labels: long [n].
-        k: Neighbours.
-        temperature: Of the votes.
-        image_size: Side of the square images, pixels.
-        resize: Short side before the centre was cut out.
-    """
-
-    bank: Tensor
-    labels: Tensor
-
-    def __init__(
-        self,
-        extractor: Extractor,
-        bank: Tensor,
-        labels: Tensor,
-        *,
-        k: int,
-        temperature: float,
-        image_size: int,
-        resize: int,
-    ) -> None:
-        super().__init__()
-        self.extractor, self.k, self.temperature = extractor, k, temperature
-        self.image_size, self.resize = image_size, resize
-        self.num_classes = int(labels.max()) + 1
-        ready = F.normalize(bank.float(), dim=1)
-        self.register_buffer("bank", ready.to(extractor.device))
-        self.register_buffer("labels", labels.to(extractor.device))
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB images [B, 3, S, S] to votes [B, classes], float32."""
-        queries = self.extractor(images).cls.float()
-        check_finite(queries, "images")
-        pieces = votes_in_pieces(
-            self.bank, self.labels, queries, [self.k],
-            temperature=self.temperature, classes=self.num_classes,
-        )  # fmt: skip
-        return torch.cat([votes[self.k] for votes in pieces])

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
+from typing_extensions import Unpack
 
 from ..data.workers import load
-from ..models.frozen import Extractor, as_extractor
+from ..models.frozen import Extractor
 from ..world import gather, rank_and_world, together
 from .cache import FeatureCache
 from .feature_set import (
@@ -21,8 +21,8 @@ from .feature_set import (
     default_workers,
     probe_resize,
     read_vectors,
-    square_size,
 )
+from .loading import BatchLoading, open_model
 from .sets.labelled import open_labelled
 
 _PART_BATCHES = 4  # a part is what is stored, and dealt to a process, at once
@@ -34,14 +34,9 @@ def extract_features(
     dataset: Any,
     *,
     split: str | None = None,
-    image_size: int | None = None,
     resize: int | None = None,
     blocks: int = 0,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str | torch.device | None = None,
-    cache: str | Path | FeatureCache | None = None,
-    progress: bool = False,
+    **loading: Unpack[BatchLoading],
 ) -> FeatureSet:
     """Features of all images of a labelled set.
 
@@ -53,15 +48,10 @@ def extract_features(
         model: Anything `as_extractor` takes.
         dataset: Anything `open_labelled` takes.
         split: For `open_labelled`.
-        image_size: Side of the square images, pixels; None = the model's own.
         resize: Short side before the centre is cut out; None = as k-NN and the linear probe have
             it, 256 for 224. Give `image_size` for the fine-grained protocol.
         blocks: Keep the class tokens of this many last blocks, too (the linear probe takes 4).
-        batch_size: Images in a forward pass.
-        workers: Processes that decode images; None = all cores but one for large sets, else none.
-        device: Where to run; None = where the model is.
-        cache: Folder for features, or None.
-        progress: Show a bar.
+        **loading: See `BatchLoading`.
 
     Returns:
         A `FeatureSet` on the CPU.
@@ -76,11 +66,11 @@ def extract_features(
         >>> found.cls.shape, found.labels.tolist()
         (torch.Size([2, 5]), [0, 1])
     """
-    extractor = as_extractor(model, image_size=image_size, device=device)
+    extractor, size, _ = open_model(extract_features, model, loading)
     data = open_labelled(dataset, split=split)
     check_not_empty(data)
-    size = square_size(extractor, image_size)
     resize = resize or probe_resize(size)
+    cache, batch_size = loading.get("cache"), loading.get("batch_size", 64)
     store = cache if isinstance(cache, FeatureCache) or cache is None else FeatureCache(cache)
     key = ""
     if store is not None:
@@ -90,7 +80,9 @@ def extract_features(
     if tensors is None:
         images, parts = Resized(data, size, resize), _parts(len(data), batch_size)
         job = _Job(extractor, images, parts, blocks, store, key)
-        tensors = job.run(default_workers(workers, len(data)), progress)
+        tensors = job.run(
+            default_workers(loading.get("workers"), len(data)), loading.get("progress", False)
+        )
     found = FeatureSet(
         tensors["cls"],
         tensors["patches"],

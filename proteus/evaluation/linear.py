@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..models.frozen import Extractor, as_extractor
+from ..models.frozen import Extractor
 from ..world import rank_and_world
-from .cache import FeatureCache
 from .classifier import LinearClassifier
 from .extract import extract_features
-from .feature_set import FeatureSet, check_sets, probe_resize, square_size
+from .feature_set import FeatureSet, check_sets, probe_resize
 from .linear_heads import BLOCKS, LEARNING_RATES, Head, ProbeHeads, draw_batches, head_grid
+from .loading import Loading, open_model
 from .logistic_fit import holdout_split
 from .metrics import Metric, check_metric, score_of
 from .sets.labelled import open_splits
@@ -89,12 +89,8 @@ def linear_probe(
     learning_rates: Sequence[float] = LEARNING_RATES,
     num_blocks: Sequence[int] | None = None,
     metric: Metric = "accuracy",
-    image_size: int | None = None,
-    workers: int | None = None,
-    device: str | torch.device | None = None,
-    cache: str | Path | FeatureCache | None = None,
     seed: int = 0,
-    progress: bool = False,
+    **loading: Unpack[Loading],
 ) -> LinearProbeResult:
     """Train linear classifiers on a frozen model and report the best.
 
@@ -113,12 +109,8 @@ def linear_probe(
         num_blocks: Last blocks whose class tokens are the input; None = DINOv2's 1 and 4, or 1 for
             a CNN and for models of fewer blocks.
         metric: `accuracy` or `mean_class`.
-        image_size: Pixels; None = the model's own. The short side is resized to 256/224 of it.
-        workers: Processes that decode images; None = chosen by the size of the set.
-        device: Where to run; None = where the model is.
-        cache: Folder for features, or None. Augmented views are not kept.
         seed: Of weights, batches and crops.
-        progress: Show bars.
+        **loading: See `Loading`. Augmented views are not cached.
 
     Raises:
         ValueError: If there is one class only, labels are missing, or features are not finite.
@@ -145,29 +137,23 @@ def linear_probe(
         `select="holdout"` exist; the order of the images is drawn from our own generator.
     """
     _check_settings(select, iterations, batch_size)
-    extractor = as_extractor(model, image_size=image_size, device=device)
-    size = square_size(extractor, image_size)
+    extractor, size, left = open_model(linear_probe, model, loading)
     blocks = fitting_blocks(extractor) if num_blocks is None else tuple(num_blocks)
     depth = max(blocks)
     opened = open_splits(train, test)
-    training, testing = [
-        extract_features(
-            extractor, data, image_size=size, blocks=depth, workers=workers, cache=cache,
-            progress=progress,
-        )
-        for data in opened
-    ]  # fmt: skip
+    training, testing = [extract_features(extractor, one, blocks=depth, **left) for one in opened]
 
     def crops(batches: Iterable[Tensor]) -> Iterable[View]:
         return augmented_views(
             extractor, opened[0], (batch.tolist() for batch in batches), size=size, blocks=depth,
-            seed=seed, workers=workers,
+            seed=seed, workers=left.get("workers"),
         )  # fmt: skip
 
     result = score_linear(
         training, testing, select=select, iterations=iterations, batch_size=batch_size,
         learning_rates=learning_rates, num_blocks=blocks, metric=metric, seed=seed,
-        device=extractor.device, progress=progress, views=crops if augment else None,
+        device=extractor.device, progress=left.get("progress", False),
+        views=crops if augment else None,
     )  # fmt: skip
     classifier = LinearClassifier(
         extractor, result.weight, result.bias, image_size=size, resize=probe_resize(size),

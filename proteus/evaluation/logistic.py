@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..models.frozen import as_extractor
-from .cache import FeatureCache
 from .classifier import LinearClassifier
 from .extract import extract_features
-from .feature_set import FeatureSet, check_sets, square_size
+from .feature_set import FeatureSet, check_sets
+from .loading import BatchLoading, open_model
 from .logistic_fit import (
     Standard,
     Sweep,
@@ -76,12 +76,7 @@ def logistic_regression(
     metric: Metric | None = None,
     sweep: Sweep = "paper",
     max_iter: int | None = None,
-    image_size: int | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str | torch.device | None = None,
-    cache: str | Path | FeatureCache | None = None,
-    progress: bool = False,
+    **loading: Unpack[BatchLoading],
 ) -> LogisticResult:
     """The paper's fine-grained protocol: logistic regression on class tokens of a frozen model.
 
@@ -94,12 +89,7 @@ def logistic_regression(
             `open_labelled`), else accuracy; `map_11` where images have several labels.
         sweep: `paper` or `official`, see `penalties`.
         max_iter: Steps of the solver; None = the sweep's.
-        image_size: Pixels; None = the model's own. The short side is resized to it.
-        batch_size: Images in a forward pass.
-        workers: Processes that decode images; None = chosen by the size of the set.
-        device: Where to run; None = where the model is.
-        cache: Folder for features, or None.
-        progress: Show bars.
+        **loading: See `BatchLoading`.
 
     Raises:
         ValueError: If there is one class only, labels are missing, or features are not finite.
@@ -120,16 +110,9 @@ def logistic_regression(
         for all.
     """
     penalties(sweep)  # before hours of extraction
-    extractor = as_extractor(model, image_size=image_size, device=device)
-    size = square_size(extractor, image_size)
+    extractor, size, left = open_model(logistic_regression, model, loading)
     opened = open_splits(train, test, val)
-    sets = [
-        extract_features(
-            extractor, data, image_size=size, resize=size, batch_size=batch_size, workers=workers,
-            cache=cache, progress=progress,
-        )
-        for data in opened
-    ]  # fmt: skip
+    sets = [extract_features(extractor, data, resize=size, **left) for data in opened]
     if metric is None:
         name = Path(str(train)).name if isinstance(train, str | Path) else ""
         several = sets[0].labels.ndim == 2

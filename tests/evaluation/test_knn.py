@@ -85,8 +85,8 @@ def test_a_smaller_k_sums_the_first_of_the_largest_ks_votes():
 def test_a_bank_in_pieces_gives_the_same_votes(monkeypatch):
     train, labels, test = torch.randn(50, 6), torch.randint(0, 4, (50,)), torch.randn(20, 6)
     whole = knn_votes(train, labels, test, [3, 20])
-    monkeypatch.setattr("proteus.evaluation.neighbours._BANK", 7)
-    monkeypatch.setattr("proteus.evaluation.neighbours._QUERIES", 6)
+    monkeypatch.setattr("proteus.evaluation.knn._BANK", 7)
+    monkeypatch.setattr("proteus.evaluation.knn._QUERIES", 6)
     torch.testing.assert_close(knn_votes(train, labels, test, [3, 20]), whole)
 
 

@@ -16,10 +16,9 @@ from ..dense.maps import DenseImages, open_depth, open_segmentation
 from ..dense.segmentation import segmentation
 from ..extract import extract_features
 from ..feature_set import FeatureSet, default_workers, probe_resize
-from ..knn import score_knn
+from ..knn import KS, score_knn
 from ..linear import LinearProbeResult, fitting_blocks, score_linear
 from ..logistic import score_logistic
-from ..neighbours import KS
 from ..robustness import robustness
 from ..sets.labelled import open_labelled
 from ..sets.paper_sets import metric_of
