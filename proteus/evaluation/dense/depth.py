@@ -18,7 +18,7 @@ from .depth_scores import (
     average_depth_scores,
     check_convention,
     depth_mask,
-    masked_depth_scores,
+    depth_scores,
     silog_loss,
 )
 from .fit_head import Settings, train_dense
@@ -221,9 +221,9 @@ def score_depth(
     In a distributed run every process takes its share, and all get the same scores.
     """
 
-    def score(output: Tensor, target: Tensor) -> tuple[dict[str, float], int]:
-        return masked_depth_scores(
-            output[0], target, convention=convention, min_depth=min_depth, max_depth=max_depth,
+    def score(output: Tensor, target: Tensor) -> DepthScores:
+        return depth_scores(
+            [output[0]], [target], convention=convention, min_depth=min_depth, max_depth=max_depth,
             crop=data.crop, clamp=clamp,
         )  # fmt: skip
 

@@ -149,44 +149,22 @@ def image_depth_scores(
     return dict(zip(_DEPTH_NAMES, values, strict=True))
 
 
-def masked_depth_scores(
-    prediction: Tensor,
-    target: Tensor,
-    *,
-    convention: Convention,
-    min_depth: float,
-    max_depth: float,
-    crop: Crop,
-    clamp: bool,
-) -> tuple[dict[str, float], int]:
-    """Scores of the pixels of one map that count, and their number; see `depth_scores`."""
-    if prediction.shape != target.shape:
-        raise ShapeError(
-            f"depth: prediction and target differ in shape. Got {tuple(prediction.shape)} and "
-            f"{tuple(target.shape)}; resize the prediction to the target's size first."
-        )
-    mask = depth_mask(target, min_depth=min_depth, max_depth=max_depth, crop=crop)
-    values = prediction[mask]
-    values = values.clamp(min_depth, max_depth) if clamp else values
-    return image_depth_scores(values, target[mask], convention=convention), int(mask.sum())
-
-
 def average_depth_scores(
-    rows: Sequence[tuple[dict[str, float], int]], *, convention: Convention = "mmseg"
+    images: Sequence[DepthScores], *, convention: Convention = "mmseg"
 ) -> DepthScores:
     """Mean over images: "mmseg" with NaN (one bad image spoils it), "toolbox" without NaN.
 
     Args:
-        rows: Scores and number of pixels of each image.
+        images: Scores of each image.
         convention: Which mean.
     """
     check_convention(convention)
-    if not rows:
+    if not images:
         raise ValueError("depth: no images to score. Got none; expected at least one.")
-    table = torch.tensor([[r[n] for n in _DEPTH_NAMES] for r, _ in rows], dtype=torch.float64)
+    table = torch.tensor([[vars(i)[n] for n in _DEPTH_NAMES] for i in images], dtype=torch.float64)
     means = table.mean(0) if convention == "mmseg" else table.nanmean(0)
     scores = dict(zip(_DEPTH_NAMES, means.tolist(), strict=True))
-    return DepthScores(**scores, num_pixels=tuple(count for _, count in rows))
+    return DepthScores(**scores, num_pixels=tuple(n for i in images for n in i.num_pixels))
 
 
 def depth_scores(
@@ -232,14 +210,18 @@ def depth_scores(
         raise ValueError(
             f"depth: one prediction for each target. Got {len(predictions)} and {len(targets)}."
         )
-    rows = [
-        masked_depth_scores(
-            prediction, target, convention=convention, min_depth=min_depth, max_depth=max_depth,
-            crop=crop, clamp=clamp,
-        )
-        for prediction, target in zip(predictions, targets, strict=True)
-    ]  # fmt: skip
-    return average_depth_scores(rows, convention=convention)
+    images = []
+    for prediction, target in zip(predictions, targets, strict=True):
+        if prediction.shape != target.shape:
+            raise ShapeError(
+                f"depth: prediction and target differ in shape. Got {tuple(prediction.shape)} and "
+                f"{tuple(target.shape)}; resize the prediction to the target's size first."
+            )
+        mask = depth_mask(target, min_depth=min_depth, max_depth=max_depth, crop=crop)
+        values = prediction[mask].clamp(min_depth, max_depth) if clamp else prediction[mask]
+        scores = image_depth_scores(values, target[mask], convention=convention)
+        images.append(DepthScores(**scores, num_pixels=(int(mask.sum()),)))
+    return average_depth_scores(images, convention=convention)
 
 
 def silog_loss(prediction: Tensor, target: Tensor, *, eps: float = 1e-6) -> Tensor:

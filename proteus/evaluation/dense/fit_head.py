@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from ...data.workers import load
 from ...features import Features
 from ...models.frozen import Extractor, as_extractor
+from ..linear_heads import draw_batches
 from .crops import Augmentation, RandomCrops, all_windows
 from .decoders import Decoder, Head, build_decoder
 from .layers_of import first_seen, read_dense
@@ -217,7 +218,7 @@ def _stored_batches(
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     device = predictor.extractor.device
     size = (settings.image_size, settings.image_size)
-    for index in _order(len(cached.targets), settings):
+    for index in _drawn(len(cached.targets), settings):
         layers, targets = cached.batch(index, device)
         yield *predictor.decode(layers, size), targets
 
@@ -230,7 +231,7 @@ def _fresh_batches(
     )
     keys = (
         [(int(image), number * settings.batch_size + i) for i, image in enumerate(batch)]
-        for number, batch in enumerate(_order(len(data), settings))
+        for number, batch in enumerate(_drawn(len(data), settings))
     )
     device = predictor.extractor.device
     loader = DataLoader(crops, batch_sampler=keys, num_workers=settings.workers)
@@ -238,15 +239,8 @@ def _fresh_batches(
         yield *predictor.outputs(images), targets.to(device)
 
 
-def _order(count: int, settings: Settings) -> Iterator[Tensor]:
-    """Shuffled numbers, one permutation after the other, as batches of one size."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    pool = torch.empty(0, dtype=torch.long)
-    for _ in range(settings.iterations):
-        while len(pool) < settings.batch_size:
-            pool = torch.cat([pool, torch.randperm(count, generator=generator)])
-        yield pool[: settings.batch_size]
-        pool = pool[settings.batch_size :]
+def _drawn(count: int, settings: Settings) -> Iterator[Tensor]:
+    return draw_batches(count, settings.batch_size, settings.iterations, settings.seed)
 
 
 def _fit(
