@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .parser import Commands, add_command
+from ..settings import Machine, Optimizer
+from .parser import Commands, add_command, add_fields
 
 # Options that are short names for settings of the recipe.
 _SETTINGS = {
@@ -19,25 +20,20 @@ _SETTINGS = {
     "augment": "science.data.augment",
     "repeats": "science.data.repeats",
     "batch_size": "science.data.batch_size",
-    "lr": "science.optimizer.lr",
-    "weight_decay": "science.optimizer.weight_decay",
-    "warmup": "science.optimizer.warmup",
-    "precision": "science.optimizer.precision",
-    "ema": "science.optimizer.ema",
     "token": "science.loss.token",
     "feature": "science.loss.feature",
     "patch": "science.loss.patch",
     "mask": "science.masks.strategy",
     "seed": "science.seed",
-    "device": "machine.device",
-    "workers": "machine.workers",
-    "accumulate": "machine.accumulate",
-    "parallel": "machine.parallel",
-    "save_every": "machine.save_every",
-    "watch": "machine.watch",
-    "watch_every": "machine.watch_every",
-    "track": "machine.track",
 }
+# Fields that are options by their own names.
+_OPTIMIZER = ("lr", "weight_decay", "warmup", "precision", "ema")
+_MACHINE = (
+    "device", "workers", "accumulate", "parallel", "compile", "save_every",
+    "watch", "watch_labels", "watch_every", "track",
+)  # fmt: skip
+_SETTINGS |= {name: f"science.optimizer.{name}" for name in _OPTIMIZER}
+_SETTINGS |= {name: f"machine.{name}" for name in _MACHINE}
 _LENGTHS = ("epochs", "steps", "images")
 
 
@@ -74,11 +70,7 @@ def add(commands: Commands) -> None:
     length.add_argument("--steps", type=int, help="optimizer steps")
     length.add_argument("--images", type=int, help="images seen, whatever the set's size")
     add("--batch-size", type=int, help="images a step, on all processes together (default 64)")
-    add("--lr", type=float, help="peak learning rate (default 1e-3)")
-    add("--weight-decay", type=float, help="(default 0.05)")
-    add("--warmup", type=float, help="share of the steps (default 0.05)")
-    add("--precision", choices=["fp32", "bf16", "fp16"], help="(default fp32)")
-    add("--ema", type=float, metavar="DECAY", help="keep a moving average of the student too")
+    add_fields(distill, Optimizer, _OPTIMIZER)
     add("--image-size", type=int, help="pixels (default: the teacher's own)")
     supported = "(default 1 if the teacher supports it, else 0)"
     add("--token", type=float, help=f"weight of the class-token term {supported}")
@@ -87,16 +79,7 @@ def add(commands: Commands) -> None:
     add("--mask", choices=["random", "block"], help="(default random)")
     add("--out", type=Path, help="folder for log, checkpoint, export, pictures")
     add("--seed", type=int, help="(default 0)")
-    add("--device", help="auto, cpu, cuda, cuda:1, … (default auto)")
-    add("--workers", type=int, help="processes that decode images (default: cores - 1)")
-    add("--accumulate", type=int, help="parts of a batch, one after the other (default 1)")
-    add("--parallel", choices=["auto", "ddp", "fsdp"], help="under torchrun (default auto: ddp)")
-    add("--compile", action="store_true", help="compile teacher and student")
-    add("--save-every", type=int, help="steps between checkpoints (default 500)")
-    add("--watch", nargs="+", metavar="IMAGES", help="compare student and teacher on these")
-    add("--watch-labels", action="store_true", help="they have classes: k-NN as well")
-    add("--watch-every", type=int, help="steps between comparisons (default 1000)")
-    add("--track", nargs="+", metavar="WHERE", help="tensorboard, wandb, mlflow")
+    add_fields(distill, Machine, _MACHINE)
     add("--resume", nargs="?", const=True, choices=["auto"], default=False,
         help="go on with the run in --out; `--resume auto` = if there is one")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the run in --out")
@@ -159,9 +142,6 @@ def recipe_of(arguments: argparse.Namespace) -> Any:
         settings["science.model.init"] = "pretrained"
     if arguments.single is not None:
         settings["science.data.proxy"] = f"single:{arguments.single}"
-    for name in ("compile", "watch_labels"):
-        if given[name]:
-            settings[f"machine.{name}"] = True
     for line in arguments.set:
         path, value = parse_setting(line)
         if path in settings:

@@ -1,8 +1,10 @@
 """What all commands share."""
 
 import argparse
+import inspect
 import re
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
 
@@ -60,3 +62,23 @@ def add_command(
     )
     command.add_argument("--debug", action="store_true", help="show tracebacks")
     return command
+
+
+def add_fields(command: argparse.ArgumentParser, kind: type, names: Sequence[str]) -> None:
+    """Options for fields of a dataclass, None where not given; their help is its doc lines."""
+    hints = typing.get_type_hints(kind)
+    doc = inspect.getdoc(kind) or ""  # there is none under -OO
+    lines = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", doc, re.MULTILINE))
+    for name in names:
+        hint, default, taken = hints[name], kind.__dict__[name], typing.get_args(hints[name])
+        text = " ".join(re.split(r"\.(?:\s|$)", lines.get(name, ""))[0].replace("`", "").split())
+        text = re.sub("; None = (.*)", r" (default \1)", text[:1].lower() + text[1:])
+        options: dict[str, Any] = {"type": taken[0] if taken else hint}
+        if hint is bool:
+            options = {"action": "store_true", "default": None}
+        elif typing.get_origin(hint) is typing.Literal:
+            options = {"choices": taken}
+        elif typing.get_origin(hint) is tuple:
+            options = {"nargs": "+"}
+        said = f" (default {default})" if default else ""
+        command.add_argument(f"--{name.replace('_', '-')}", help=text + said, **options)

@@ -1,5 +1,7 @@
 """The paper's training runs by name, and how to run one."""
 
+from ..settings import Machine as Machine
+from ..settings import Optimizer as Optimizer
 from .by_path import from_json as from_json
 from .by_path import parse_setting as parse_setting
 from .by_path import read_recipe as read_recipe
@@ -14,10 +16,8 @@ from .paper_runs import RUNS as RUNS
 from .recipe import Data as Data
 from .recipe import Logits as Logits
 from .recipe import Loss as Loss
-from .recipe import Machine as Machine
 from .recipe import Masks as Masks
 from .recipe import Models as Models
-from .recipe import Optimizer as Optimizer
 from .recipe import Preset as Preset
 from .recipe import Recipe as Recipe
 from .recipe import Science as Science

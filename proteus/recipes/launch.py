@@ -4,6 +4,7 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -105,26 +106,15 @@ def run(
                 data,
                 steps=steps,
                 lr=_schedule(science, steps, data),
-                warmup=science.optimizer.warmup,
-                weight_decay=science.optimizer.weight_decay,
-                undecayed=science.optimizer.undecayed,
-                clip_grad=science.optimizer.clip_grad,
-                ema=science.optimizer.ema,
-                precision=science.optimizer.precision,
                 seed=science.seed,
-                accumulate=machine.accumulate,
-                parallel=machine.parallel,
-                compile=machine.compile,
-                activation_checkpointing=machine.activation_checkpointing,
                 device=world.device,
                 out=folder,
                 resume=going_on,
-                save_every=machine.save_every,
-                keep=machine.keep,
                 watch=watch,
                 trackers=trackers,
                 details=details,
                 progress=progress,
+                **_forwarded(recipe),
             )
         finally:  # also of a run that was stopped
             if folder is not None and world.first:
@@ -214,6 +204,13 @@ def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> Logi
     file = settings.pop("classifier")
     head = load_linear_head(file, teacher.embed_dim) if file else None
     return LogitDistiller(teacher, student, head, **settings)
+
+
+def _forwarded(recipe: Recipe) -> dict[str, Any]:
+    """Settings that `fit` takes as they are; the rest is made into objects first."""
+    settings = vars(recipe.science.optimizer) | vars(recipe.machine)
+    names = set(signature(fit).parameters) - {"lr", "device", "watch"}
+    return {name: value for name, value in settings.items() if name in names}
 
 
 def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedule:

@@ -24,7 +24,8 @@ from typing import Any
 
 from ..heads import Design
 from ..paper import paper_scores
-from .recipe import Data, Logits, Loss, Masks, Models, Optimizer, Preset, Recipe, Science
+from ..settings import Optimizer
+from .recipe import Data, Logits, Loss, Masks, Models, Preset, Recipe, Science
 
 _STUDENTS = {"ti": "tiny", "s": "small", "b": "base", "l": "large"}
 _TOKEN_ONLY = Loss(token=1.0, feature=0.0, patch=0.0)

@@ -15,11 +15,9 @@ from ..heads import Design
 from ..losses import Distance
 from ..masking import Strategy
 from ..ranges import RANGES, check_numbers
-from ..training.engine import Precision
-from ..training.parallel import Parallel
+from ..settings import Machine, Optimizer, ScheduleName
 
 Preset = Literal["paper", "official"]
-ScheduleName = Literal["cosine", "deit", "official"]
 
 
 @dataclass(frozen=True)
@@ -125,38 +123,6 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """AdamW, its schedule, and the precision of the step.
-
-    Attributes:
-        lr: Peak learning rate.
-        weight_decay: Of matrices.
-        undecayed: Further parameters that are spared; None = positions and tokens.
-        schedule: `cosine` (warm-up as a share of the run, to a hundredth of the peak), `deit` (in
-            epochs, moved in every step) or `official` (moved once an epoch, one epoch late).
-        warmup: Share of the steps; None = 0.05. Only with `cosine`.
-        warmup_epochs: Epochs; None = 5. Only with `deit` and `official`, as the next two.
-        warmup_lr: Where the warm-up starts; None = 1e-6.
-        min_lr: Where the cosine ends; None = 1e-5.
-        clip_grad: Largest norm of the gradient; None = no clipping.
-        ema: Decay of a moving average of the student; None = none.
-        precision: `fp32`, `bf16` or `fp16`.
-    """
-
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    undecayed: tuple[str, ...] | None = None
-    schedule: ScheduleName = "cosine"
-    warmup: float | None = None
-    warmup_epochs: float | None = None
-    warmup_lr: float | None = None
-    min_lr: float | None = None
-    clip_grad: float | None = None
-    ema: float | None = None
-    precision: Precision = "fp32"
-
-
-@dataclass(frozen=True)
 class Science:
     """What changes the numbers."""
 
@@ -167,39 +133,6 @@ class Science:
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What must not change the numbers.
-
-    Attributes:
-        device: See `proteus.training.fit`, as most of these.
-        workers: Processes that decode images; None = one less than the cores.
-        accumulate: Parts of a process's batch that go through the model one after the other.
-        parallel: `auto`, `ddp` or `fsdp`.
-        compile: Compile teacher and student.
-        activation_checkpointing: Less memory for a second forward pass.
-        save_every: Steps between checkpoints.
-        keep: How many checkpoints stay.
-        watch: Held-out images on which the student is compared with its teacher now and then.
-        watch_labels: They have classes: k-NN as well, half of them voting.
-        watch_every: Steps between these comparisons.
-        track: `tensorboard`, `wandb` or `mlflow`, besides `log.jsonl`.
-    """
-
-    device: str = "auto"
-    workers: int | None = None
-    accumulate: int = 1
-    parallel: Parallel = "auto"
-    compile: bool = False
-    activation_checkpointing: bool = False
-    save_every: int = 500
-    keep: int = 2
-    watch: tuple[str, ...] = ()
-    watch_labels: bool = False
-    watch_every: int = 1000
-    track: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

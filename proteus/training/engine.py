@@ -3,7 +3,8 @@
 import contextlib
 import copy
 import random
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -12,15 +13,20 @@ from torch import Tensor, nn
 
 from ..masking import Hidden
 from ..ranges import check_numbers
+from ..settings import Machine, Optimizer, Parallel, Precision, numbers
 from ..student import Student
 from ..world import World
 from .ema import Ema
 from .groups import parameter_groups
 from .objective import check_objective
-from .parallel import Parallel, blocks_of, whole, wrap
+from .parallel import blocks_of, whole, wrap
 from .state import EngineState, collect, restore
 
-Precision = Literal["fp32", "bf16", "fp16"]
+# What a step needs; the loop around it follows the other fields of the two.
+_STEP = (
+    "lr", "weight_decay", "undecayed", "clip_grad", "ema", "precision", "accumulate", "parallel",
+    "compile", "activation_checkpointing",
+)  # fmt: skip
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,19 +43,11 @@ class Engine:
     Args:
         model: See `proteus.training.Objective`; moved to the world's device and put in train mode.
         world: The processes, see `join`.
-        lr: First learning rate; `step` is given each one.
-        weight_decay: See `parameter_groups`.
-        undecayed: See `parameter_groups`.
+        optimizer: Its `lr` is the first one; `step` is given each.
+        machine: How the step is computed. Fields of both that only `fit` follows
+            (`warmup`, `save_every`, …) are not looked at.
         seed: Of masks, drop path and whatever else is random in a step.
-        precision: `fp32`; `bf16` or `fp16` = autocast, the latter with a gradient scaler. Weights,
-            losses and the optimizer stay float32.
-        accumulate: Parts of a batch that go through the model one after the other.
-        clip_grad: Largest norm of the gradient; None = no clipping, as in the paper.
-        ema: Decay of a moving average of the student's backbone; None = none.
-        parallel: `auto` (DDP where there are several processes), `ddp` or `fsdp` (FSDP2: student,
-            heads and teacher sharded).
-        compile: Compile teacher and student with `torch.compile`.
-        activation_checkpointing: Compute the blocks' activations twice instead of keeping them.
+        settings: Single fields of the two, in their place: `Engine(model, world, lr=1e-3)`.
 
     Raises:
         ValueError: If a setting is unknown, or the model cannot do what is asked.
@@ -59,42 +57,39 @@ class Engine:
         self,
         model: Any,
         world: World,
+        optimizer: Optimizer = Optimizer(),
+        machine: Machine = Machine(),
         *,
-        lr: float,
-        weight_decay: float = 0.05,
-        undecayed: Collection[str] | None = None,
         seed: int = 0,
-        precision: Precision = "fp32",
-        accumulate: int = 1,
-        clip_grad: float | None = None,
-        ema: float | None = None,
-        parallel: Parallel = "auto",
-        compile: bool = False,
-        activation_checkpointing: bool = False,
+        **settings: Any,
     ) -> None:
-        check_numbers("Engine", {
-            "lr": lr, "weight_decay": weight_decay, "seed": seed, "accumulate": accumulate,
-            "clip_grad": clip_grad, "ema": ema,
-        })  # fmt: skip
-        _check(precision, parallel)
+        if unknown := settings.keys() - _STEP:
+            raise TypeError(f"Engine: unknown settings. Got {sorted(unknown)}; expected {_STEP}.")
+        own = {name: settings.pop(name) for name in vars(optimizer) if name in settings}
+        optimizer, machine = replace(optimizer, **own), replace(machine, **settings)
+        check_numbers("Engine", {"seed": seed, **numbers(optimizer, machine)})
+        _check(optimizer.precision, machine.parallel)
         check_objective(model)
-        self.world, self.seed, self.precision = world, seed, precision
-        self.accumulate, self.clip_grad = accumulate, clip_grad
+        self.world, self.seed, self.precision = world, seed, optimizer.precision
+        self.accumulate, self.clip_grad = machine.accumulate, optimizer.clip_grad
         self.plain = model.to(world.device).train()
         # DDP would do this for the student; FSDP takes each shard from the process that holds it.
         world.share(model.teacher, model)
         # An export needs whole weights in a plain module, which a sharded one cannot be again.
-        self._twin = copy.deepcopy(model.student).cpu() if parallel == "fsdp" else None
-        if activation_checkpointing:
+        self._twin = copy.deepcopy(model.student).cpu() if machine.parallel == "fsdp" else None
+        if machine.activation_checkpointing:
             _keep_few_activations(model.student)
-        if compile:
-            _compile(model, blocks_only=parallel == "fsdp")
-        self.model = wrap(model, _parts(model), world, parallel)
-        groups = parameter_groups(model, weight_decay, undecayed)
+        if machine.compile:
+            _compile(model, blocks_only=machine.parallel == "fsdp")
+        self.model = wrap(model, _parts(model), world, machine.parallel)
+        groups = parameter_groups(model, optimizer.weight_decay, optimizer.undecayed)
         # Fused: the fp16 scaler then decides on the device whether a step is skipped.
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=world.device.type == "cuda")
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
-        self.ema = Ema(model.student.backbone, ema) if ema is not None else None
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=optimizer.lr, fused=world.device.type == "cuda"
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
+        decay = optimizer.ema
+        self.ema = None if decay is None else Ema(model.student.backbone, decay)
         self._parameters = [p for group in groups for p in group["params"]]
 
     def step(self, batch: Sequence[Tensor], step: int, lr: float) -> tuple[list[str], Tensor]:

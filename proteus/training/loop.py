@@ -16,19 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from ..ranges import check_numbers
+from ..settings import Machine, Optimizer, Parallel, Precision, numbers
 from ..world import join
 from .batches import Resumable, batches, check_data, count_steps, skipped_by
-from .engine import Engine, Precision
+from .engine import Engine
 from .folder import Resume, begin, claim, holding, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
 from .log import Row, RunLog
 from .objective import Objective, check_objective
-from .parallel import Parallel
 from .results import write_results
 from .schedule import EpochSchedule, Schedule, learning_rate
 from .trackers import Tracker
 
 History = list[Row]
+_DESCRIBED = ("weight_decay", "undecayed", "clip_grad", "ema", "precision")
 _FIRST_SAVE = 10  # whatever `save_every`: what a short run did is not lost
 
 
@@ -96,10 +97,11 @@ def fit(
         clip_grad: Largest norm of the gradient; None = no clipping, as in the paper.
         ema: Decay of a moving average of the student, exported too; None = none.
         seed: Of masks, drop path and data. The global generators are seeded anew in every step.
-        precision: `fp32`, `bf16` or `fp16`; see `Engine`.
+        precision: `fp32`, `bf16` or `fp16`; see `proteus.settings.Optimizer`.
         accumulate: Parts of a batch that go through the model one after the other, for the same
             gradient in less memory.
-        parallel: `auto`, `ddp` or `fsdp`; see `Engine`. Processes come from torchrun.
+        parallel: `auto`, `ddp` or `fsdp`; see `proteus.settings.Machine`. Processes come from
+            torchrun.
         compile: Compile teacher and student.
         activation_checkpointing: Less memory for a second forward pass.
         device: `auto` = the accelerator if there is one, else the CPU.
@@ -140,12 +142,18 @@ def fit(
         decayed (the authors decay them): `proteus.recipes` has their settings. Checkpoints hold no
         teacher.
     """
-    check_numbers("fit", {
-        "steps": steps, "epochs": epochs, "lr": 0.0 if callable(lr) else lr, "warmup": warmup,
-        "weight_decay": weight_decay, "clip_grad": clip_grad, "ema": ema, "seed": seed,
-        "accumulate": accumulate, "save_every": save_every, "keep": keep,
-        "watch_every": watch.every if watch else 1,
-    })  # fmt: skip
+    optimizer = Optimizer(
+        lr=0.0 if callable(lr) else lr, weight_decay=weight_decay, warmup=warmup,
+        undecayed=None if undecayed is None else tuple(sorted(undecayed)),
+        clip_grad=clip_grad, ema=ema, precision=precision,
+    )  # fmt: skip
+    machine = Machine(
+        accumulate=accumulate, parallel=parallel, compile=compile,
+        activation_checkpointing=activation_checkpointing, save_every=save_every, keep=keep,
+        watch_every=watch.every if watch else 1,
+    )  # fmt: skip
+    lengths = {"steps": steps, "epochs": epochs, "seed": seed}
+    check_numbers("fit", lengths | numbers(optimizer, machine))
     check_objective(distiller)
     total = count_steps(data, steps, epochs)
     schedule, described = _schedule(lr, warmup, total)
@@ -155,21 +163,15 @@ def fit(
         with world.as_one():
             check_data(data, world, total, accumulate)
             settings = {
-                "steps": total, **described, "weight_decay": weight_decay,
-                "undecayed": None if undecayed is None else sorted(undecayed),
-                "clip_grad": clip_grad, "ema": ema, "precision": precision, "seed": seed,
+                "steps": total, **described, "seed": seed,
+                **{name: value for name, value in vars(optimizer).items() if name in _DESCRIBED},
                 "teacher": distiller.teacher.name, "student": distiller.student.name,
                 "teacher_digest": world.once(lambda: _digest(distiller.teacher)),
                 **distiller.describe(), **(details or {}),
             }  # fmt: skip
             _check_describable(settings)
             going_on = folder is not None and claim(folder, world, resume, overwrite)
-            engine = Engine(
-                distiller, world, lr=schedule(0), weight_decay=weight_decay, undecayed=undecayed,
-                seed=seed, precision=precision, accumulate=accumulate, clip_grad=clip_grad, ema=ema,
-                parallel=parallel, compile=compile,
-                activation_checkpointing=activation_checkpointing,
-            )  # fmt: skip
+            engine = Engine(distiller, world, optimizer, machine, seed=seed, lr=schedule(0))
             start = resume_run(folder, engine, settings) if folder and going_on else 0
             if folder is not None:
                 begin(folder, world, going_on)

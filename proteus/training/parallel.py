@@ -2,14 +2,13 @@
 
 import warnings
 from collections.abc import Iterable
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..settings import Parallel
 from ..world import World
-
-Parallel = Literal["auto", "ddp", "fsdp"]
 
 
 @runtime_checkable
