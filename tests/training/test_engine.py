@@ -345,4 +345,4 @@ def test_compiled_it_is_the_same(distiller, batches):
 @pytest.mark.parametrize("setting", ["warmup", "save_every", "wieght_decay"])
 def test_a_setting_that_the_step_does_not_know_is_refused(setting: str) -> None:
     with pytest.raises(TypeError, match=f"Engine: unknown settings. Got \\['{setting}'\\]"):
-        Engine(nn.Linear(1, 1), join("cpu"), **{setting: 1})
+        Engine(torch.nn.Linear(1, 1), CPU, **{setting: 1})
