@@ -3,10 +3,12 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from ..words import nearest
+
+_LARGEST = 2**63 - 1  # what a generator of random numbers takes
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,3 +62,25 @@ def add_command(
     )
     command.add_argument("--debug", action="store_true", help="show tracebacks")
     return command
+
+
+def whole(text: str) -> int:
+    """The type of an option that is a whole number."""
+    return int(text)
+
+
+whole.__name__ = "whole number"  # what argparse calls it where `int` refuses
+
+
+def check_whole(
+    arguments: argparse.Namespace, least: Mapping[str, int], most: Mapping[str, int] | None = None
+) -> None:
+    """Refuse whole numbers below the least or above the most of their options."""
+    for name, low in least.items():
+        value, high = vars(arguments)[name], (most or {}).get(name, _LARGEST)
+        if value is None or low <= value <= high:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if value < low and high == _LARGEST:
+            raise ValueError(f"{option}: must be at least {low}. Got {value}.")
+        raise ValueError(f"{option}: out of range. Got {value}; expected {low} to {high}.")
