@@ -251,6 +251,21 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if type(step) is int and 0 <= step < _MOST_STEPS else None
 
 
+def newest(steps: Sequence[float]) -> list[int]:
+    """Which rows of a log count: where steps start again, later rows replace the earlier ones.
+
+    Examples:
+        >>> newest([0, 1, 2, 1])
+        [0, 3]
+    """
+    kept: list[int] = []
+    for index, step in enumerate(steps):
+        while kept and steps[kept[-1]] >= step:
+            kept.pop()
+        kept.append(index)
+    return kept
+
+
 def holes(steps: Sequence[int], end: int) -> str:
     """Which of the steps 0 ... `end - 1` are not among these rising ones, in words; "" if none.
 

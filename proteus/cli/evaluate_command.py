@@ -3,11 +3,10 @@
 import argparse
 import datetime
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .parser import Commands, add_command
+from .parser import Commands, add_command, check_whole, whole
 
 _logger = logging.getLogger(__name__)
 _SUITES = "knn,linear,finegrained,segmentation,depth"
@@ -36,7 +35,7 @@ def add(commands: Commands) -> None:
     add("--data", required=True, nargs="+", help="folder of packs, FOLDER/NAME, or NAME=PATH")
     add("--out", type=Path, required=True, help="folder for results and pictures")
     pixels = "pixels (default: the model's own; paper: 224, and 518 or 512 for maps)"
-    add("--image-size", type=_count(1), help=pixels)
+    add("--image-size", type=whole, help=pixels)
     add("--checkpoint", type=Path, help="local .safetensors or .pth with the model's weights")
     add("--random-weights", action="store_true", help="no weights: for timing, and as a baseline")
     add("--teacher", help="for agreement: a published name, a timm name, a folder")
@@ -53,29 +52,17 @@ def add(commands: Commands) -> None:
     best = "head of the linear probe: best on test, as in the paper, or on held-out training images"
     add("--select", choices=["test", "holdout"], default="test", help=f"{best} (default test)")
     add("--sweep", choices=["paper", "official"], help="of logistic regression (default: paper)")
-    add("--limit", type=_count(1), metavar="N", help="at most N images of each split")
+    add("--limit", type=whole, metavar="N", help="at most N images of each split")
     add("--cache", type=Path, help="folder for features (default: OUT/cache)")
-    add("--batch-size", type=_count(1), default=64, help="images in a forward pass (default 64)")
-    add("--workers", type=_count(0), help="processes that decode images (default: by set's size)")
-    add("--seed", type=_count(0), default=0)
+    add("--batch-size", type=whole, default=64, help="images in a forward pass (default 64)")
+    add("--workers", type=whole, help="processes that decode images (default: by set's size)")
+    add("--seed", type=whole, default=0)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
     evaluate.set_defaults(run=_run_evaluate)
 
 
-def _count(least: int) -> Callable[[str], int]:
-    """A whole number from `least` on, for argparse; what a generator of random numbers takes."""
-
-    def number(text: str) -> int:
-        value = int(text)
-        if not least <= value < 1 << 63:
-            raise argparse.ArgumentTypeError(f"must be at least {least}. Got {text}.")
-        return value
-
-    number.__name__ = "whole number"  # what argparse calls it where `int` refuses
-    return number
-
-
 def _run_evaluate(arguments: argparse.Namespace) -> None:
+    check_whole(arguments, {"image_size": 1, "limit": 1, "batch_size": 1, "workers": 0, "seed": 0})
     from ..evaluation.suite.find_sets import find_sets
     from ..evaluation.suite.presets import preset
     from ..evaluation.suite.runner import SuiteRun, check_out, plan_jobs

@@ -5,10 +5,12 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from ..words import nearest
+
+_LARGEST = 2**63 - 1  # what a generator of random numbers takes
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,3 +84,25 @@ def add_fields(command: argparse.ArgumentParser, kind: type, names: Sequence[str
             options = {"nargs": "+"}
         said = f" (default {default})" if default else ""
         command.add_argument(f"--{name.replace('_', '-')}", help=text + said, **options)
+
+
+def whole(text: str) -> int:
+    """The type of an option that is a whole number."""
+    return int(text)
+
+
+whole.__name__ = "whole number"  # what argparse calls it where `int` refuses
+
+
+def check_whole(
+    arguments: argparse.Namespace, least: Mapping[str, int], most: Mapping[str, int] | None = None
+) -> None:
+    """Refuse whole numbers below the least or above the most of their options."""
+    for name, low in least.items():
+        value, high = vars(arguments)[name], (most or {}).get(name, _LARGEST)
+        if value is None or low <= value <= high:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if value < low and high == _LARGEST:
+            raise ValueError(f"{option}: must be at least {low}. Got {value}.")
+        raise ValueError(f"{option}: out of range. Got {value}; expected {low} to {high}.")

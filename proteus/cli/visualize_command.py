@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .evaluate_command import _extractor
-from .parser import Commands, add_command
+from .parser import Commands, add_command, check_whole, whole
 
 _PARTS = ("pca", "masks", "neighbours")
 _ENDINGS = (".png", ".html")
@@ -35,23 +35,19 @@ def add(commands: Commands) -> None:
     add("--data", nargs="+", metavar="SET", help="where neighbours are looked for")
     add("--out", type=Path, default=Path("visualize.png"),
         help="FILE.png or FILE.html (default visualize.png)")  # fmt: skip
-    add("--num", type=int, default=8, metavar="N", help="at most N images (default 8)")
-    add("--image-size", type=int, help="pixels of the PCA maps (default: of a run its own, else up "
-        "to four times the model's own, at most 518)")  # fmt: skip
+    add("--num", type=whole, default=8, metavar="N", help="at most N images (default 8)")
+    add("--image-size", type=whole, help="pixels of the PCA maps (default: of a run its own, else "
+        "up to four times the model's own, at most 518)")  # fmt: skip
     add("--checkpoint", type=Path, help="local .safetensors or .pth with the model's weights")
     add("--random-weights", action="store_true", help="no weights: how much is the architecture")
-    add("--seed", type=int, default=0, help="of masks and random weights (default 0)")
+    add("--seed", type=whole, default=0, help="of masks and random weights (default 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
     visualize.set_defaults(run=_run_visualize)
 
 
 def _run_visualize(arguments: argparse.Namespace) -> None:
     arguments.what = what = _parts(arguments)
-    for name, low, high in (("num", 1, 100), ("seed", 0, 2**63 - 1), ("image_size", 1, 4096)):
-        value = vars(arguments)[name]
-        if value is not None and not low <= value <= high:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option}: out of range. Got {value}; expected {low} to {high}.")
+    check_whole(arguments, {"num": 1, "seed": 0, "image_size": 1}, {"num": 100, "image_size": 4096})
 
     import tempfile
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from ..files import read_lines
+from ..files import newest, read_lines
 from ..text import picture_text
 from ..visualize import new_figure, write_figure
 
@@ -175,10 +175,7 @@ class Columns:
 
 
 def read_columns(path: str | Path) -> Columns:
-    r"""Read a log of JSON lines, each an object of numbers with a "step".
-
-    Where steps start again at a smaller number (a run that was resumed), the later rows replace the
-    earlier ones.
+    r"""Read the newest rows of a log: JSON lines, each an object of numbers with a "step".
 
     Args:
         path: File; one that does not exist, or is a link, is empty.
@@ -206,9 +203,7 @@ def read_columns(path: str | Path) -> Columns:
     for name in names:
         parts = [c.get(name, np.full(len(c["step"]), np.nan)) for c in chunks]
         values[name] = np.concatenate([np.empty(0), *parts])
-    steps = values["step"]
-    least_after = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
-    kept = steps < least_after[: len(steps)]
+    kept = newest(values["step"].tolist())
     return Columns({name: found[kept] for name, found in values.items()}, unreadable)
 
 

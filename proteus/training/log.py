@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..files import holes, is_plain, read_lines, sha256_of, sync, write_whole
+from ..files import holes, is_plain, newest, read_lines, sha256_of, sync, write_whole
 from ..models.read import ImageInput
 from ..report.curves import NO_TERMS
 from ..world import World
@@ -287,21 +287,13 @@ class RunLog:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a log; what is no row, as the half of one of a run that was killed, is left out.
-
-    Where steps start again at a smaller number, the later rows replace the earlier ones.
-    """
+    """The newest rows of a log; the half of one, of a run that was killed, is left out."""
     return [row for _, row in _newest_rows(path)]
 
 
 def _newest_rows(path: Path) -> list[tuple[bytes, Row]]:
-    kept: list[tuple[bytes, Row]] = []
-    for line, row in read_lines(path):
-        while row and kept and kept[-1][1]["step"] >= row["step"]:
-            kept.pop()
-        if row:
-            kept.append((line, row))
-    return kept
+    rows = [(line, row) for line, row in read_lines(path) if row]
+    return [rows[index] for index in newest([row["step"] for _, row in rows])]
 
 
 def cut_rows(path: Path, start: int) -> list[int]:
