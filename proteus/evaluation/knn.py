@@ -261,7 +261,9 @@ def knn_predict(
     k: int = 20,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """Predict labels, long [m]: of each test feature the class with most votes, see `knn_votes`.
+    """Predict labels, long [m]: of each test feature the class with most votes of `knn_votes`.
+
+    What goes in, and what is an error, is as there.
 
     Examples:
         >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
