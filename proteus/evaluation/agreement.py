@@ -15,8 +15,8 @@ from ..features import Features, ShapeError
 from ..losses import ProteusLoss, token_distance
 from ..models.frozen import Extractor, as_extractor
 from ..models.read import evaluating
-from .dense.seg_scores import plain
 from .feature_set import Resized, check_finite, default_workers, probe_resize
+from .result import Result, plain
 from .sets.labelled import open_labelled
 
 
@@ -159,7 +159,7 @@ def _alignment(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> fl
 
 
 @dataclass(frozen=True)
-class AgreementResult:
+class AgreementResult(Result):
     """How a student compares with its teacher on held-out images.
 
     Attributes:
@@ -175,6 +175,7 @@ class AgreementResult:
             where not asked for.
     """
 
+    protocol = "agreement"
     num_images: int
     distances: dict[str, float]
     terms: dict[str, float]
@@ -184,9 +185,8 @@ class AgreementResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, ready for JSON; None stands for NaN."""
-        numbers = {"cka_cls": plain(self.cka_cls), "cka_patches": plain(self.cka_patches)}
         layers = [[plain(cka) for cka in row] for row in self.cka_layers]
-        return {"protocol": "agreement", **vars(self), **numbers, "cka_layers": layers}
+        return {**super().to_dict(), "cka_layers": layers}
 
 
 @torch.no_grad()

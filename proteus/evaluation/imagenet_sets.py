@@ -1,16 +1,16 @@
 """The published sets beside ImageNet: -A, -R and -Sketch, and ImageNet-C with its mCE."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .classifier import Classifier
 from .corruptions import SEVERITIES
+from .result import Result
 from .robustness import accuracies, check_classes
 from .sets.labelled import open_labelled
 
@@ -38,7 +38,7 @@ ALEXNET_ERRORS: Mapping[str, float] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class VariantResult:
+class VariantResult(Result):
     """What `imagenet_variant` measured.
 
     Attributes:
@@ -50,10 +50,6 @@ class VariantResult:
     accuracy: float
     num_classes: int
     num_images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
-        return asdict(self)
 
 
 def imagenet_variant(
@@ -101,7 +97,7 @@ def imagenet_variant(
 
 
 @dataclass(frozen=True)
-class ImageNetCResult:
+class ImageNetCResult(Result):
     """What `imagenet_c` measured.
 
     Attributes:
@@ -115,11 +111,6 @@ class ImageNetCResult:
     relative: Mapping[str, float]
     error: Mapping[str, tuple[float, ...]]
     num_images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON; None stands for NaN."""
-        mce = self.mce if len(self.relative) == len(ALEXNET_ERRORS) else None
-        return {**asdict(self), "mce": mce}
 
 
 def imagenet_c(

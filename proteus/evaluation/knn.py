@@ -15,6 +15,7 @@ from .extract import extract_features
 from .feature_set import FeatureSet, check_finite, check_sets, probe_resize
 from .loading import BatchLoading, open_model
 from .metrics import accuracy, topk_accuracy
+from .result import Result
 from .sets.labelled import open_splits
 
 KS = (10, 20, 100, 200)
@@ -70,7 +71,7 @@ class NeighbourClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class KnnResult:
+class KnnResult(Result):
     """Scores of k-NN classification.
 
     Attributes:
@@ -87,6 +88,7 @@ class KnnResult:
         classifier: Images to votes with `best_k`; None where features were given.
     """
 
+    protocol = "knn"
     top1: dict[int, float]
     top5: dict[int, float]
     best: float
@@ -98,11 +100,6 @@ class KnnResult:
     image_size: int = 0
     predictions: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
     classifier: NeighbourClassifier | None = field(default=None, repr=False, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers, ready for JSON."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("predictions", "classifier")}
-        return {"protocol": "knn", **kept}
 
 
 def knn(
@@ -264,7 +261,9 @@ def knn_predict(
     k: int = 20,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """Predict labels, long [m]: of each test feature the class with most votes, see `knn_votes`.
+    """Predict labels, long [m]: of each test feature the class with most votes of `knn_votes`.
+
+    What goes in, and what is an error, is as there.
 
     Examples:
         >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

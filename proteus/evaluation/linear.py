@@ -17,6 +17,7 @@ from .linear_heads import BLOCKS, LEARNING_RATES, Head, ProbeHeads, draw_batches
 from .loading import Loading, open_model
 from .logistic_fit import holdout_split
 from .metrics import Metric, check_metric, score_of
+from .result import Result
 from .sets.labelled import open_splits
 from .views import View, augmented_views, stored_views
 
@@ -25,7 +26,7 @@ _ROWS = 4096
 
 
 @dataclass(frozen=True)
-class LinearProbeResult:
+class LinearProbeResult(Result):
     """Scores of a linear probe.
 
     Attributes:
@@ -47,6 +48,7 @@ class LinearProbeResult:
         classifier: Images to scores; None where features were given.
     """
 
+    protocol = "linear_probe"
     score: float
     head: Head
     scores: dict[Head, float]
@@ -66,11 +68,8 @@ class LinearProbeResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, ready for JSON."""
-        left_out = ("weight", "bias", "classifier", "scores", "selection", "head")
-        kept = {k: v for k, v in vars(self).items() if k not in left_out}
         return {
-            "protocol": "linear_probe",
-            **kept,
+            **super().to_dict(),
             "head": self.head._asdict(),
             "scores": [{**head._asdict(), "score": s} for head, s in self.scores.items()],
             "selection": [{**head._asdict(), "score": s} for head, s in self.selection.items()],

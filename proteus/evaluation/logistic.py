@@ -22,12 +22,13 @@ from .logistic_fit import (
     standardise,
 )
 from .metrics import Metric, check_metric, score_of
+from .result import Result
 from .sets.labelled import open_splits
 from .sets.paper_sets import metric_of
 
 
 @dataclass(frozen=True)
-class LogisticResult:
+class LogisticResult(Result):
     """Scores of a logistic regression with a sweep over C.
 
     Attributes:
@@ -46,6 +47,7 @@ class LogisticResult:
         classifier: Images to scores; None where features were given.
     """
 
+    protocol = "logistic_regression"
     score: float
     metric: Metric
     constant: float
@@ -59,12 +61,6 @@ class LogisticResult:
     weight: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
     bias: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
     classifier: LinearClassifier | None = field(default=None, repr=False, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers, ready for JSON."""
-        left_out = ("weight", "bias", "classifier")
-        kept = {k: v for k, v in vars(self).items() if k not in left_out}
-        return {"protocol": "logistic_regression", **kept}
 
 
 def logistic_regression(

@@ -4,7 +4,7 @@ The published sets (ImageNet-A, -R, -Sketch, -C) are in `proteus.evaluation.imag
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from ..world import gather, rank_and_world, together
 from .classifier import Classifier
 from .corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from .feature_set import Resized
+from .result import Result
 from .sets.labelled import LabelledImages, open_labelled
 from .sets.targets import check_labels
 
 
 @dataclass(frozen=True)
-class RobustnessResult:
+class RobustnessResult(Result):
     """What `robustness` measured; fractions of 1.
 
     Attributes:
@@ -42,9 +43,8 @@ class RobustnessResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON; None stands for NaN."""
-        kept = self.kept if self.clean else None
         table = {name: {str(s): a for s, a in row.items()} for name, row in self.accuracy.items()}
-        return {**asdict(self), "kept": kept, "accuracy": table}
+        return {**super().to_dict(), "accuracy": table}
 
 
 def robustness(

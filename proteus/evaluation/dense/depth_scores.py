@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...features import ShapeError
-from .seg_scores import plain
+from ..result import plain
 
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0  # metres, NYU-Depth V2; both bounds are strict
 # Rows and columns of a 480 x 640 map that Eigen et al. evaluate.

@@ -1,6 +1,5 @@
 """Scores of label maps, with the meaning they have in mmseg: areas, summed over the whole set."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...features import ShapeError
+from ..result import plain
 
 IGNORE = 255
 
@@ -186,8 +186,3 @@ def segmentation_scores(areas: Areas, *, nan_to_num: float | None = None) -> Seg
         dice=tuple(found["dice"].tolist()),
         fscore=tuple(found["fscore"].tolist()),
     )
-
-
-def plain(value: float) -> float | None:
-    """A number for JSON, which has neither NaN nor infinity."""
-    return value if math.isfinite(value) else None
