@@ -1,6 +1,6 @@
 """Depth: how well the patches of a model tell how far away things are."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...models.frozen import as_extractor
 from .crops import DEPTH
-from .decoders import Decoder
+from .decoders import Decoder, Head
 from .depth_scores import (
     MAX_DEPTH,
     MIN_DEPTH,
@@ -21,40 +21,21 @@ from .depth_scores import (
     depth_scores,
     silog_loss,
 )
-from .fit_head import Settings, train_dense
+from .fit_head import train_dense
 from .maps import DepthImages, open_both, open_depth
 from .prediction import DensePredictor, score_set
-from .segmentation import default_size
+from .task import DenseResult, DenseTask, Paper, Settings
 
+_PAPER = Paper(4e-4, 25_000, distance=(1, 4), flip=True, augmentation=DEPTH)
 _BACKBONE_FACTOR = 0.1
 
 
 @dataclass(frozen=True)
-class DepthResult:
-    """What `depth` measured.
+class DepthResult(DenseResult[DepthScores]):
+    """What `depth` measured, see `DenseResult`: `scores.rmse` is the number of the paper, metres.
 
-    Attributes:
-        scores: Of the test set; `scores.rmse` is the number of the paper, metres.
-        settings: How the head was trained and scored.
-        num_train: Training images.
-        num_test: Test images.
-        predictor: The model with its head: `predictor([image])` gives metres [1, 1, H, W].
+    `predictor([image])` gives metres [1, 1, H, W].
     """
-
-    scores: DepthScores
-    settings: dict[str, Any]
-    num_train: int
-    num_test: int
-    predictor: DensePredictor = field(repr=False, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
-        return {
-            **self.scores.to_dict(),
-            "num_train": self.num_train,
-            "num_test": self.num_test,
-            **self.settings,
-        }
 
 
 def depth(
@@ -155,52 +136,28 @@ def depth(
     extractor = as_extractor(model, device=device)
     train_set, test_set = open_both(open_depth, train, test)
     between = partial(depth_mask, min_depth=min_depth, max_depth=max_depth)
-
-    def nothing(role: str, data: DepthImages) -> ValueError:
-        return ValueError(
-            f"depth: no pixel of the {role} maps lies between {min_depth} and {max_depth} metres. "
-            f"Got {len(data)} images in {data.description}; are the maps in metres?"
-        )
-
-    if not train_set.any_pixel(between):
-        raise nothing("training", train_set)
-    if not test_set.any_pixel(partial(between, crop=test_set.crop)):
-        raise nothing("test", test_set)
-    size = default_size(extractor) if image_size is None else image_size
-    rate = 1e-4 if finetune else 4e-4
-    settings = Settings(
-        head="norm_linear" if mode == "linear" else mode, finetune=finetune, image_size=size,
-        stride=max(size // 4, 1), flip=flip, iterations=iterations, batch_size=batch_size,
-        lr=rate if lr is None else lr, weight_decay=weight_decay,
-        warmup=iterations * 1500 // 25_000 if warmup is None else warmup,
-        augmentation=DEPTH if (finetune if augment is None else augment) else None,
-        channels=channels, workers=workers, cache_bytes=cache_bytes, seed=seed, progress=progress,
-    )  # fmt: skip
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        return silog_loss(output[:, 0], torch.where(between(target), target, 0.0))
-
-    def start(targets: Tensor) -> float:
-        valid = targets[between(targets)]
-        if not len(valid):
-            raise nothing("training", train_set)
-        return float(valid.double().mean())
-
-    predictor = train_dense(
-        extractor,
-        train_set,
-        settings,
+    scoring = {"convention": convention, **between.keywords, "clamp": clamp}
+    task = DenseTask(
+        trains=between,
+        tests=partial(between, crop=test_set.crop),
+        missing=(
+            f"depth: no pixel of the {{role}} maps lies between {min_depth} and {max_depth} metres",
+            "; are the maps in metres?",
+        ),
         num_outputs=1,
-        loss=loss,
-        finetuned=partial(_finetuning_groups, lr=settings.lr),
-        start=start,
+        mean_first=True,
+        groups=_finetuning_groups,
+        loss=lambda out, target: silog_loss(out[:, 0], torch.where(between(target), target, 0.0)),
     )
-    scoring: dict[str, Any] = {
-        "convention": convention,
-        "min_depth": min_depth,
-        "max_depth": max_depth,
-        "clamp": clamp,
-    }
+    task.check(train_set, test_set)
+    head: Head = "norm_linear" if mode == "linear" else mode
+    settings = _PAPER.settings(
+        extractor, head=head, finetune=finetune, image_size=image_size,
+        iterations=iterations, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
+        warmup=warmup, augment=augment, channels=channels, workers=workers,
+        cache_bytes=cache_bytes, seed=seed, progress=progress,
+    )  # fmt: skip
+    predictor = train_dense(extractor, train_set, settings, task=task)
     scores = score_depth(predictor, test_set, progress=progress, **scoring)
     described = {**settings.describe(), **scoring, "crop": test_set.crop}
     return DepthResult(scores, described, len(train_set), len(test_set), predictor)
@@ -216,10 +173,7 @@ def score_depth(
     clamp: bool = False,
     progress: bool = False,
 ) -> DepthScores:
-    """Predict every image of a set and score each, then take the mean.
-
-    In a distributed run every process takes its share, and all get the same scores.
-    """
+    """Predict every image of a set, see `score_set`, and score each, then take the mean."""
 
     def score(output: Tensor, target: Tensor) -> DepthScores:
         return depth_scores(
@@ -232,13 +186,15 @@ def score_depth(
     )
 
 
-def _finetuning_groups(backbone: nn.Module, decoder: Decoder, *, lr: float) -> list[dict[str, Any]]:
+def _finetuning_groups(
+    backbone: nn.Module, decoder: Decoder, settings: Settings
+) -> list[dict[str, Any]]:
     plain: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for name, parameter in backbone.named_parameters():
         spared = any(word in name for word in ("pos_embed", "cls_token", "norm"))
         (plain if spared else decayed).append(parameter)
-    rate = lr * _BACKBONE_FACTOR
+    rate = settings.lr * _BACKBONE_FACTOR
     return [
         {"params": list(decoder.parameters())},
         {"params": decayed, "lr": rate},

@@ -1,8 +1,7 @@
 """Train a dense head: what segmentation and depth share."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,66 +13,16 @@ from ...data.workers import load
 from ...features import Features
 from ...models.frozen import Extractor, as_extractor
 from ..linear_heads import draw_batches
-from .crops import Augmentation, RandomCrops, all_windows
-from .decoders import Decoder, Head, build_decoder
+from .crops import RandomCrops, all_windows
+from .decoders import build_decoder
 from .layers_of import first_seen, read_dense
 from .maps import DenseImages
 from .prediction import DensePredictor
+from .task import DenseTask, Loss, Settings
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Groups = Callable[[nn.Module, Decoder], list[dict[str, Any]]]
 _CHECK_EVERY = 50  # iterations between looks at the loss, each of which waits for the device
 _EXTRACT_BATCH = 32
 _START_IMAGES = 64  # whose maps give the first bias, where features are not kept
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a dense head is trained; see `segmentation` and `depth` for the paper's values."""
-
-    head: Head
-    finetune: bool
-    image_size: int
-    stride: int
-    flip: bool
-    iterations: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    warmup: int
-    augmentation: Augmentation | None
-    channels: int | None
-    workers: int
-    cache_bytes: int
-    seed: int
-    progress: bool
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "stride", "iterations", "batch_size", "channels"):
-            value = vars(self)[name]
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: must be at least 1. Got {value}.")
-        if not 0 <= self.warmup < self.iterations:
-            raise ValueError(
-                f"warmup: must be shorter than the run. Got {self.warmup} of {self.iterations} "
-                f"iterations."
-            )
-        if self.head == "upernet" and self.batch_size < 2:
-            raise ValueError(
-                "batch_size: UperNet pools an image to one pixel and normalises over the batch. "
-                "Got 1; expected at least 2."
-            )
-        if self.finetune and self.head in ("linear", "norm_linear"):
-            raise ValueError(
-                "finetune: a linear head measures a frozen model. Got finetune=True and 'linear'; "
-                "take 'upernet' or 'dpt'."
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """What belongs into a result: all that moves the numbers."""
-        left_out = ("workers", "cache_bytes", "progress", "augmentation")
-        plain = {name: value for name, value in vars(self).items() if name not in left_out}
-        return {**plain, "augment": self.augmentation is not None}
 
 
 class CachedSquares(NamedTuple):
@@ -99,14 +48,7 @@ class CachedSquares(NamedTuple):
 
 
 def train_dense(
-    extractor: Extractor,
-    data: DenseImages,
-    settings: Settings,
-    *,
-    num_outputs: int,
-    loss: Loss,
-    finetuned: Groups,
-    start: Callable[[Tensor], float] | None = None,
+    extractor: Extractor, data: DenseImages, settings: Settings, task: DenseTask
 ) -> DensePredictor:
     """Build a head and train it.
 
@@ -117,11 +59,7 @@ def train_dense(
         extractor: The model.
         data: Training images and maps.
         settings: Of the training.
-        num_outputs: Channels of the map.
-        loss: Of a map [B, C, H, W] and the targets [B, H, W].
-        finetuned: Parameter groups of the model and the head when both are trained.
-        start: Targets of all squares, or of up to 64 whole maps where features are not kept ->
-            first bias of the head; None = 0.
+        task: What the maps mean.
 
     Raises:
         ValueError: If features, losses or weights are not finite.
@@ -134,30 +72,29 @@ def train_dense(
         sample, _ = next(all_windows(data, settings.image_size, settings.stride))
         with torch.no_grad():
             layers = read_dense(extractor, sample[None])
-        decoder = build_decoder(settings.head, layers, num_outputs, channels=settings.channels)
+        decoder = build_decoder(settings.head, layers, task.num_outputs, channels=settings.channels)
         predictor = DensePredictor(
             extractor, decoder.to(device), settings.image_size, settings.stride, settings.flip
         )
         cached = None
         if settings.augmentation is None and not settings.finetune:
             cached = _cache(predictor, data, settings)
-        if start is not None:
+        if task.mean_first:
             bias = decoder.last().bias
             assert bias is not None  # every head's last convolution has one
-            nn.init.constant_(
-                bias, start(_some_targets(data) if cached is None else cached.targets)
-            )
+            targets = _some_targets(data) if cached is None else cached.targets
+            nn.init.constant_(bias, task.mean(targets, data))
         stream = (
             _stored_batches(predictor, cached, settings)
             if cached is not None
             else _fresh_batches(predictor, data, settings)
         )
         groups = (
-            finetuned(extractor.model, decoder)
+            task.groups(extractor.model, decoder, settings)
             if settings.finetune
             else [{"params": list(decoder.parameters())}]
         )
-        _fit(predictor, stream, loss, settings, groups)
+        _fit(predictor, stream, task.loss, settings, groups)
     return predictor.eval()
 
 

@@ -1,6 +1,6 @@
 """Semantic segmentation: how well the patches of a model tell what is where."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...models.frozen import Extractor, as_extractor
+from ...models.frozen import as_extractor
 from .crops import SEGMENTATION
-from .fit_head import Settings, train_dense
+from .fit_head import train_dense
 from .maps import SegmentationImages, open_both, open_segmentation
 from .prediction import DensePredictor, score_set
 from .seg_scores import (
@@ -21,39 +21,26 @@ from .seg_scores import (
     segmentation_areas,
     segmentation_scores,
 )
+from .task import DenseResult, DenseTask, Paper
 
-_REFERENCE_SIZE = 512
+_PAPER = Paper(8e-4, 60_000, distance=(2, 3), flip=False, augmentation=SEGMENTATION)
 
 
 @dataclass(frozen=True)
-class SegmentationResult:
-    """What `segmentation` measured.
+class SegmentationResult(DenseResult[SegmentationScores]):
+    """What `segmentation` measured, see `DenseResult`.
+
+    `predictor([image])` gives logits [1, C, H, W].
 
     Attributes:
-        scores: Of the test set.
         classes: Names of the classes, () where unknown.
-        settings: How the head was trained.
-        num_train: Training images.
-        num_test: Test images.
-        predictor: The model with its head: `predictor([image])` gives logits [1, C, H, W].
     """
 
-    scores: SegmentationScores
     classes: tuple[str, ...]
-    settings: dict[str, Any]
-    num_train: int
-    num_test: int
-    predictor: DensePredictor = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
-        return {
-            **self.scores.to_dict(),
-            "classes": list(self.classes),
-            "num_train": self.num_train,
-            "num_test": self.num_test,
-            **self.settings,
-        }
+        return {**self.scores.to_dict(), "classes": list(self.classes), **super().to_dict()}
 
 
 def segmentation(
@@ -152,55 +139,44 @@ def segmentation(
             f"segmentation: the sets differ in their number of classes. Got "
             f"{train_set.num_classes} (train) and {test_set.num_classes} (test)."
         )
-    for role, data in (("training", train_set), ("test", test_set)):
-        if not data.any_pixel(lambda labels: labels != IGNORE):
-            raise ValueError(
-                f"segmentation: no pixel of the {role} maps has a class. Got {len(data)} images in "
-                f"{data.description} with the label {IGNORE} (ignored) everywhere."
-            )
     if layer_decay is not None and not finetune:
         raise ValueError(
             f"segmentation: layer_decay= belongs to fine-tuning. Got {layer_decay} and "
             f"finetune=False."
         )
-    size = default_size(extractor) if image_size is None else image_size
-    rate = 1e-4 if finetune else 8e-4
-    settings = Settings(
-        head=mode, finetune=finetune, image_size=size,
-        stride=max(size * 2 // 3, 1), flip=False, iterations=iterations, batch_size=batch_size,
-        lr=rate if lr is None else lr, weight_decay=weight_decay,
-        warmup=iterations * 1500 // 60_000 if warmup is None else warmup,
-        augmentation=SEGMENTATION if (finetune if augment is None else augment) else None,
-        channels=channels, workers=workers, cache_bytes=cache_bytes, seed=seed, progress=progress,
-    )  # fmt: skip
     decay = (0.65 if _has_blocks(extractor.model) else 1.0) if layer_decay is None else layer_decay
-    predictor = train_dense(
-        extractor,
-        train_set,
-        settings,
+    labelled = partial(torch.ne, other=IGNORE)
+    task = DenseTask(
+        trains=labelled,
+        tests=labelled,
+        missing=(
+            "segmentation: no pixel of the {role} maps has a class",
+            f" with the label {IGNORE} (ignored) everywhere.",
+        ),
         num_outputs=train_set.num_classes,
         loss=segmentation_loss,
-        finetuned=partial(
-            layer_decay_groups,
+        groups=lambda backbone, decoder, settings: layer_decay_groups(
+            backbone,
+            decoder,
             lr=settings.lr,
-            weight_decay=weight_decay,
+            weight_decay=settings.weight_decay,
             decay=decay,
             num_layers=extractor.num_layers,
         ),
     )
+    task.check(train_set, test_set)
+    settings = _PAPER.settings(
+        extractor, head=mode, finetune=finetune, image_size=image_size,
+        iterations=iterations, batch_size=batch_size, lr=lr, weight_decay=weight_decay,
+        warmup=warmup, augment=augment, channels=channels, workers=workers,
+        cache_bytes=cache_bytes, seed=seed, progress=progress,
+    )  # fmt: skip
+    predictor = train_dense(extractor, train_set, settings, task=task)
     scores = score_segmentation(predictor, test_set, progress=progress)
-    described = settings.describe()
-    if finetune:
-        described["layer_decay"] = decay
+    described = {**settings.describe(), **({"layer_decay": decay} if finetune else {})}
     return SegmentationResult(
-        scores, train_set.classes, described, len(train_set), len(test_set), predictor
+        scores, described, len(train_set), len(test_set), predictor, train_set.classes
     )
-
-
-def default_size(extractor: Extractor, reference: int = _REFERENCE_SIZE) -> int:
-    """The multiple of the patch that is next to 512: 512 for patch 16, 518 for patch 14."""
-    patch = max(extractor.patch_size[0], 1)
-    return max(round(reference / patch), 1) * patch
 
 
 def segmentation_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -211,10 +187,7 @@ def segmentation_loss(output: Tensor, target: Tensor) -> Tensor:
 def score_segmentation(
     predictor: DensePredictor, data: SegmentationImages, *, progress: bool = False
 ) -> SegmentationScores:
-    """Predict every image of a set and score the areas of the whole set.
-
-    In a distributed run every process takes its share and all get the same scores.
-    """
+    """Predict every image of a set, see `score_set`, and score the areas of the whole set."""
 
     def score(output: Tensor, target: Tensor) -> Areas:
         areas = segmentation_areas(output.argmax(0), target, data.num_classes)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...models.frozen import Extractor
-from ..dense.segmentation import default_size
+from ..dense.task import default_size
 from ..feature_set import square_size
 
 _PROBE_SIZE = 224  # pixels, of the paper's classification

@@ -15,11 +15,11 @@ from conftest import vit
 from proteus.evaluation.dense.fit_head import lr_factor
 from proteus.evaluation.dense.maps import open_segmentation
 from proteus.evaluation.dense.segmentation import (
-    default_size,
     layer_decay_groups,
     segmentation,
     segmentation_loss,
 )
+from proteus.evaluation.dense.task import default_size
 from proteus.models.frozen import as_extractor
 
 PACKS = Path(os.environ.get("PROTEUS_PACKS", "../shared/data"))
