@@ -15,7 +15,8 @@ from ..world import World
 from . import checkpoint
 from .engine import Engine
 from .lock import FolderLock
-from .log import LOG, NOTES, TIMING, WATCH, RunLog, covered, go_back
+from .log import RunLog
+from .rows import LOG, NOTES, TIMING, WATCH, covered, go_back
 from .state import EngineState
 
 _logger = logging.getLogger(__name__)

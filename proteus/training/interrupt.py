@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, stop."""
+"""SIGTERM and Ctrl-C: finish the step, agree with the other processes, save, stop."""
 
 import multiprocessing
 import multiprocessing.util
@@ -83,6 +83,23 @@ class Interrupt:
                 os.write(2, b"\nStopping after this step. Ctrl-C once more leaves at once.\n")
         elif now - self._interrupted > _BOUNCE:
             raise KeyboardInterrupt
+
+
+def votes(asked: signal.Signals | None) -> tuple[bool, bool]:
+    """What a process says to the others of its signal, with the losses that they sum."""
+    return asked is signal.SIGTERM, asked is signal.SIGINT
+
+
+def decided(terminated: float, interrupted: float) -> signal.Signals | None:
+    """Why all of them stop, from the sum of their votes; None = none does.
+
+    Examples:
+        >>> decided(2, 1), decided(0, 0)
+        (<Signals.SIGINT: 2>, None)
+    """
+    if interrupted > 0:
+        return signal.SIGINT
+    return signal.SIGTERM if terminated > 0 else None
 
 
 class RunStopped(Exception):  # noqa: N818 - no error: the run did what it was told

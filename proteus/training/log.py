@@ -6,11 +6,9 @@ on the mean of their losses, on when to flush next, and on whether to stop.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
-import os
 import signal
 import sys
 import time
@@ -21,21 +19,18 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..files import holes, is_plain, newest, read_lines, sha256_of, sync, write_whole
+from ..files import sync
 from ..models.read import ImageInput
 from ..report.curves import NO_TERMS
 from ..world import World
 from . import checkpoint
+from .interrupt import decided, votes
+from .rows import LOG, TIMING, WATCH, Row, cut_rows, read_rows
 from .trackers import Tracker
 
 _logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 Item = TypeVar("Item")
-LOG, TIMING, WATCH = "log.jsonl", "timing.jsonl", "watch.jsonl"
-_STOPS = (signal.SIGTERM, signal.SIGINT)
-NOTES = "notes.txt"  # what befell the run, in sentences; its page shows them
-_COVERED = (LOG, WATCH)  # not timings: those of a resumed run differ, and its checkpoints may not
 _MOST_STEPS = 200  # between two flushes
 _MOST_OVERFLOWS = 40  # in a row: the scaler has then tried every scale there is
 
@@ -161,17 +156,13 @@ class RunLog:
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         wanted = min(_MOST_STEPS, max(1, int(len(self._pending) / elapsed)))
         losses = torch.stack([values for values, _, _ in self._pending])  # [steps, terms]
-        asked = self.asked()
-        agreed = losses.new_tensor(
-            [wanted if self.world.first else 0, *(asked is number for number in _STOPS)]
-        )
+        agreed = losses.new_tensor([wanted if self.world.first else 0, *votes(self.asked())])
         outside = sum((one.outside().to(losses) for one in self.inputs), losses.new_zeros(()))
         packed = self.world.sum(torch.cat([losses.flatten(), outside[None], agreed])).tolist()
         *packed, strange, interval, terminated, interrupted = packed
         if strange > 0:
             self._refuse_images()
-        if terminated > 0 or interrupted > 0:
-            self.stop_agreed = signal.SIGINT if interrupted > 0 else signal.SIGTERM
+        self.stop_agreed = decided(terminated, interrupted) or self.stop_agreed
         self._interval = max(1, round(interval)) if math.isfinite(interval) else 1
         width = len(self.names)
         for number, (_, rate, _) in enumerate(self._pending):
@@ -284,89 +275,6 @@ class RunLog:
             f"Training stopped: {what} at step {self.step}. Got {numbers}. {rescue} Lower the "
             f"learning rate (--lr), or look at the images around that step."
         )
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The newest rows of a log; the half of one, of a run that was killed, is left out."""
-    return [row for _, row in _newest_rows(path)]
-
-
-def _newest_rows(path: Path) -> list[tuple[bytes, Row]]:
-    rows = [(line, row) for line, row in read_lines(path) if row]
-    return [rows[index] for index in newest([row["step"] for _, row in rows])]
-
-
-def cut_rows(path: Path, start: int) -> list[int]:
-    """Cut what is not a row of a step before `start`; the steps that are left.
-
-    In place wherever rows are lost at the end alone: this needs no space.
-
-    Raises:
-        ValueError: If it is a link or no file: what it leads to is not ours to cut.
-    """
-    if not os.path.lexists(path):
-        return []
-    if not is_plain(path):
-        raise ValueError(
-            f"log: {path} is a link, or no file. Its rows would be cut elsewhere. Move it away."
-        )
-    rows = [(line, row["step"]) for line, row in _newest_rows(path) if row["step"] < start]
-    whole = b"".join(line.rstrip(b"\n") + b"\n" for line, _ in rows)
-    if not _starts_with(path, len(whole), hashlib.sha256(whole).hexdigest()):
-        write_whole(path, whole)
-    os.truncate(path, len(whole))
-    return [step for _, step in rows]
-
-
-def covered(folder: Path) -> dict[str, Any]:
-    """What the logs of a run hold now: name -> bytes and their sha256. A checkpoint keeps it."""
-    paths = [folder / name for name in _COVERED if is_plain(folder / name)]
-    return {path.name: [path.stat().st_size, sha256_of(path)] for path in paths}
-
-
-def go_back(folder: Path, start: int, saved: Any) -> None:
-    """Take the logs back to where a run stood after `start` steps; what of them is lost, is told.
-
-    By a warning, and in the run's notes, which its page shows: training is not repeated for rows.
-
-    Args:
-        folder: The run's.
-        start: Steps done.
-        saved: What `covered` gave then; None = the checkpoint is older than these checks.
-    """
-    known = saved if isinstance(saved, dict) else {}
-    for name in (LOG, TIMING, WATCH):
-        path, (length, digest) = folder / name, _entry(known.get(name))
-        if digest and is_plain(path) and _starts_with(path, length, digest):
-            os.truncate(path, length)
-            continue
-        kept = cut_rows(path, start)
-        missing = holes(kept, start) if name == LOG else ""
-        if missing:
-            _note(folder, f"{name} lacks rows that the run had written: {missing}.", start)
-        elif digest:
-            _note(folder, f"{name} is not what was saved: rows of it were changed or lost.", start)
-
-
-def _entry(found: Any) -> tuple[int, str]:
-    """Bytes and their sha256; zero where nothing usable is known."""
-    match found:
-        case [int(length), str(digest)] if length >= 0:
-            return length, digest
-    return 0, ""
-
-
-def _starts_with(path: Path, length: int, digest: str) -> bool:
-    return path.stat().st_size >= length and sha256_of(path, length) == digest
-
-
-def _note(folder: Path, what: str, start: int) -> None:
-    note = f"Resumed after {start} steps: {what} The weights are whole.\n"
-    file = folder / NOTES
-    before = file.read_text("utf-8", "replace") if is_plain(file) else ""
-    _logger.warning("log: %s", note.strip())
-    if note not in before:
-        write_whole(file, before + note)
 
 
 def memory_mib(device: torch.device) -> int:

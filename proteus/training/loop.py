@@ -22,9 +22,10 @@ from .batches import Resumable, batches, check_data, count_steps, skipped_by
 from .engine import Engine
 from .folder import Resume, begin, claim, holding, resume_run, save_run
 from .interrupt import Interrupt, RunStopped
-from .log import Row, RunLog
+from .log import RunLog
 from .objective import Objective, check_objective
 from .results import write_results
+from .rows import Row
 from .schedule import EpochSchedule, Schedule, learning_rate
 from .trackers import Tracker
 

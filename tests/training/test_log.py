@@ -12,7 +12,8 @@ from proteus.features import IMAGENET
 from proteus.models.read import ImageInput
 from proteus.training import NonFiniteLossError, World
 from proteus.training import log as log_module
-from proteus.training.log import NOTES, RunLog, covered, go_back, read_rows
+from proteus.training.log import RunLog
+from proteus.training.rows import NOTES, covered, go_back, read_rows
 
 CPU = World(torch.device("cpu"))
 NAMES = ["total", "token", "grad_norm"]
