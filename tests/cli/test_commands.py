@@ -37,6 +37,7 @@ def test_the_losses_load_torch_and_nothing_else():
     }
 
 
+@pytest.mark.slow
 def test_the_guards_above_can_fail():
     assert packages(loaded_by("from proteus import Teacher; Teacher('demo-teacher')")) >= {"timm"}
 
@@ -359,7 +360,7 @@ def test_distill_from_one_image(tmp_path):
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", ["distill", "demo"])
+@pytest.mark.parametrize("command", ["distill", pytest.param("demo", marks=pytest.mark.slow)])
 def test_a_stopped_run_says_so_in_one_line(images, tmp_path, capsys, monkeypatch, *, command, by):
     def stopped(*words, **options):
         raise RunStopped("Stopped after 3 of 9 steps: saved in there.", by)

@@ -220,6 +220,7 @@ print(extract_features(model, Images(False), image_size=8, batch_size=1).labels.
 """
 
 
+@pytest.mark.slow
 def test_an_image_that_one_process_cannot_read_stops_the_set_in_both(tmp_path):
     words = [sys.executable, "-c", FAILING_JOB]
     meeting = f"file://{tmp_path / 'meeting'}"

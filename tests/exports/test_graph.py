@@ -40,7 +40,7 @@ def onnx(path, images):
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own, different in each version of torch
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_onnx_runs_every_batch_size(model, tmp_path, batch):
     pytest.importorskip("onnxscript")
     path = exports.to_onnx(model, tmp_path / "m.onnx")

@@ -96,6 +96,7 @@ def test_the_paper_s_schedule_reaches_the_dense_heads(packs, tmp_path, monkeypat
     assert (one.stride, one.flip) == ((341, False) if task == "segmentation" else (128, True))
 
 
+@pytest.mark.slow
 def test_the_command_with_the_paper_s_preset_draws_crops(packs, tmp_path, monkeypatch):
     short = {"linear_iterations": 3, "linear_batch": 8, "segmentation_iterations": 2,
              "depth_iterations": 2, "finetune_iterations": 2, "finetune_channels": 8,
