@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .features import Features, ShapeError
-from .losses import Losses, ProteusLoss, grids_differ
+from .grids import check_fits, common_grid, meet
+from .losses import Losses, ProteusLoss
 from .masking import Hidden, MaskGenerator, check_hidden
 from .student import Student
 from .teacher import Teacher
@@ -27,8 +28,10 @@ class TeacherAndStudent(nn.Module):
         student: A `Student`.
         frozen: Other frozen models, by the attribute's name.
 
-    Raises:
-        ShapeError: If the two take images of different sizes.
+    Attributes:
+        image_size: (height, width) of the images it takes: of the model that takes the larger ones,
+            by each side. Each model gets them at its own size.
+        grid: (h, w) on which patches are compared, the coarser one of the two.
     """
 
     teacher: Teacher
@@ -37,13 +40,12 @@ class TeacherAndStudent(nn.Module):
 
     def __init__(self, teacher: Teacher, student: Student, **frozen: nn.Module) -> None:
         super().__init__()
-        if student.image_size != teacher.image_size:
-            raise ShapeError(
-                f"{type(self).__name__}: student and teacher take images of different sizes. Got "
-                f"student {student.image_size} and teacher {teacher.image_size}; expected equal "
-                f"sizes. Build the teacher with image_size={student.image_size}, or the student "
-                f"with image_size={teacher.image_size}."
-            )
+        sizes = zip(teacher.image_size, student.image_size, strict=True)
+        height, width = (max(side) for side in sizes)
+        self.image_size = (height, width)
+        self.grid = common_grid(teacher.grid, student.grid)
+        for model in (teacher, student):
+            check_fits(type(self).__name__, self.image_size, model.image_size)
         self._frozen = ("teacher", *frozen)
         # Not `self.teacher = ...`: nn.Module would register it as a submodule.
         self.__dict__.update(teacher=teacher, **frozen)
@@ -114,13 +116,13 @@ class Distiller(TeacherAndStudent):
         loss: A `ProteusLoss`; None = the paper's: weights 1 for the terms the teacher supports
             (`teacher.objectives`), which are all three, and the token term alone for CLIP.
         masks: A `MaskGenerator`; None = the authors' setting (half of the patches of the first
-            half of the batch), on the student's grid. Only with a patch term.
+            half of the batch), on `grid`. Only with a patch term.
 
     Raises:
-        ShapeError: If image sizes or patch grids differ and a term needs them to be equal, or if
-            the loss or the masks were built for other widths or grids.
-        ValueError: If the student cannot have patches hidden and the patch term is on, or if
-            masks are given that no term would use.
+        ShapeError: If the forms of the images differ, or if the loss or the masks were built for
+            other widths or grids.
+        ValueError: If a model gives no patches and a term needs them, or if masks are given that
+            no term would use.
 
     Examples:
         >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
@@ -134,6 +136,7 @@ class Distiller(TeacherAndStudent):
         *Same:* losses and gradients, up to rounding.
         *Different:* the masked view holds only the masked images (the authors send all of them and
         ignore the rest). With drop path or batch norm in the student the two are not identical.
+        Image sizes and grids may differ, see `proteus.grids`; theirs may not.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class Distiller(TeacherAndStudent):
             patches=bool(loss.feature or loss.patch),
             hidden=bool(loss.patch),
         )
-        self.masks = (masks or MaskGenerator(student.grid)) if loss.patch else None
+        self.masks = (masks or MaskGenerator(self.grid)) if loss.patch else None
 
     def forward(
         self,
@@ -167,7 +170,7 @@ class Distiller(TeacherAndStudent):
         """One distillation step, up to `.backward()`.
 
         Args:
-            images: RGB [B, 3, H, W], uint8 or float in [0, 1].
+            images: RGB [B, 3, H, W], uint8 or float in [0, 1], of `image_size` or larger.
             hidden: bool [B, N] to fix the masks, or what `masks.draw` gave; None = drawn here. Give
                 a tensor on the CPU: which images have a mask must be known to the host, and asking
                 a GPU stalls it.
@@ -179,25 +182,30 @@ class Distiller(TeacherAndStudent):
         Returns:
             `Losses`; call `.total.backward()`.
         """
-        target = self.teacher(images)
+        target = self.teacher(self.teacher.fit(images))
+        images = self.student.fit(images)
         if self.masks is None:
             if hidden is not None:
                 raise ValueError(
                     "Distiller: `hidden` would be ignored. Got masks with a patch weight of 0; "
                     "leave it out, or build the loss with patch > 0."
                 )
-            return cast("Losses", self.loss(self.student(images), target))
+            seen = self.student(images)
+            seen, target = meet(seen, target) if self.loss.feature else (seen, target)
+            return cast("Losses", self.loss(seen, target))
         if hidden is None:
             hidden = self.masks.draw(images.shape[0], generator, images.device, part)
         elif isinstance(hidden, Tensor):
-            check_hidden("Distiller", hidden, images.shape[0], self.student.grid)
+            check_hidden("Distiller", hidden, images.shape[0], self.grid)
             hidden = Hidden(hidden, hidden.any(dim=1).nonzero().squeeze(1))
         masks, chosen = hidden.hidden.to(images.device, non_blocking=True), hidden.images
         if isinstance(chosen, Tensor):
             chosen = chosen.to(images.device, non_blocking=True)
         # One call for both views: the whole images first, then the masked ones once more.
         views = torch.cat([images, images[chosen]])
-        both = self.student(views, torch.cat([torch.zeros_like(masks), masks[chosen]]))
+        cells = torch.cat([torch.zeros_like(masks), masks[chosen]])
+        both = self.student(views, cells.reshape(-1, *self.grid))
+        both, target = meet(both, target)
         count = images.shape[0]
         student = Features(both.cls[:count], both.patches[:count], both.grid)
         masked = Features(both.cls[count:], both.patches[count:], both.grid)
@@ -240,19 +248,15 @@ class Distiller(TeacherAndStudent):
                     f"Distiller: there are no patches to compare. Got {model.name!r}, which gives "
                     f"one vector an image; expected ProteusLoss(..., feature=0, patch=0)."
                 )
-        if (loss.feature or loss.patch) and student.grid != teacher.grid:
-            raise ShapeError(grids_differ("Distiller", student.grid, teacher.grid))
-        if loss.patch and student.mask_token is None:
-            raise ValueError(student.cannot_hide())
         if masks is not None and not loss.patch:
             raise ValueError(
                 "Distiller: the masks would be ignored. Got a MaskGenerator with a patch weight "
                 "of 0; leave it out, or build the loss with patch > 0."
             )
-        if masks is not None and masks.grid != student.grid:
+        if masks is not None and masks.grid != self.grid:
             raise ShapeError(
-                f"Distiller: the masks do not fit the student's grid. Got {masks.grid}; "
-                f"expected MaskGenerator({student.grid})."
+                f"Distiller: the masks do not fit the grid of the comparison. Got {masks.grid}; "
+                f"expected MaskGenerator({self.grid})."
             )
 
 

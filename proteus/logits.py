@@ -223,7 +223,7 @@ class LogitDistiller(TeacherAndStudent):
         """
         if self.ce:
             self._check_labels(images, labels)
-        logits = at_least_float32(self.head(self.student(images).cls))
+        logits = at_least_float32(self.head(self.student(self.student.fit(images)).cls))
         kl = ce = logits.new_zeros(())
         if self.kl:
             kl = self._distance(logits, at_least_float32(self._target(images)))
@@ -234,7 +234,7 @@ class LogitDistiller(TeacherAndStudent):
 
     @torch.no_grad()
     def _target(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.teacher(images))
+        logits: Tensor = self.classifier(self.teacher(self.teacher.fit(images)))
         return logits
 
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:

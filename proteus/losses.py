@@ -347,7 +347,7 @@ def grids_differ(subject: str, student: tuple[int, int], teacher: tuple[int, int
     """The message for unequal patch grids, said in the same words wherever it is noticed."""
     return (
         f"{subject}: student and teacher patch grids differ. Got student {student[0]}x{student[1]} "
-        f"and teacher {teacher[0]}x{teacher[1]}; expected equal grids. Choose image_size so that "
-        f"image_size / patch_size is the same for both, or compare class tokens only with "
-        f"ProteusLoss(..., feature=0, patch=0) (--feature 0 --patch 0)."
+        f"and teacher {teacher[0]}x{teacher[1]}; expected equal grids. Build one model with "
+        f"grid={student}, bring both to one grid with proteus.grids.meet, or compare class tokens "
+        f"only with ProteusLoss(..., feature=0, patch=0)."
     )

@@ -2,12 +2,13 @@
 
 import logging
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .features import Features
+from .grids import spread
 from .masking import check_hidden
 from .models.build import Backbone, ImageModel, load_backbone
 from .models.probes import equal, graph_of, hidden_is_unseen, noise, reached
@@ -64,6 +65,7 @@ class Student(ImageModel):
         pretrained: Start from published weights instead of random ones (timm names).
         image_size: Pixels, a number or (height, width); None = 224, and of a module its own size
             (224 where it has none).
+        grid: (h, w) of the patches instead: the image size at which the model has this grid.
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
             (mean, std) in [0, 1] units = these; False = images arrive normalised.
         drop_path: Rate of stochastic depth in training, for timm names. The paper's words say 0.1;
@@ -71,9 +73,13 @@ class Student(ImageModel):
 
     Attributes:
         backbone: The plain model; it is what `save_pretrained` writes.
-        mask_token: Parameter [1, D], starts at zero (or at the backbone's own, if its file had
-            one); None if the model has no patch embedding and so cannot have patches hidden (then
-            distil with `ProteusLoss(..., patch=0)`).
+        hides: How patches are hidden: `tokens`, where each patch has an embedding of its own that
+            the mask token can replace; `pixels` in any other model with patches (CNNs, hierarchical
+            transformers, stems that see neighbours), in the image itself, so that hidden means
+            unseen; "" for a model that gives a vector alone (distil with `patch=0`).
+        mask_token: What stands there instead, learned: of `tokens` [1, D], starting at zero (or at
+            the backbone's own, if its file had one); of `pixels` a colour [1, 3] in normalised
+            units, starting at zero, the mean colour; else None.
         embed_dim: Width D.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
@@ -93,7 +99,8 @@ class Student(ImageModel):
         Proteus (ICLR 2025), section 2.3; `pretrain/models_dinov2.py:643,684-692,812-866`.
         *Same:* the token replaces patch embeddings before class token and positions; starts at 0.
         *Different:* the token belongs to this wrapper and not to the exported backbone; it is not
-        decayed (the authors' code decays it).
+        decayed (the authors' code decays it). Pixels are hidden from models without such
+        embeddings, which the authors do not distil.
     """
 
     def __init__(
@@ -102,17 +109,19 @@ class Student(ImageModel):
         *,
         pretrained: bool = False,
         image_size: int | tuple[int, int] | None = None,
+        grid: tuple[int, int] | None = None,
         normalize: bool | Statistics = True,
         drop_path: float = 0.0,
     ) -> None:
         check_numbers("Student", {"drop_path": drop_path})
-        if image_size is None and not isinstance(model, nn.Module):
+        if image_size is None and grid is None and not isinstance(model, nn.Module):
             image_size = 224
         loaded = load_backbone(
             model,
             subject="Student",
             pretrained=pretrained,
             image_size=image_size,
+            grid=grid,
             drop_path=drop_path,
         )
         loaded = _by_class_token(loaded)
@@ -125,31 +134,35 @@ class Student(ImageModel):
         self._hide = _HideHook()
         self._resting: list[str] = []  # names of parameters that `learn_from` froze
         self.mask_token: nn.Parameter | None = None
-        self._why_not_hidden = self._make_hiding()
+        self.hides: Literal["tokens", "pixels", ""] = ""
+        if self.grid[0]:
+            self._make_hiding()
 
     def forward(self, images: Tensor, hidden: Tensor | None = None) -> Features:
         """RGB images [B, 3, H, W], uint8 or float in [0, 1], to `Features`.
 
         Args:
             images: The images.
-            hidden: bool [B, N], True = the student does not see this patch.
+            hidden: bool [B, N], True = the student does not see this patch; or [B, h, w] on a
+                coarser grid (where it hides pixels, any): what touches a hidden cell is hidden.
 
         Raises:
-            ShapeError: If `hidden` is not [B, N].
+            ShapeError: If `hidden` does not fit.
             ValueError: If the model cannot have patches hidden.
         """
         if hidden is not None:
             if self.mask_token is None:
                 raise ValueError(self.cannot_hide())
-            check_hidden("Student", hidden, images.shape[0], self.grid)
+            own = self.grid if hidden.ndim < 3 else (hidden.shape[1], hidden.shape[2])
+            check_hidden("Student", hidden.flatten(1), images.shape[0], own)
         return self.features(self.inputs(images), hidden)
 
     def cannot_hide(self) -> str:
         """The message for a model from which patches cannot be hidden."""
         return (
-            f"Student: patches cannot be hidden from this model. Got {self.name!r}, "
-            f"{self._why_not_hidden}; expected a ViT. Distil without the patch term: "
-            f"ProteusLoss({self.embed_dim}, TEACHER_DIM, patch=0)."
+            f"Student: patches cannot be hidden from this model. Got {self.name!r}, which gives "
+            f"one vector an image and no patches; expected a model with patches. Distil without "
+            f"the patch term: ProteusLoss({self.embed_dim}, TEACHER_DIM, patch=0)."
         )
 
     def learn_from(self, *, cls: bool, patches: bool, hidden: bool) -> None:
@@ -185,9 +198,14 @@ class Student(ImageModel):
 
     def features(self, images: Tensor, hidden: Tensor | None = None) -> Features:
         """As a call, for images that are normalised already; nothing is checked."""
-        if hidden is None:
+        if hidden is None or self.mask_token is None:
             return self._features(images)
-        self._hide.hidden, self._hide.token = hidden, self.mask_token
+        cells = hidden if hidden.ndim == 3 else hidden.reshape(-1, *self.grid)
+        if self.hides == "pixels":
+            unseen = spread(cells, (images.shape[-2], images.shape[-1]))[:, None]
+            colour = self.mask_token.to(images.dtype).view(1, 3, 1, 1)
+            return self._features(torch.where(unseen, colour, images))
+        self._hide.hidden, self._hide.token = spread(cells, self.grid), self.mask_token
         try:
             return self._features(images)
         finally:
@@ -211,22 +229,18 @@ class Student(ImageModel):
         )
 
     @torch.no_grad()
-    def _make_hiding(self) -> str:
-        """Add the mask token and its hook, or say why patches cannot be hidden."""
-        if not isinstance(self.backbone, _EmbedsPatches):
-            return "which has no patch embedding"
-        if not self._embeds_one_token_a_patch():
-            return "whose patch embedding does not give one token for each patch that comes out"
-        self.mask_token = nn.Parameter(self._first_mask_token())
-        image = noise(self.inputs, self.image_size)
-        hook = self.backbone.patch_embed.register_forward_hook(self._hide)
-        with evaluating(self.backbone):
-            works = hidden_is_unseen(self.features, image, self.grid)
-        if works:
-            return ""
-        hook.remove()
-        self.mask_token = None
-        return "which looks at the pixels of hidden patches: its patch embedding sees neighbours"
+    def _make_hiding(self) -> None:
+        """Add the mask token, and its hook where patch embeddings can be replaced."""
+        if isinstance(self.backbone, _EmbedsPatches) and self._embeds_one_token_a_patch():
+            self.hides, self.mask_token = "tokens", nn.Parameter(self._first_mask_token())
+            image = noise(self.inputs, self.image_size)
+            hook = self.backbone.patch_embed.register_forward_hook(self._hide)
+            with evaluating(self.backbone):
+                if hidden_is_unseen(self.features, image, self.grid):
+                    return
+            hook.remove()  # its patch embedding looks at the pixels of neighbours
+        self.hides = "pixels"
+        self.mask_token = nn.Parameter(self.inputs.mean.new_zeros(1, 3))
 
     def _embeds_one_token_a_patch(self) -> bool:
         """Whether `patch_embed` gives exactly the tokens that come out (Swin merges them)."""

@@ -28,6 +28,8 @@ class Teacher(ImageModel):
             timm's format or the one its authors publish (see `proteus.weights`).
         image_size: Pixels, a number or (height, width); None = the model's own size. Positions are
             resampled once, here, by the rule of the model's family.
+        grid: (h, w) of the patches instead: the image size at which the model has this grid, so
+            that its tokens meet a student's of another patch size: `grid=student.grid`.
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
             (mean, std) in [0, 1] units = these; False = images arrive normalised.
 
@@ -68,6 +70,7 @@ class Teacher(ImageModel):
         pretrained: bool = True,
         checkpoint: str | Path | None = None,
         image_size: int | tuple[int, int] | None = None,
+        grid: tuple[int, int] | None = None,
         normalize: bool | Statistics = True,
     ) -> None:
         loaded = load_backbone(
@@ -76,6 +79,7 @@ class Teacher(ImageModel):
             pretrained=pretrained,
             checkpoint=checkpoint,
             image_size=image_size,
+            grid=grid,
         )
         super().__init__(loaded, normalize)
         self.objectives = loaded.objectives if self.grid[0] else ("token",)

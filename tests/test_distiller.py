@@ -86,27 +86,101 @@ def test_one_image_of_a_batch_with_nothing_hidden_gives_zero_patch_loss(distille
     losses.total.backward()
 
 
-def test_different_image_sizes_say_what_to_write(student):
-    teacher = proteus.Teacher(vit(36, size=64), image_size=64)
-    with pytest.raises(ShapeError, match=r"image_size=\(32, 32\)"):
+def by_hand(distiller, images, hidden):
+    """Each model's own images, tokens and masks on the coarser grid, written plainly."""
+    teacher, student, loss = distiller.teacher, distiller.student, distiller.loss
+    rows, columns = distiller.grid
+
+    def own(model):
+        if images.shape[-2:] == model.image_size:
+            return images
+        return torch.nn.functional.interpolate(
+            images, model.image_size, mode="bilinear", antialias=True
+        )
+
+    def coarse(features):
+        maps = features.patches.mT.unflatten(2, features.grid)
+        maps = torch.nn.functional.adaptive_avg_pool2d(maps, (rows, columns))
+        return maps.flatten(2).mT
+
+    with torch.no_grad():
+        target = teacher(own(teacher))
+    seen, unseen = student(own(student)), student(own(student), hidden.view(-1, rows, columns))
+    token = (loss.token_head(seen.cls) - target.cls).square()
+    rest = (loss.feature_head(coarse(seen)) - coarse(target)).square()
+    feature = torch.cat([token[:, None], rest], dim=1).mean()
+    patch = (loss.patch_head(coarse(unseen)) - coarse(target)).square()[hidden].mean()
+    return token.mean(), feature, patch
+
+
+PAIRS = {  # teacher's patch and image, student's, the images': height, width
+    "grids agree, sizes do not": ((14, 196, 140), (16, 224, 160), (224, 160), (14, 10)),
+    "a finer teacher": ((4, 32, 32), (8, 32, 32), (32, 32), (4, 4)),
+    "a finer student": ((16, 64, 32), (8, 64, 32), (64, 32), (4, 2)),
+    "larger images than either": ((8, 32, 32), (8, 32, 32), (80, 80), (4, 4)),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_any_two_patch_sizes_meet(pair):
+    (teachers, *tall), (students, *wide), size, grid = PAIRS[pair]
+    torch.manual_seed(0)
+    teacher = proteus.Teacher(vit(36, size=tuple(tall), patch=teachers), image_size=tuple(tall))
+    student = proteus.Student(vit(24, size=tuple(wide), patch=students), image_size=tuple(wide))
+    distiller = proteus.Distiller(teacher, student).double()
+    torch.nn.init.normal_(student.mask_token)
+    assert distiller.grid == distiller.masks.grid == grid
+    images = torch.rand(4, 3, *size, dtype=torch.float64)
+    hidden = distiller.masks.masks(4)
+    losses = distiller(images, hidden)
+    expected = by_hand(distiller, images, hidden)
+    torch.testing.assert_close(tuple(losses[1:]), expected)
+    losses.total.backward()
+    assert all(p.grad is not None for p in distiller.trainable_parameters())
+
+
+def test_a_border_between_patches_is_shared_by_area(student):
+    teacher = proteus.Teacher(vit(36, size=48), image_size=48)  # 6x6 beside 4x4
+    distiller = proteus.Distiller(teacher, student)
+    assert (distiller.image_size, distiller.grid) == ((48, 48), (4, 4))
+    losses = distiller(torch.rand(2, 3, 48, 48))
+    assert all(torch.isfinite(term) and term > 0 for term in losses)
+
+
+def test_uint8_images_are_resized_as_floats(student):
+    distiller = proteus.Distiller(
+        proteus.Teacher(vit(36, size=48, patch=12), image_size=48), student
+    )
+    images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    hidden = torch.eye(2, 16, dtype=torch.bool)
+    torch.testing.assert_close(distiller(images, hidden), distiller(images / 255, hidden))
+
+
+@pytest.mark.parametrize("size", [(24, 24), (32, 64), (16, 64)])
+def test_images_that_do_not_fit_are_refused(distiller, size):
+    with pytest.raises(ShapeError, match=r"do not fit the model.*32x32.*larger one of the same"):
+        distiller(torch.rand(2, 3, *size))
+
+
+def test_models_of_two_forms_are_refused(student):
+    teacher = proteus.Teacher(vit(36, size=(32, 64)), image_size=(32, 64))
+    with pytest.raises(ShapeError, match=r"Distiller: images do not fit.*image_size=\(32, 64\)"):
         proteus.Distiller(teacher, student)
 
 
-def test_different_grids_say_what_to_do(student):
+def test_class_tokens_alone_meet_on_no_grid(student):
     teacher = proteus.Teacher(vit(36, patch=16), image_size=32)
-    with pytest.raises(ShapeError, match=r"student 4x4 and teacher 2x2.*feature=0, patch=0"):
-        proteus.Distiller(teacher, student)
     loss = proteus.ProteusLoss(24, 36, feature=0, patch=0)
     assert proteus.Distiller(teacher, student, loss)(torch.rand(2, 3, 32, 32)).token > 0
 
 
-def test_a_student_that_cannot_have_patches_hidden_offers_patch_0(teacher):
-    student = proteus.Student("resnet18", image_size=32)
-    loss = proteus.ProteusLoss(512, 36, feature=0)
-    with pytest.raises(ValueError, match="patch"):
-        proteus.Distiller(teacher, student, loss)
-    with pytest.raises(ValueError, match=r"resnet18.*patch=0"):
-        student(torch.rand(1, 3, 32, 32), torch.zeros(1, 1, dtype=torch.bool))
+def test_a_cnn_learns_all_terms(teacher):
+    student = proteus.Student("test_resnet", image_size=64)
+    distiller = proteus.Distiller(teacher, student)
+    losses = distiller(torch.rand(2, 3, 64, 64), torch.eye(2, 4, dtype=torch.bool))
+    losses.total.backward()
+    assert all(term > 0 for term in losses)
+    assert all(p.grad is not None for p in distiller.parameters())
 
 
 def test_a_loss_for_other_widths_is_refused(teacher, student):
@@ -185,7 +259,7 @@ def test_families_with_layers_behind_the_pooling_train_them(name, images):
     loss = proteus.ProteusLoss(student.embed_dim, teacher.embed_dim, feature=0, patch=0)
     distiller = proteus.Distiller(teacher, student, loss).train()
     distiller(torch.rand(2, 3, 224, 224)).total.backward()
-    assert all(p.grad is not None for p in distiller.parameters())
+    assert all(p.grad is not None for p in distiller.student.backbone.parameters())
 
 
 @pytest.mark.parametrize("terms", ["feature", "patch", "all"])

@@ -108,9 +108,67 @@ def test_the_paper_s_students_have_the_authors_sizes_and_start(size):
     assert student.grid == (16, 16)
 
 
-def test_swin_has_a_patch_embedding_but_cannot_have_patches_hidden():
-    student = proteus.Student("swin_tiny_patch4_window7_224", image_size=224)
-    assert student.mask_token is None
+@pytest.mark.parametrize(
+    ("name", "size", "grid"),
+    [
+        ("test_resnet", (64, 96), (2, 3)),
+        ("mobilenetv3_small_050", 64, (2, 2)),
+        ("test_convnext", 72, (2, 2)),
+        ("swin_tiny_patch4_window7_224", 64, (2, 2)),
+    ],
+)
+def test_pixels_are_hidden_where_patches_have_no_embedding(name, size, grid):
+    student = proteus.Student(name, image_size=size).eval()
+    assert (student.hides, student.grid, student.mask_token.shape) == ("pixels", grid, (1, 3))
+    image = torch.rand(2, 3, *student.image_size)
+    hidden = torch.zeros(2, *grid, dtype=torch.bool)
+    hidden[0, 1, 0] = True
+    other = image.clone()
+    rows, columns = student.image_size[0] // grid[0], student.image_size[1] // grid[1]
+    other[0, :, rows:, :columns] = torch.rand(3, student.image_size[0] - rows, columns)
+    seen, changed = student(image, hidden), student(other, hidden.flatten(1))
+    assert torch.equal(seen.patches, changed.patches)
+    assert torch.equal(seen.cls, changed.cls)
+    whole = student(image)
+    assert not torch.equal(seen.cls[0], whole.cls[0])
+    torch.testing.assert_close(seen.cls[1], whole.cls[1])
+    assert not torch.equal(student(other).cls, whole.cls)
+
+
+def test_the_colour_of_hidden_pixels_learns():
+    student = proteus.Student("test_resnet", image_size=64)
+    hidden = torch.eye(4, dtype=torch.bool)
+    student(torch.rand(4, 3, 64, 64), hidden).cls.square().sum().backward()
+    assert student.mask_token.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("grid", [(3, 2), (1, 4), (4, 4)])
+def test_masks_on_a_coarser_grid_hide_all_that_they_touch(hiding, grid):
+    student, image = hiding
+    size = image.shape[-1]
+    cells = torch.zeros(2, *grid, dtype=torch.bool)
+    cells[:, 0, 1] = True
+    other = image.clone()
+    bottom, left, right = -(-size // grid[0]), size // grid[1], 2 * size // grid[1]
+    other[..., :bottom, left:right] = torch.rand(2, 3, bottom, right - left)
+    assert torch.equal(student(image, cells).patches, student(other, cells).patches)
+
+
+def test_masks_that_are_finer_than_the_tokens_are_refused(hiding):
+    student, images = hiding
+    with pytest.raises(ShapeError, match=r"finer.*\(8, 8\) on a grid of \(4, 4\)"):
+        student(images, torch.zeros(2, 8, 8, dtype=torch.bool))
+    with pytest.raises(ShapeError, match=r"expected torch.bool .* \(2, 4\)"):
+        student(images, torch.zeros(2, 2, 2))
+
+
+def test_a_student_of_a_grid_has_the_size_for_it():
+    student = proteus.Student("vit_tiny_patch16_224", grid=(5, 3))
+    assert (student.image_size, student.grid) == ((80, 48), (5, 3))
+    with pytest.raises(ValueError, match=r"say the same.*32 and \(2, 2\)"):
+        proteus.Student("vit_tiny_patch16_224", image_size=32, grid=(2, 2))
+    with pytest.raises(ShapeError, match=r"no size for a grid.*pit_ti_224.*\(0, 0\)"):
+        proteus.Student("pit_ti_224", grid=(7, 7))
 
 
 def test_a_backbone_s_own_mask_token_which_nothing_uses_is_frozen():

@@ -16,6 +16,8 @@ _SETTINGS = {
     "teacher_checkpoint": "science.model.teacher_checkpoint",
     "student": "science.model.student",
     "image_size": "science.model.image_size",
+    "teacher_image_size": "science.model.teacher_image_size",
+    "grids": "science.model.grids",
     "data": "science.data.paths",
     "augment": "science.data.augment",
     "repeats": "science.data.repeats",
@@ -71,7 +73,18 @@ def add(commands: Commands) -> None:
     length.add_argument("--images", type=int, help="images seen, whatever the set's size")
     add("--batch-size", type=int, help="images a step, on all processes together (default 64)")
     add_fields(distill, Optimizer, _OPTIMIZER)
-    add("--image-size", type=int, help="pixels (default: the teacher's own)")
+    add(
+        "--image-size",
+        type=int,
+        help="pixels of the student's images (default: the teacher's size, or where grids agree)",
+    )
+    add(
+        "--teacher-image-size",
+        type=int,
+        help="pixels of the teacher's (default: where its grid is the student's, if near)",
+    )
+    add("--grids", choices=["agree", "average"],
+        help="sizes where grids agree, or one size and finer tokens averaged (agree)")  # fmt: skip
     supported = "(default 1 if the teacher supports it, else 0)"
     add("--token", type=float, help=f"weight of the class-token term {supported}")
     add("--feature", type=float, help=f"weight of the all-tokens term {supported}")

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..data.workers import load
 from ..features import Features, ShapeError
+from ..grids import common_grid, meet, partner_size, resize
 from ..losses import ProteusLoss, token_distance
 from ..models.frozen import Extractor, as_extractor
 from ..models.read import evaluating
@@ -70,7 +71,7 @@ def compare_projected(
             the patch head where there is no other); what it has no head for is left out. None =
             equal widths are compared as they are, different ones not at all.
         student: Student features as they are.
-        teacher: Teacher features of the same images; patches are compared on equal grids only.
+        teacher: Teacher features of the same images; patches meet on the coarser grid.
     """
     token: nn.Module | None = nn.Identity()
     patch = token
@@ -84,7 +85,8 @@ def compare_projected(
     pairs = {}
     if token is not None:
         pairs["cls"] = token(student.cls.to(like)), teacher.cls
-    if patch is not None and student.grid == teacher.grid and student.patches.shape[1]:
+    if patch is not None and 0 not in common_grid(student.grid, teacher.grid):
+        student, teacher = meet(student, teacher)
         pairs["patch"] = patch(student.patches.to(like)), teacher.patches
     return _compare(pairs)
 
@@ -165,8 +167,8 @@ class AgreementResult(Result):
     Attributes:
         num_images: Images.
         distances: `cls_cosine`, `cls_mse`, `patch_cosine`, `patch_mse` of the projected student; {}
-            where widths differ and no loss was given; only what the loss has heads for, and
-            patches only where the grids agree.
+            where widths differ and no loss was given; only what the loss has heads for; patches
+            on the coarser of the two grids.
         terms: Mean `total`, `token`, `feature`, `patch` of the training objective; {} unless a
             `Distiller` was given.
         cka_cls: Linear CKA of the class tokens, no head involved.
@@ -216,7 +218,9 @@ def agreement(
             widths are compared as they are, and of different ones only CKA is told.
         split: For `open_labelled`.
         layers: Compare every layer of one with every layer of the other.
-        image_size: Pixels; None = the student's own.
+        image_size: Pixels, of both; None = the student's own, and for the teacher that at which
+            its grid is the student's, where it is near (`proteus.grids.partner_size`); with a
+            `Distiller` each has the size that it was trained with.
         batch_size: Images in a forward pass.
         max_images: At most this many, evenly spread over the set; None = all.
         workers: Processes that decode images; None = chosen by the size of the set.
@@ -235,8 +239,10 @@ def agreement(
         (1.0, 1.0)
     """
     ours = as_extractor(student, image_size=image_size, device=device)
-    size = image_size or ours.image_size[0]
-    theirs = as_extractor(teacher, image_size=size, device=device)
+    theirs = as_extractor(teacher, image_size=image_size, device=device)
+    if image_size is None and not isinstance(loss, Distilling):
+        theirs = as_extractor(theirs, image_size=_partner(ours, theirs))
+    size = max(ours.image_size[0], theirs.image_size[0])
     heads = loss.loss if isinstance(loss, Distilling) else loss
     if not isinstance(heads, ProteusLoss | None):
         raise ValueError(
@@ -258,13 +264,14 @@ def agreement(
     with torch.random.fork_rng(), quiet:
         torch.manual_seed(seed)
         for images in load(loader):
-            found = ours(images), theirs(images)
+            sized = [resize(images, model.image_size, "agreement") for model in (ours, theirs)]
+            found = ours(sized[0]), theirs(sized[1])
             add_weighted(distances, compare_projected(heads, *found), len(images))
             if isinstance(loss, Distilling):
                 place = next(loss.parameters()).device
                 losses = loss(images.to(place))._asdict()
                 add_weighted(terms, {n: float(term) for n, term in losses.items()}, len(images))
-            _keep(kept, found, (ours, theirs) if layers else (), images)
+            _keep(kept, found, (ours, theirs) if layers else (), sized)
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
     for number, model in enumerate(("student", "teacher")):
         for part in ("cls", "patches"):
@@ -280,6 +287,13 @@ def agreement(
     )
 
 
+def _partner(ours: Extractor, theirs: Extractor) -> tuple[int, int]:
+    """The teacher's image size beside a student's."""
+    sides = zip(ours.image_size, ours.patch_size, strict=True)
+    rows, columns = (side // patch if patch else 0 for side, patch in sides)
+    return partner_size(ours.image_size, (rows, columns), theirs.patch_size)
+
+
 def _images(rows: list[tuple[Tensor, Any]]) -> Tensor:
     return torch.stack([image for image, _ in rows])
 
@@ -288,14 +302,14 @@ def _keep(
     kept: dict[str, list[Tensor]],
     found: tuple[Features, Features],
     models: tuple[Extractor, ...],
-    images: Tensor,
+    images: list[Tensor],
 ) -> None:
     for number, features in enumerate(found):
         mean = features.patches.mean(1) if features.patches.shape[1] else features.cls * 0
         kept.setdefault(f"cls{number}", []).append(features.cls.float().cpu())
         kept.setdefault(f"patches{number}", []).append(mean.float().cpu())
     for number, model in enumerate(models):
-        for index, layer in enumerate(model.layers(images, model.num_layers)):
+        for index, layer in enumerate(model.layers(images[number], model.num_layers)):
             kept.setdefault(f"layer{number}.{index}", []).append(layer.cls.float().cpu())
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from ..features import IMAGENET, Features
+from ..features import IMAGENET, Features, ShapeError
+from ..grids import resize
 from ..weights import load_checkpoint
 from ..weights.description import Statistics, choose_statistics, read_config
 from ..weights.positions import (
@@ -86,6 +88,19 @@ class ImageModel(nn.Module):
         self.embed_dim: int = sample.cls.shape[-1]
         self.grid = sample.grid
 
+    def fit(self, images: Tensor) -> Tensor:
+        """Images as they arrive, at this model's own size: itself, or antialiased on their device.
+
+        Args:
+            images: RGB [B, 3, H, W], uint8 or float, of this size or of a larger one of its form.
+
+        Raises:
+            ShapeError: If they are smaller, or of another form.
+        """
+        if images.dtype == torch.uint8 and not self.inputs.normalizes:
+            return images  # which the model refuses, and resizing would turn into floats
+        return resize(images, self.image_size, type(self).__name__)
+
     def _probe(self) -> Features:
         """`Features` of one grey image."""
         return probe(self._read, self.backbone, self.inputs, self.image_size)
@@ -120,6 +135,7 @@ def load_backbone(
     pretrained: bool,
     checkpoint: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None,
     drop_path: float = 0.0,
 ) -> Backbone:
     """Build the model a user asked for, or raise; never a different one.
@@ -133,12 +149,18 @@ def load_backbone(
         checkpoint: A local `.safetensors` or `.pth` file with the weights instead.
         image_size: Pixels; None = the model's own. Positions are resampled here, once, by the rule
             of the model's family.
+        grid: (h, w) of the patches instead of a size: the size at which it has them.
         drop_path: Rate of stochastic depth in training, for names. It is no part of the weights, so
             it is not among the recorded arguments.
 
     Raises:
         ValueError: If the name is unknown, weights are missing, or the size does not fit.
     """
+    if image_size is not None and grid is not None:
+        raise ValueError(
+            f"{subject}: image_size= and grid= say the same. Got {image_size} and {grid}; expected "
+            f"one of them."
+        )
     size = None if image_size is None else to_pair(image_size)
     if isinstance(model, nn.Module):
         if checkpoint is not None:
@@ -159,6 +181,8 @@ def load_backbone(
         )
     else:
         backbone = _create(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
+    if grid is not None:
+        size = _size_of_grid(backbone, to_pair(grid), subject)
     if is_resizable(backbone.model):
         patch = backbone.model.patch_embed.patch_size
         check_image_size(size or backbone.image_size, patch, subject)
@@ -173,6 +197,20 @@ def load_backbone(
     if backbone.arguments is not None and backbone.fixed_size:
         backbone = replace(backbone, arguments={**backbone.arguments, "img_size": size})
     return replace(backbone, image_size=size)
+
+
+def _size_of_grid(backbone: Backbone, grid: tuple[int, int], subject: str) -> tuple[int, int]:
+    """The image size at which a model has a grid: its own, by the pixels of one of its patches."""
+    inputs = ImageInput(backbone.statistics, subject).like(backbone.model)
+    size = backbone.image_size
+    own = probe(reader_for(backbone.model), backbone.model, inputs, size).grid
+    if 0 in own or size[0] % own[0] or size[1] % own[1]:
+        raise ShapeError(
+            f"{subject}: there is no size for a grid. Got grid={grid} for {backbone.name}, which "
+            f"has a grid of {own} at {size[0]}x{size[1]}; expected a model whose patches divide "
+            f"the image. Pass image_size= instead; unequal grids meet on the coarser one."
+        )
+    return grid[0] * (size[0] // own[0]), grid[1] * (size[1] // own[1])
 
 
 def is_known(name: str) -> bool:

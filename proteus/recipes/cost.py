@@ -47,7 +47,8 @@ def cost(recipe: Recipe) -> Cost | None:
     science = recipe.science
     teacher, student = _SIZES.get(science.model.teacher), _SIZES.get(science.model.student)
     data = science.data
-    if teacher is None or student is None or science.model.image_size is None:
+    size = science.model.image_size
+    if teacher is None or student is None or size is None:
         return None
     if data.epochs is not None:
         images = round(data.epochs * _IMAGENET)
@@ -58,9 +59,9 @@ def cost(recipe: Recipe) -> Cost | None:
     side = 16 if "_patch16" in science.model.student else 14
     masked = science.loss.patch != 0 and science.logits is None
     views = 1 + (science.masks.probability if masked else 0)
-    macs = 3 * views * _forward(*student, science.model.image_size, side)
+    macs = 3 * views * _forward(*student, size, side)
     if science.logits is None or science.logits.kl:
-        macs += _forward(*teacher, science.model.image_size, side)
+        macs += _forward(*teacher, science.model.teacher_image_size or size, side)
     hours = images * 2 * macs / _A100 / 3600
     return Cost(images, round(images / data.batch_size), macs / 1e9, hours)
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..distiller import Distiller, supported_weights
-from ..features import IMAGENET, ShapeError
 from ..files import write_whole
+from ..grids import common_grid
 from ..hub.card import versions
 from ..inheritance import select_weights
 from ..logits import LogitDistiller, load_linear_head
@@ -32,6 +32,7 @@ from .open_images import (
     open_images,
     passed_over_by,
 )
+from .pair import open_pair, told, with_sizes
 from .recipe import Logits, Masks, Recipe, Science, to_json
 
 RUN = "run.json"
@@ -76,18 +77,17 @@ def run(
             tell = say if world.first else lambda text: None
             source = open_images(recipe, world, tell)
             if going_on and folder is not None and science.model.image_size is None:
-                recipe = _sized(recipe, world.once(lambda: _size_of_run(folder)))
+                recipe = world.once(lambda: _sized_as(recipe, folder))
             torch.manual_seed(science.seed)  # of the student's first weights, alike everywhere
             model = build(recipe)
-            if recipe.science.model.image_size is None:
-                recipe = _sized(recipe, model.student.image_size[0])
-                tell(
-                    f"Image size: {model.student.image_size[0]}, the teacher's own (--image-size)."
-                )
-            data = open_data(recipe, world, tell, source)
+            if not science.model.image_size or model.teacher.grid != model.student.grid:
+                tell(told(model.teacher, model.student))
+            sizes = with_sizes(recipe.science.model, model.teacher, model.student)
+            recipe = replace(recipe, science=replace(recipe.science, model=sizes))
+            data = open_data(recipe, world, tell, source, image_size=model.image_size[0])
             steps = count_steps(science, data)
             details = describe(recipe, data)
-            watch = _watch(recipe, tell)
+            watch = _watch(recipe, model.image_size[0], tell)
             if folder is not None:  # an older run goes only now that all of this was found to fit
                 begin(folder, world, going_on)
             if folder is not None and world.first and not going_on:
@@ -136,39 +136,11 @@ def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
 def build(recipe: Recipe) -> Distiller | LogitDistiller:
     """The `Distiller` (or `LogitDistiller`) of a recipe, on the CPU.
 
-    Without an image size, both models get the teacher's own.
-
     The student's first weights come from torch's global generator.
     """
     science = recipe.science
-    model = science.model
-    if not model.teacher or not model.student:
-        raise ValueError(
-            "recipe: no models. Set science.model.teacher and science.model.student, or start from "
-            "a recipe of `proteus recipes`."
-        )
-    normalize = IMAGENET if model.statistics == "imagenet" else True
-    own = "" if model.image_size else " The size is the teacher's own; --image-size sets another."
-    teacher = Teacher(
-        model.teacher,
-        checkpoint=model.teacher_checkpoint,
-        image_size=model.image_size,
-        normalize=normalize,
-    )
-    height, width = teacher.image_size
-    if height != width:
-        raise ValueError(f"recipe: images are square. Got a teacher of {height}x{width}.{own}")
-    try:
-        student = Student(
-            model.student,
-            pretrained=model.init == "pretrained",
-            image_size=height,
-            normalize=normalize,
-            drop_path=model.drop_path,
-        )
-    except ShapeError as error:
-        raise ShapeError(f"{error}{own}") from error
-    if model.init == "select":
+    teacher, student = open_pair(science.model)
+    if science.model.init == "select":
         select_weights(student.backbone, teacher.backbone)
     if science.logits is not None:
         return _logit_distiller(teacher, student, science.logits)
@@ -183,20 +155,23 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
             f"term. Set it to its default: --set science.masks={{}}"
         )
     masked = loss.patch and all(student.grid)  # Distiller refuses a student without patches
-    masks = MaskGenerator(student.grid, **asdict(science.masks)) if masked else None
+    grid = common_grid(student.grid, teacher.grid)
+    masks = MaskGenerator(grid, **asdict(science.masks)) if masked else None
     return Distiller(teacher, student, loss, masks)
 
 
-def _sized(recipe: Recipe, image_size: int | None) -> Recipe:
-    """The recipe with the size that its runs have: a repetition must not depend on a default."""
-    model = replace(recipe.science.model, image_size=image_size)
-    return replace(recipe, science=replace(recipe.science, model=model))
-
-
-def _size_of_run(folder: Path) -> int | None:
-    """What a run was started with, when the default may have been another."""
+def _sized_as(recipe: Recipe, folder: Path) -> Recipe:
+    """With the sizes that a run was started with, when the default may have been another."""
     path = folder / RUN
-    return read_recipe(path).science.model.image_size if path.is_file() else None
+    if not path.is_file():
+        return recipe
+    begun = read_recipe(path).science.model
+    model = replace(
+        recipe.science.model,
+        image_size=begun.image_size,
+        teacher_image_size=begun.teacher_image_size,
+    )
+    return replace(recipe, science=replace(recipe.science, model=model))
 
 
 def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> LogitDistiller:
@@ -232,15 +207,14 @@ def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedu
     )
 
 
-def _watch(recipe: Recipe, say: Callable[[str], None]) -> Any:
+def _watch(recipe: Recipe, image_size: int, say: Callable[[str], None]) -> Any:
     if not recipe.machine.watch:
         return None
     from ..training.watch import Watch, margin_of
 
-    assert recipe.science.model.image_size is not None
     watch = Watch.from_sources(
         list(recipe.machine.watch),
-        image_size=recipe.science.model.image_size,
+        image_size=image_size,
         labels=recipe.machine.watch_labels,
         every=recipe.machine.watch_every,
     )

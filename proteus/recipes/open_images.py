@@ -43,7 +43,12 @@ def open_images(recipe: Recipe, world: World, say: Callable[[str], None]) -> Any
 
 
 def open_data(
-    recipe: Recipe, world: World, say: Callable[[str], None], source: Any = None
+    recipe: Recipe,
+    world: World,
+    say: Callable[[str], None],
+    source: Any = None,
+    *,
+    image_size: int | None = None,
 ) -> Loader:
     """The loader of this process.
 
@@ -52,11 +57,12 @@ def open_data(
         world: The processes.
         say: Takes what a proxy set holds.
         source: The images, where `open_images` was called before.
+        image_size: Pixels of the images, see `Distiller.image_size`; None = the recipe's.
 
     Raises:
         ValueError: If there are no images, or the batch cannot be shared evenly.
     """
-    data, size = recipe.science.data, recipe.science.model.image_size
+    data, size = recipe.science.data, image_size or recipe.science.model.image_size
     if size is None:
         raise ValueError("recipe: no image size. Set science.model.image_size (--image-size).")
     logits = recipe.science.logits

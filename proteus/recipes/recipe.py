@@ -31,7 +31,12 @@ class Models:
         init: The student's first weights: `random`, `pretrained` (published ones) or `select` (a
             uniform selection of the teacher's, see `proteus.inheritance`).
         drop_path: Rate of stochastic depth in the student.
-        image_size: Pixels, square; None = the teacher's own.
+        image_size: Pixels of the student's images, square; None = the teacher's own size, or that
+            at which the student's grid is the teacher's.
+        teacher_image_size: Pixels of the teacher's; None = that at which its grid is the student's
+            if it is within a third of the student's size, else the student's size.
+        grids: `agree` = sizes are chosen so; `average` = one size for both. Unequal grids meet on
+            the coarser one, see `proteus.grids`.
         statistics: Normalisation: `own` = each model's, `imagenet` = ImageNet's for both.
     """
 
@@ -41,6 +46,8 @@ class Models:
     init: Literal["random", "pretrained", "select"] = "random"
     drop_path: float = 0.0
     image_size: int | None = None
+    teacher_image_size: int | None = None
+    grids: Literal["agree", "average"] = "agree"
     statistics: Literal["own", "imagenet"] = "own"
 
 

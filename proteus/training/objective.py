@@ -22,9 +22,11 @@ class Objective(Protocol):
         teacher: The frozen model, outside the module tree.
         student: The model that learns.
         num_inputs: How many items of a batch its forward takes: images, then labels.
+        grid: (h, w) of what `draw` hides.
     """
 
     num_inputs: int
+    grid: tuple[int, int]
     student: Student
     teacher: Teacher
 
@@ -55,7 +57,9 @@ def check_objective(model: object) -> None:
     """Refuse what is no objective, naming what it lacks."""
     if isinstance(model, Objective):
         return
-    asked = ("teacher", "student", "num_inputs", "heads", "draw", "describe", "parameters")
+    asked = (
+        "teacher", "student", "num_inputs", "grid", "heads", "draw", "describe", "parameters"
+    )  # fmt: skip
     lacks = [name for name in asked if name not in dir(model)]
     raise ValueError(
         f"fit: not an objective. Got a {type(model).__name__} without {', '.join(lacks)}; expected "

@@ -48,7 +48,7 @@ def write_results(
     # Drawn aside: training's numbers stay.
     masks = model.draw(len(shown), torch.Generator().manual_seed(0))
     if masks is not None:
-        visualize.save_masks(shown, masks.hidden, model.student.grid, folder / "masks.png")
+        visualize.save_masks(shown, masks.hidden, model.grid, folder / "masks.png")
     if pictures is not None:
         visualize.save_pca(images[:8], pictures, folder / "pca.png")
 
@@ -63,5 +63,6 @@ def compare(distiller: Any, images: Tensor) -> dict[str, Features]:
     """
     images = images.to(next(distiller.parameters()).device)
     with evaluating(distiller):
-        student = distiller.heads.project(distiller.student(images))
-        return {"teacher": distiller.teacher(images), "student": student}
+        student, teacher = distiller.student, distiller.teacher
+        projected = distiller.heads.project(student(student.fit(images)))
+        return {"teacher": teacher(teacher.fit(images)), "student": projected}

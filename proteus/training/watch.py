@@ -13,6 +13,7 @@ from ..data.places import join, number_labels
 from ..evaluation import knn_predict
 from ..evaluation.agreement import add_weighted, compare_projected, mean_over
 from ..features import FeatureExtractor, Features, ShapeError
+from ..models.build import ImageModel
 from ..models.read import evaluating
 from ..teacher import Teacher
 
@@ -204,8 +205,9 @@ class Watch:
     def _features(self, model: FeatureExtractor, images: Tensor) -> Iterator[Features]:
         assert isinstance(model, nn.Module)
         device = next(model.parameters()).device
-        for batch in torch.split(images, self.batch_size):
-            yield model(batch.to(device))
+        for part in torch.split(images, self.batch_size):
+            batch = part.to(device)
+            yield model(model.fit(batch) if isinstance(model, ImageModel) else batch)
 
     def _top1(self, model: FeatureExtractor, queries: Tensor) -> float:
         """Share of the images, class tokens [n, D], that the k-NN puts into their class."""

@@ -187,7 +187,7 @@ def test_a_named_run_takes_other_models_and_lengths(images, tmp_path):
         ({"--data": "nowhere"}, ["nowhere"]),
         ({"--image-size": 60}, ["60x60", "56x56"]),
         ({"--batch-size": 9}, ["at most 8"]),
-        ({"--student": "vit_tiny_patch16_224"}, ["4x4", "8x8"]),
+        ({"--grids": "average", "--image-size": 64, "--student": "vit_tiny_patch14"}, ["56x56"]),
         ({"--token": -1}, ["-1"]),
         ({"--recipe": "s14-dinov2-b41"}, ["s14-dinov2-b41", "s14-dinov2-b14"]),
         ({"--preset": "official"}, ["--preset", "--recipe"]),
@@ -483,13 +483,24 @@ def test_a_run_goes_on_at_the_size_it_was_started_with(images, tmp_path, capsys)
     assert "image_size was 32, is 64" in capsys.readouterr().err
 
 
-def test_a_student_that_cannot_take_the_teacher_s_size_gets_advice(images, tmp_path, capsys):
-    options = {"--student": "vit_small_patch14", "--image-size": None}
-    assert distill(images, tmp_path / "run", **options) == 2
-    error = capsys.readouterr().err
-    assert "64x64 with patches of 14x14" in error
-    assert "the teacher's own; --image-size" in error
-    assert error.count("\n") == 1
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"--student": "vit_small_patch14", "--image-size": None},
+            "teacher at 64 px, student at 56 px; grids of 8x8 and 4x4 meet on the coarser one.",
+        ),
+        ({"--student": "test_resnet"}, "grids of 8x8 and 2x2 meet on the coarser one."),
+    ],
+)
+def test_any_student_of_any_teacher_works_and_sizes_are_said(
+    images, tmp_path, capsys, options, said
+):
+    assert distill(images, tmp_path / "run", **{"--steps": 2, **options}) == 0
+    assert said in capsys.readouterr().out
+    assert (tmp_path / "run" / "masks.png").is_file()
+    given = {**options, "--steps": 2, "--resume": None}
+    assert distill(images, tmp_path / "run", **given) == 0
 
 
 def test_a_stopped_demo_goes_on_as_its_message_says(tmp_path, monkeypatch):

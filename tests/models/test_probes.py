@@ -64,16 +64,20 @@ LEAKS = {
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_stem_that_sees_hidden_pixels_is_noticed(leak):
     student = proteus.Student(with_stem(**LEAKS[leak]), image_size=32)
-    assert student.mask_token is None
-    assert "neighbours" in student.cannot_hide()
-    with pytest.raises(ValueError, match=r"looks at the pixels of hidden patches.*patch=0"):
-        student(torch.rand(1, 3, 32, 32), torch.zeros(1, 16, dtype=torch.bool))
+    assert student.hides == "pixels"
+    hidden = torch.zeros(1, 16, dtype=torch.bool)
+    hidden[0, 5] = True  # row 1, column 1
+    image = torch.rand(1, 3, 32, 32)
+    other = image.clone()
+    other[..., 8:16, 8:16] = torch.rand(1, 3, 8, 8)
+    student.eval()
+    assert torch.equal(student(image, hidden).patches, student(other, hidden).patches)
 
 
 def test_a_stem_that_keeps_to_its_patch_is_allowed():
     per_patch = nn.Sequential(nn.BatchNorm1d(16), nn.Linear(24, 24), nn.Dropout(0.5))
     student = proteus.Student(with_stem(before=torch.sigmoid, behind=per_patch), image_size=32)
-    assert student.mask_token is not None
+    assert student.hides == "tokens"
     assert per_patch[0].num_batches_tracked == 0
     assert per_patch[2].training
 
@@ -85,7 +89,7 @@ def test_a_model_that_takes_the_pixels_from_elsewhere_is_noticed():
             return tokens + nn.functional.avg_pool2d(x, 8).mean((1, 2, 3))[:, None, None]
 
     model = Around(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=0)
-    assert proteus.Student(model, image_size=32).mask_token is None
+    assert proteus.Student(model, image_size=32).hides == "pixels"
 
 
 def test_a_model_that_hides_nothing_is_noticed():
@@ -94,21 +98,21 @@ def test_a_model_that_hides_nothing_is_noticed():
             return super().forward_features(x) * 0 + 1
 
     model = Deaf(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=0)
-    assert proteus.Student(model, image_size=32).mask_token is None
+    assert proteus.Student(model, image_size=32).hides == "pixels"
 
 
 @pytest.mark.parametrize(
     ("name", "size"), [("vit_tiny_r_s16_p8_224", 64), ("vitamin_small_224", 64)]
 )
-def test_timm_s_hybrid_stems_cannot_hide(name, size):
-    assert proteus.Student(name, image_size=size).mask_token is None
+def test_from_timm_s_hybrid_stems_pixels_are_hidden(name, size):
+    assert proteus.Student(name, image_size=size).hides == "pixels"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("size", [(32, 32), (48, 24), (8, 8), (8, 24)])
 def test_whole_patches_are_hidden_at_any_size_and_precision(dtype, size):
     student = proteus.Student(vit(24, size=size).to(dtype), image_size=size)
-    assert student.mask_token is not None
+    assert student.hides == "tokens"
     assert student.mask_token.dtype == dtype
 
 

@@ -36,7 +36,7 @@ def tiny(monkeypatch):
     """The paper's models under their own names, two blocks deep and random."""
     import sys
 
-    run_module = sys.modules["proteus.recipes.launch"]
+    pair_module = sys.modules["proteus.recipes.pair"]
     for table, width in (("TEACHERS", 24), ("STUDENTS", 12)):
         entries = {}
         for name, entry in getattr(backbone, table).items():
@@ -44,7 +44,7 @@ def tiny(monkeypatch):
             entries[name] = replace(entry, arguments={**entry.arguments, **small})
         monkeypatch.setattr(backbone, table, entries)
     random_teacher = functools.partial(proteus.Teacher, pretrained=False)
-    monkeypatch.setattr(run_module, "Teacher", random_teacher)
+    monkeypatch.setattr(pair_module, "Teacher", random_teacher)
 
 
 def small(found, images, tmp_path):

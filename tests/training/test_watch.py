@@ -68,8 +68,8 @@ def test_it_changes_nothing_and_says_the_same_twice(teacher):
 
 def test_modes_come_back_when_a_forward_fails(distiller):
     distiller.train()
-    with pytest.raises(ValueError, match="64x64"):
-        Watch(pictures(size=64))(distiller)
+    with pytest.raises(ValueError, match="24x24"):
+        Watch(pictures(size=24))(distiller)
     assert distiller.training
     assert distiller.student.backbone.training
 

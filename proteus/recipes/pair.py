@@ -1,0 +1,130 @@
+"""The two models of a recipe, each at the image size at which they can be compared."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ..features import IMAGENET, ShapeError
+from ..grids import partner_size
+from ..models.build import ImageModel
+from ..student import Student
+from ..teacher import Teacher
+from .recipe import Models
+
+
+def open_pair(model: Models) -> tuple[Teacher, Student]:
+    """Teacher and student, on the CPU; see `Models` for how sizes that are not given are chosen.
+
+    The student's first weights come from torch's global generator, behind what the teacher takes.
+
+    Raises:
+        ValueError: If there are no models, or one takes no square images.
+        ShapeError: If a model cannot take its image size.
+    """
+    if not model.teacher or not model.student:
+        raise ValueError(
+            "recipe: no models. Set science.model.teacher and science.model.student, or start from "
+            "a recipe of `proteus recipes`."
+        )
+    teacher, student = _beside_student(model) if model.image_size else _beside_teacher(model)
+    for one in (teacher, student):
+        if one.image_size[0] != one.image_size[1]:
+            raise ValueError(
+                f"recipe: images are square. Got {one.name} at {one.image_size[0]}x"
+                f"{one.image_size[1]}; expected one size for both sides (--image-size N)."
+            )
+    return teacher, student
+
+
+def told(teacher: Teacher, student: Student) -> str:
+    """One sentence on the sizes that were chosen."""
+    if teacher.image_size == student.image_size and teacher.grid == student.grid:
+        return f"Image size: {student.image_size[0]}, the teacher's own (--image-size)."
+    sizes = f"teacher at {teacher.image_size[0]} px, student at {student.image_size[0]} px"
+    if teacher.grid == student.grid or 0 in (*teacher.grid, *student.grid):
+        return f"Image sizes: {sizes}."
+    both = f"{teacher.grid[0]}x{teacher.grid[1]} and {student.grid[0]}x{student.grid[1]}"
+    return f"Image sizes: {sizes}; grids of {both} meet on the coarser one."
+
+
+def with_sizes(model: Models, teacher: Teacher, student: Student) -> Models:
+    """The sizes that were chosen, since a repetition must not depend on a default."""
+    size, other = student.image_size[0], teacher.image_size[0]
+    return replace(model, image_size=size, teacher_image_size=None if size == other else other)
+
+
+def _beside_student(model: Models) -> tuple[Teacher, Student]:
+    """The student at the size that was asked for, the teacher where their grids agree."""
+    assert model.image_size is not None
+    asked = model.teacher_image_size or model.image_size
+    try:
+        teacher = _teacher(model, asked)
+    except ShapeError:
+        if model.teacher_image_size:
+            raise
+        teacher = _teacher(model, None)  # its patches may not divide the student's size
+    student = _student(model, model.image_size)
+    if model.teacher_image_size or model.grids == "average":
+        wanted = asked, asked
+    else:
+        wanted = partner_size(student.image_size, student.grid, _patch(teacher))
+    return teacher if teacher.image_size == wanted else _teacher(model, wanted), student
+
+
+def _beside_teacher(model: Models) -> tuple[Teacher, Student]:
+    """The teacher at its own size, the student where their grids agree."""
+    teacher = _teacher(model, model.teacher_image_size)
+    state = torch.get_rng_state()
+
+    def again(size: tuple[int, int] | None, grid: tuple[int, int] | None = None) -> Student:
+        torch.set_rng_state(state)
+        return _student(model, size, grid)
+
+    return teacher, _fitting(again, teacher, agree=model.grids == "agree")
+
+
+def _fitting(build: Callable[..., Student], teacher: Teacher, *, agree: bool) -> Student:
+    size = teacher.image_size
+    try:
+        student = build(size)
+    except ShapeError:
+        if 0 in teacher.grid:
+            raise
+        student = build(None, teacher.grid)  # its patches do not divide the teacher's size
+    if 0 in (*teacher.grid, *student.grid):
+        return student
+    patch = _patch(student)
+    wanted = partner_size(size, teacher.grid, patch) if agree else size
+    if wanted == size:  # no size near by: the teacher's own, in whole patches
+        wanted = size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1]
+    return student if student.image_size == wanted else build(wanted)
+
+
+def _patch(model: ImageModel) -> tuple[int, int]:
+    """Pixels of one patch; (0, 0) for a model that gives a vector alone."""
+    if 0 in model.grid:
+        return 0, 0
+    return model.image_size[0] // model.grid[0], model.image_size[1] // model.grid[1]
+
+
+def _teacher(model: Models, size: int | tuple[int, int] | None) -> Teacher:
+    return Teacher(
+        model.teacher,
+        checkpoint=model.teacher_checkpoint,
+        image_size=size,
+        normalize=IMAGENET if model.statistics == "imagenet" else True,
+    )
+
+
+def _student(
+    model: Models, size: int | tuple[int, int] | None, grid: tuple[int, int] | None = None
+) -> Student:
+    return Student(
+        model.student,
+        pretrained=model.init == "pretrained",
+        image_size=size,
+        grid=grid,
+        normalize=IMAGENET if model.statistics == "imagenet" else True,
+        drop_path=model.drop_path,
+    )
