@@ -130,7 +130,9 @@ is the smallest model of each family (the modules of `timm.models`), as
 * **as student**: *yes* where `timm.create_model("local-dir:…", pretrained=True)(x)` of the exported
   student equals `student(x).cls`, and a gradient reaches every trainable parameter.
 * **terms**: of the loss, with which it can be trained.
-* **masks**: whether patches can be hidden from it, found by changing the pixels of hidden ones.
+* **masks**: how patches are hidden from it, found by changing the pixels of hidden ones: *tokens*
+  (a learned token in place of their embeddings) or *pixels* (a learned colour in the image itself,
+  for every model whose stem looks at its neighbours); *no* where there are no patches.
 
 `cls` is the family's own vector: the class token, the mean of two, an average, an attention
 pooling, with what stands behind it in the model, as timm's `forward_head(..., pre_logits=True)`
@@ -175,23 +177,18 @@ def examine(family: str) -> Row:
         student = proteus.Student(_model(name, arguments), image_size=teacher.image_size)
     except ValueError as error:
         return Row(family, shown, found, why=_short(error))
-    terms = ["token", *["feature"] * bool(student.grid[0]), *["patch"] * _hides(student)]
+    terms = ["token", *["feature"] * bool(student.grid[0]), *["patch"] * bool(student.hides)]
     for weights in ({}, dict.fromkeys(terms[1:], 0)):
         _check_gradients(
             teacher, student, {"feature": 0, "patch": 0} | dict.fromkeys(terms, 1) | weights
         )
     _check_export(student)
-    why = "" if _hides(student) else _short(student.cannot_hide())
-    masks = "yes" if _hides(student) else "no"
-    return Row(family, shown, found, "yes", ", ".join(terms), masks, why)
+    why = "" if student.hides else _short(student.cannot_hide())
+    return Row(family, shown, found, "yes", ", ".join(terms), student.hides or "no", why)
 
 
 def _model(name: str, arguments: dict[str, Any]) -> Any:
     return timm.create_model(name, num_classes=0, **arguments) if arguments else name
-
-
-def _hides(student: proteus.Student) -> bool:
-    return student.mask_token is not None
 
 
 def _short(error: ValueError | str) -> str:
