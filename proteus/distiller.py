@@ -1,13 +1,14 @@
 """Distiller: images -> Losses. The whole step, in one forward."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .features import Features, ShapeError
-from .grids import check_fits, common_grid, meet
+from .grids import average_to, check_fits, common_grid
 from .losses import Losses, ProteusLoss
 from .masking import Hidden, MaskGenerator, check_hidden
 from .student import Student
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
     from .training import History, Resumable
 
 
+class Views(NamedTuple):
+    """What the student made of a batch.
+
+    Attributes:
+        student: Of the whole images.
+        masked: Of the images with a mask once more; None without a patch term.
+        hidden: The masks, on the device; which images have one.
+    """
+
+    student: Features
+    masked: Features | None = None
+    hidden: Hidden | None = None
+
+
 class TeacherAndStudent(nn.Module):
     """What the distillers share: a student that learns, and frozen models beside it.
 
@@ -24,31 +39,38 @@ class TeacherAndStudent(nn.Module):
     and `.train()` does not reach them. They do follow `.to(...)`.
 
     Args:
-        teacher: A `Teacher`.
+        teacher: A `Teacher`, or several by name; the first is the one to be watched and drawn.
         student: A `Student`.
         frozen: Other frozen models, by the attribute's name.
 
     Attributes:
+        teacher: The (first) teacher.
+        teachers: All of them by name.
         image_size: (height, width) of the images it takes: of the model that takes the larger ones,
             by each side. Each model gets them at its own size.
-        grid: (h, w) on which patches are compared, the coarser one of the two.
+        grid: (h, w) on which patches are compared, the coarsest one; (0, 0) where a model gives a
+            vector alone.
     """
 
     teacher: Teacher
+    teachers: Mapping[str, Teacher]
     num_inputs: int = 1  # what a loop takes from each batch: the images alone
     masks: MaskGenerator | None = None  # of the patches that a step hides
 
-    def __init__(self, teacher: Teacher, student: Student, **frozen: nn.Module) -> None:
+    def __init__(
+        self, teacher: Teacher | Mapping[str, Teacher], student: Student, **frozen: nn.Module
+    ) -> None:
         super().__init__()
-        sizes = zip(teacher.image_size, student.image_size, strict=True)
-        height, width = (max(side) for side in sizes)
+        teachers = {"teacher": teacher} if isinstance(teacher, Teacher) else dict(teacher)
+        models = [*teachers.values(), student]
+        height, width = (max(sides) for sides in zip(*(m.image_size for m in models), strict=True))
         self.image_size = (height, width)
-        self.grid = common_grid(teacher.grid, student.grid)
-        for model in (teacher, student):
+        self.grid = functools.reduce(common_grid, (model.grid for model in models))
+        for model in models:
             check_fits(type(self).__name__, self.image_size, model.image_size)
-        self._frozen = ("teacher", *frozen)
         # Not `self.teacher = ...`: nn.Module would register it as a submodule.
-        self.__dict__.update(teacher=teacher, **frozen)
+        self.__dict__.update(teachers=teachers, teacher=models[0], **frozen)
+        self._frozen = tuple(frozen)
         self.student = student
 
     def check_inputs(self) -> None:
@@ -61,7 +83,7 @@ class TeacherAndStudent(nn.Module):
         Raises:
             ValueError: If they were not.
         """
-        for model in (self.teacher, self.student):
+        for model in (*self.teachers.values(), self.student):
             model.inputs.check()
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
@@ -70,7 +92,8 @@ class TeacherAndStudent(nn.Module):
 
     def __repr__(self) -> str:
         # One line: the plain models print as `.teacher.backbone` and `.student.backbone`.
-        return f"{type(self).__name__}({self.teacher!r}, {self.student!r})"
+        models = (*self.teachers.values(), self.student)
+        return f"{type(self).__name__}({', '.join(map(repr, models))})"
 
     @property
     def heads(self) -> ProteusLoss | None:
@@ -89,14 +112,75 @@ class TeacherAndStudent(nn.Module):
             return None
         return self.masks.draw(batch_size, generator, device, part)
 
+    def see(
+        self,
+        images: Tensor,
+        hidden: Tensor | Hidden | None = None,
+        generator: torch.Generator | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> "Views":
+        """The student's two views of a batch, in one call; see `Distiller.forward`."""
+        images = self.student.fit(images)
+        if self.masks is None:
+            if hidden is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: `hidden` would be ignored. Got masks with a patch "
+                    f"weight of 0; leave it out, or build the loss with patch > 0."
+                )
+            return Views(self.student(images))
+        if hidden is None:
+            hidden = self.masks.draw(images.shape[0], generator, images.device, part)
+        elif isinstance(hidden, Tensor):
+            check_hidden(type(self).__name__, hidden, images.shape[0], self.grid)
+            hidden = Hidden(hidden, hidden.any(dim=1).nonzero().squeeze(1))
+        masks, chosen = hidden.hidden.to(images.device, non_blocking=True), hidden.images
+        if isinstance(chosen, Tensor):
+            chosen = chosen.to(images.device, non_blocking=True)
+        # One call for both views: the whole images first, then the masked ones once more.
+        views = torch.cat([images, images[chosen]])
+        cells = torch.cat([torch.zeros_like(masks), masks[chosen]])
+        both = average_to(self.student(views, cells.reshape(-1, *self.grid)), self.grid)
+        count = images.shape[0]
+        student = Features(both.cls[:count], both.patches[:count], both.grid)
+        masked = Features(both.cls[count:], both.patches[count:], both.grid)
+        return Views(student, masked, Hidden(masks, chosen, hidden.hidden_count))
+
+    def target(self, teacher: Teacher, images: Tensor) -> Features:
+        """Features of a teacher, which gets the images at its own size."""
+        features: Features = teacher(teacher.fit(images))
+        return features
+
+    def compare(self, loss: ProteusLoss, views: "Views", target: Features) -> Losses:
+        """The loss of one teacher's features; patches meet on `grid`."""
+        student, masked, hidden = views
+        if loss.feature or loss.patch:
+            student, target = average_to(student, self.grid), average_to(target, self.grid)
+        if masked is None or hidden is None or not loss.patch:
+            return cast("Losses", loss(student, target))
+        losses = loss(
+            student,
+            target,
+            masked,
+            hidden.hidden,
+            images=hidden.images,
+            hidden_count=hidden.hidden_count,
+        )
+        return cast("Losses", losses)
+
     def describe(self) -> dict[str, Any]:
         """JSON-able: what is trained for."""
         return {}
 
+    def describe_masks(self) -> dict[str, Any]:
+        """JSON-able: how patches are hidden; empty where none are."""
+        names = ("ratio", "probability", "strategy", "shuffle")
+        masks = self.masks
+        return {} if masks is None else {"masks": {name: vars(masks)[name] for name in names}}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TeacherAndStudent":
         # `.to()`, `.cuda()`, `.double()` go through here; the frozen models must come along.
-        for name in self._frozen:
-            self.__dict__[name]._apply(fn)
+        for model in (*self.teachers.values(), *(self.__dict__[name] for name in self._frozen)):
+            model._apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -182,37 +266,8 @@ class Distiller(TeacherAndStudent):
         Returns:
             `Losses`; call `.total.backward()`.
         """
-        target = self.teacher(self.teacher.fit(images))
-        images = self.student.fit(images)
-        if self.masks is None:
-            if hidden is not None:
-                raise ValueError(
-                    "Distiller: `hidden` would be ignored. Got masks with a patch weight of 0; "
-                    "leave it out, or build the loss with patch > 0."
-                )
-            seen = self.student(images)
-            seen, target = meet(seen, target) if self.loss.feature else (seen, target)
-            return cast("Losses", self.loss(seen, target))
-        if hidden is None:
-            hidden = self.masks.draw(images.shape[0], generator, images.device, part)
-        elif isinstance(hidden, Tensor):
-            check_hidden("Distiller", hidden, images.shape[0], self.grid)
-            hidden = Hidden(hidden, hidden.any(dim=1).nonzero().squeeze(1))
-        masks, chosen = hidden.hidden.to(images.device, non_blocking=True), hidden.images
-        if isinstance(chosen, Tensor):
-            chosen = chosen.to(images.device, non_blocking=True)
-        # One call for both views: the whole images first, then the masked ones once more.
-        views = torch.cat([images, images[chosen]])
-        cells = torch.cat([torch.zeros_like(masks), masks[chosen]])
-        both = self.student(views, cells.reshape(-1, *self.grid))
-        both, target = meet(both, target)
-        count = images.shape[0]
-        student = Features(both.cls[:count], both.patches[:count], both.grid)
-        masked = Features(both.cls[count:], both.patches[count:], both.grid)
-        losses = self.loss(
-            student, target, masked, masks, images=chosen, hidden_count=hidden.hidden_count
-        )
-        return cast("Losses", losses)
+        target = self.target(self.teacher, images)
+        return self.compare(self.loss, self.see(images, hidden, generator, part), target)
 
     @property
     def heads(self) -> ProteusLoss:
@@ -221,12 +276,7 @@ class Distiller(TeacherAndStudent):
 
     def describe(self) -> dict[str, Any]:
         """The loss and the masks, as `fit` records them."""
-        loss = ("token", "feature", "patch", "head", "distance")
-        masks = ("ratio", "probability", "strategy", "shuffle")
-        found = {"loss": {name: vars(self.loss)[name] for name in loss}}
-        if self.masks is not None:
-            found["masks"] = {name: vars(self.masks)[name] for name in masks}
-        return found
+        return {"loss": describe_loss(self.loss), **self.describe_masks()}
 
     def fit(self, data: "Iterable[Any] | Resumable", **options: Any) -> "History":
         """Train with the library's minimal loop: see `proteus.training.fit` for the options."""
@@ -235,20 +285,8 @@ class Distiller(TeacherAndStudent):
         return fit(self, data, **options)
 
     def _check(self, masks: MaskGenerator | None) -> None:
-        teacher, student, loss = self.teacher, self.student, self.loss
-        widths = (student.embed_dim, teacher.embed_dim)
-        if (loss.student_dim, loss.teacher_dim) != widths:
-            raise ShapeError(
-                f"Distiller: the loss was built for other widths. Got ProteusLoss"
-                f"{(loss.student_dim, loss.teacher_dim)}; expected ProteusLoss{widths}."
-            )
-        for model in (student, teacher) if loss.feature or loss.patch else ():
-            if 0 in model.grid:
-                raise ValueError(
-                    f"Distiller: there are no patches to compare. Got {model.name!r}, which gives "
-                    f"one vector an image; expected ProteusLoss(..., feature=0, patch=0)."
-                )
-        if masks is not None and not loss.patch:
+        check_loss("Distiller", self.teacher, self.student, self.loss)
+        if masks is not None and not self.loss.patch:
             raise ValueError(
                 "Distiller: the masks would be ignored. Got a MaskGenerator with a patch weight "
                 "of 0; leave it out, or build the loss with patch > 0."
@@ -258,6 +296,28 @@ class Distiller(TeacherAndStudent):
                 f"Distiller: the masks do not fit the grid of the comparison. Got {masks.grid}; "
                 f"expected MaskGenerator({self.grid})."
             )
+
+
+def check_loss(subject: str, teacher: Teacher, student: Student, loss: ProteusLoss) -> None:
+    """Refuse a loss that was built for other widths, or that needs patches where there are none."""
+    widths = (student.embed_dim, teacher.embed_dim)
+    if (loss.student_dim, loss.teacher_dim) != widths:
+        raise ShapeError(
+            f"{subject}: the loss was built for other widths. Got ProteusLoss"
+            f"{(loss.student_dim, loss.teacher_dim)}; expected ProteusLoss{widths}."
+        )
+    for model in (student, teacher) if loss.feature or loss.patch else ():
+        if 0 in model.grid:
+            raise ValueError(
+                f"{subject}: there are no patches to compare. Got {model.name!r}, which gives "
+                f"one vector an image; expected ProteusLoss(..., feature=0, patch=0)."
+            )
+
+
+def describe_loss(loss: ProteusLoss) -> dict[str, Any]:
+    """JSON-able: the settings of a loss."""
+    names = ("token", "feature", "patch", "head", "distance")
+    return {name: vars(loss)[name] for name in names}
 
 
 def supported_weights(teacher: Teacher, **given: float | None) -> dict[str, Any]:
