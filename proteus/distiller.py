@@ -48,8 +48,8 @@ class TeacherAndStudent(nn.Module):
         teachers: All of them by name.
         image_size: (height, width) of the images it takes: of the model that takes the larger ones,
             by each side. Each model gets them at its own size.
-        grid: (h, w) on which patches are compared, the coarsest one; (0, 0) where a model gives a
-            vector alone.
+        grid: (h, w) on which patches are compared, the coarsest one of the models that have
+            patches; (0, 0) where the student or all teachers have none.
     """
 
     teacher: Teacher
@@ -65,7 +65,8 @@ class TeacherAndStudent(nn.Module):
         models = [*teachers.values(), student]
         height, width = (max(sides) for sides in zip(*(m.image_size for m in models), strict=True))
         self.image_size = (height, width)
-        self.grid = functools.reduce(common_grid, (model.grid for model in models))
+        grids = [teacher.grid for teacher in teachers.values() if teacher.grid[0]]
+        self.grid = functools.reduce(common_grid, grids, student.grid) if grids else (0, 0)
         for model in models:
             check_fits(type(self).__name__, self.image_size, model.image_size)
         # Not `self.teacher = ...`: nn.Module would register it as a submodule.

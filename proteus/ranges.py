@@ -59,6 +59,8 @@ RANGES: dict[str, Range] = {
     "token": _RATE._replace(optional=True),
     "feature": _RATE._replace(optional=True),
     "patch": _RATE._replace(optional=True),
+    "weight": _RATE,
+    "drop": Range(0, 1 - 2**-53, said="a probability in [0, 1), such as 0.25"),
     "kl": _RATE,
     "ce": _RATE,
     "temperature": Range(0, open=True, said="a positive, finite number"),

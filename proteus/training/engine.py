@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..heads import ProjectionHead
 from ..masking import Hidden
 from ..ranges import check_numbers
 from ..settings import Machine, Optimizer, Parallel, Precision, numbers
@@ -74,7 +75,7 @@ class Engine:
         self.accumulate, self.clip_grad = machine.accumulate, optimizer.clip_grad
         self.plain = model.to(world.device).train()
         # DDP would do this for the student; FSDP takes each shard from the process that holds it.
-        world.share(model.teacher, model)
+        world.share(*model.teachers.values(), model)
         # An export needs whole weights in a plain module, which a sharded one cannot be again.
         self._twin = copy.deepcopy(model.student).cpu() if machine.parallel == "fsdp" else None
         if machine.activation_checkpointing:
@@ -229,15 +230,10 @@ def _check(precision: str, parallel: Parallel) -> None:
 
 def _parts(model: Any) -> Iterable[nn.Module]:
     """What FSDP shards one by one, inner parts first; heads, which `project` calls alone."""
-    yield from blocks_of(model.teacher.backbone)
-    yield model.teacher
-    yield from blocks_of(model.student.backbone)
-    yield model.student
-    yield from (
-        module
-        for name, module in model.named_modules()
-        if name.startswith("loss.") and name.count(".") == 1
-    )
+    for part in (*model.teachers.values(), model.student):
+        yield from blocks_of(part.backbone)
+        yield part
+    yield from (module for module in model.modules() if isinstance(module, ProjectionHead))
 
 
 def _keep_few_activations(student: Student) -> None:
@@ -251,6 +247,6 @@ def _keep_few_activations(student: Student) -> None:
 
 def _compile(model: Any, *, blocks_only: bool) -> None:
     """In place, so that names in state dicts stay as they are."""
-    for part in (model.teacher, model.student):
+    for part in (*model.teachers.values(), model.student):
         for module in blocks_of(part.backbone) if blocks_only else [part]:
             module.compile()

@@ -156,6 +156,7 @@ def fit(
     lengths = {"steps": steps, "epochs": epochs, "seed": seed}
     check_numbers("fit", lengths | numbers(optimizer, machine))
     check_objective(distiller)
+    teachers = tuple(distiller.teachers.values())
     total = count_steps(data, steps, epochs)
     schedule, described = _schedule(lr, warmup, total)
     world = join(device)
@@ -166,8 +167,8 @@ def fit(
             settings = {
                 "steps": total, **described, "seed": seed,
                 **{name: value for name, value in vars(optimizer).items() if name in _DESCRIBED},
-                "teacher": distiller.teacher.name, "student": distiller.student.name,
-                "teacher_digest": world.once(lambda: _digest(distiller.teacher)),
+                "teacher": " + ".join(t.name for t in teachers), "student": distiller.student.name,
+                "teacher_digest": world.once(lambda: "+".join(map(_digest, teachers))),
                 **distiller.describe(), **(details or {}),
             }  # fmt: skip
             _check_describable(settings)
@@ -181,7 +182,7 @@ def fit(
         log = RunLog(
             folder, start, total, world, progress=progress, overflows=precision == "fp16",
             trackers=trackers, asked=lambda: interrupt.requested,
-            inputs=(distiller.teacher.inputs, distiller.student.inputs),
+            inputs=tuple(model.inputs for model in (*teachers, distiller.student)),
         )  # fmt: skip
         stream = batches(data, start, total, inputs=distiller.num_inputs, seed=seed)
         # Closed, because a traceback would keep it, and the processes that load images, alive.

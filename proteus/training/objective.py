@@ -1,5 +1,6 @@
 """What the loop trains: one small protocol, whatever the objective is."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,7 +20,8 @@ class Objective(Protocol):
     `proteus.distiller.TeacherAndStudent` is a base with an answer to each question below.
 
     Attributes:
-        teacher: The frozen model, outside the module tree.
+        teacher: The frozen model, outside the module tree; of several the one to be watched.
+        teachers: All of them by name.
         student: The model that learns.
         num_inputs: How many items of a batch its forward takes: images, then labels.
         grid: (h, w) of what `draw` hides.
@@ -29,6 +31,7 @@ class Objective(Protocol):
     grid: tuple[int, int]
     student: Student
     teacher: Teacher
+    teachers: Mapping[str, Teacher]
 
     @property
     def heads(self) -> ProteusLoss | None:
@@ -58,7 +61,8 @@ def check_objective(model: object) -> None:
     if isinstance(model, Objective):
         return
     asked = (
-        "teacher", "student", "num_inputs", "grid", "heads", "draw", "describe", "parameters"
+        "teacher", "teachers", "student", "num_inputs", "grid", "heads", "draw", "describe",
+        "parameters",
     )  # fmt: skip
     lacks = [name for name in asked if name not in dir(model)]
     raise ValueError(

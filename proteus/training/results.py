@@ -30,7 +30,7 @@ def write_results(
     details = {
         "data": settings.get("data"),
         "teacher": settings["teacher"],
-        "license": model.teacher.license or None,
+        "license": " + ".join(t.license for t in model.teachers.values() if t.license) or None,
         # A run of a recipe is described by it; another one by the loop's own settings.
         "recipe": settings.get("recipe")
         or {key: value for key, value in settings.items() if key not in ("data", "teacher")},
