@@ -65,7 +65,8 @@ def save_pretrained(
     details = dict(details or {})
     if isinstance(student, HasStudent):
         teacher, student = student.teacher, student.student
-        details = {"teacher": teacher.name, "license": teacher.license or None} | details
+        origin = {"teacher weights": teacher.origin} if teacher.origin else {}
+        details = {"teacher": teacher.name, "license": teacher.license or None, **origin} | details
     if not isinstance(student, Student):
         raise ValueError(
             f"save_pretrained: not a student. Got a {type(student).__name__}; expected a Student "

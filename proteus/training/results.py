@@ -31,6 +31,7 @@ def write_results(
         "data": settings.get("data"),
         "teacher": settings["teacher"],
         "license": model.teacher.license or None,
+        **({"teacher weights": model.teacher.origin} if model.teacher.origin else {}),
         # A run of a recipe is described by it; another one by the loop's own settings.
         "recipe": settings.get("recipe")
         or {key: value for key, value in settings.items() if key not in ("data", "teacher")},
