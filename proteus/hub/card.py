@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..student import Student
+from ..teacher import Teacher
 from ..text import markdown_text, printable
 from ..version import __version__
 
@@ -89,6 +90,12 @@ def model_card(student: Student, name: str, details: Mapping[str, Any]) -> str:
         f"## Citation\n\n```bibtex\n{_CITATION}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def teacher_facts(teacher: Teacher) -> dict[str, Any]:
+    """What a card says about a teacher: its name, and licence and origin of its weights."""
+    facts = {"teacher": teacher.name, "license": teacher.license or None}
+    return facts | ({"teacher weights": teacher.origin} if teacher.origin else {})
 
 
 def _metadata(name: str, details: Mapping[str, Any]) -> str:
