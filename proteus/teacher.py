@@ -19,7 +19,8 @@ class Teacher(ImageModel):
     Args:
         model: A published name (`dinov2_vits14|b14|l14|g14`, each also `_reg`;
             `dinov3_vits16|b16|l16`; `clip_vitb16|l14`; `openclip_…`, `siglip_…`;
-            `synclr_vitb16|l14`), any timm name, `hf-hub:owner/repo`, `local-dir:folder`,
+            `synclr_vitb16|l14`; `efficientnet_lite0|1|2`, whose weights are in packages, extra
+            `teachers`), any timm name, `hf-hub:owner/repo`, `local-dir:folder`,
             or any `nn.Module` that returns `Features`, a feature map [B, D, h, w] or a vector
             [B, D]. A module is used as it is, and frozen; where `image_size` asks for another size
             than its own, a copy of it is.
@@ -42,7 +43,8 @@ class Teacher(ImageModel):
             model trained against text (CLIP, SigLIP), whose patch tokens no objective shaped, and
             for one that gives a vector alone.
             `Distiller` takes these where no loss is given.
-        license: Licence of its weights, as timm states it; "" where unknown.
+        license: Licence of its weights, as timm or their package states it; "" where unknown.
+        origin: Who made its weights, where they come from a package; "" elsewhere.
 
     Raises:
         ValueError: If the name is unknown, or weights are missing, broken or do not fit exactly.
@@ -83,7 +85,7 @@ class Teacher(ImageModel):
         )
         super().__init__(loaded, normalize)
         self.objectives = loaded.objectives if self.grid[0] else ("token",)
-        self.license = loaded.license
+        self.license, self.origin = loaded.license, loaded.origin
         self.backbone.requires_grad_(False)
         self.train(False)
 

