@@ -22,6 +22,7 @@ from ..weights.state_dicts import refuse_not_finite
 from ..weights.timm_folder import load_folder
 from .names import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
 from .read import ImageInput, probe, reader_for
+from .read_transformers import TransformersModel, family_of, own_size
 
 OBJECTIVES = ("token", "feature", "patch")
 _TRAINING = ("num_classes", "drop_path_rate")  # arguments that no saved model needs
@@ -286,6 +287,17 @@ def _offline_advice(subject: str, name: str, config: Any) -> str:
 
 def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject: str) -> Backbone:
     """What a built model says about itself."""
+    if isinstance(model, TransformersModel):
+        family, native = family_of(model), own_size(model) or (224, 224)
+        return Backbone(
+            cast("nn.Module", model),
+            name,
+            native,
+            fixed_size=False,
+            own_size=native,
+            statistics=family.statistics,
+            objectives=family.objectives,
+        )
     if not isinstance(model, _HasConfig):
         return Backbone(model, name, size or (224, 224), fixed_size=False)
     described = read_config(model.pretrained_cfg, f"{subject}: {name}")

@@ -24,6 +24,7 @@ from ..weights.positions import (
 from .layers import count_layers, read_layers
 from .names import position_rule
 from .read import ImageInput, Reader, reader_for
+from .read_transformers import TransformersModel, family_of, own_size
 
 _SUBJECT = "evaluation"
 _PROBE_SIZE = (224, 224)
@@ -299,7 +300,7 @@ def _open(model: Any) -> tuple[nn.Module, Statistics | None]:
     """The plain model inside, and the statistics its images are normalised with."""
     if isinstance(model, _Wrapped):
         return model.backbone, _statistics_of(model.inputs)
-    described = isinstance(model, _HasConfig | _Plain)
+    described = isinstance(model, _HasConfig | _Plain | TransformersModel)
     if described and isinstance(model, nn.Module):
         return model, _described(model).statistics
     if isinstance(model, FeatureExtractor):
@@ -319,7 +320,9 @@ def _statistics_of(inputs: ImageInput | None) -> Statistics | None:
 
 
 def _described(model: object) -> Description:
-    """What a timm model says about its images; the defaults for others."""
+    """What a model of timm or transformers says about its images; the defaults for others."""
+    if isinstance(model, TransformersModel):
+        return Description(family_of(model).statistics, own_size(model), "", "")
     config = model.pretrained_cfg if isinstance(model, _HasConfig) else None
     return read_config(config, f"{_SUBJECT}: {type(model).__name__}")
 
