@@ -20,9 +20,10 @@ class Teacher(ImageModel):
         model: A published name (`dinov2_vits14|b14|l14|g14`, each also `_reg`;
             `dinov3_vits16|b16|l16`; `clip_vitb16|l14`; `openclip_…`, `siglip_…`;
             `synclr_vitb16|l14`), any timm name, `hf-hub:owner/repo`, `local-dir:folder`,
-            or any `nn.Module` that returns `Features`, a feature map [B, D, h, w] or a vector
-            [B, D]. A module is used as it is, and frozen; where `image_size` asks for another size
-            than its own, a copy of it is.
+            `hf-transformers:owner/repo` (or a folder), a model of transformers, or any
+            `nn.Module` that returns `Features`, a feature map [B, D, h, w] or a vector [B, D]. A
+            module is used as it is, and frozen; where `image_size` asks for another size than its
+            own, a copy of it is.
         pretrained: Load the published weights. False gives random ones, for tests.
         checkpoint: Local `.safetensors` or `.pth` file with the weights, instead of a download: in
             timm's format or the one its authors publish (see `proteus.weights`).

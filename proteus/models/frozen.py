@@ -37,6 +37,7 @@ class _Wrapped(Protocol):
 
     backbone: nn.Module
     inputs: ImageInput
+    image_size: tuple[int, int]
 
 
 @runtime_checkable
@@ -261,6 +262,8 @@ def as_extractor(
     else:
         plain, statistics = _open(model)
         read, native = reader_for(plain), _native_size(plain)
+        if isinstance(model, _Wrapped) and isinstance(plain, TransformersModel):
+            native = model.image_size  # its configuration says the size of its positions
     if normalize is not True and isinstance(plain, _Call):
         raise ValueError(
             f"evaluation: normalize= would be ignored. Got {type(model).__name__}, which "
