@@ -252,8 +252,10 @@ def _check_export(student: proteus.Student) -> None:
 
 
 def page(rows: list[Row]) -> str:
-    """docs/models.md."""
-    return START.format(version=timm.__version__) + "".join(row.line() + "\n" for row in rows)
+    """docs/models.md: the table, and the sections behind it, which are written by hand."""
+    table = START.format(version=timm.__version__) + "".join(row.line() + "\n" for row in rows)
+    _, heading, rest = PAGE.read_text(encoding="utf-8").partition("\n## ")
+    return table + heading + rest
 
 
 def main() -> None:

@@ -117,11 +117,13 @@ def read_transformers(model: TransformersModel, images: Tensor) -> Features:
     if model.main_input_name != "pixel_values":
         raise _unreadable(model, f"takes {model.main_input_name}")
     resample = family.resamples and size != own_size(model)
-    output = cast("Any", model)(
-        pixel_values=images,
-        return_dict=True,
-        **({"interpolate_pos_encoding": True} if resample else {}),
-    )
+    options = {"interpolate_pos_encoding": True} if resample else {}
+    try:
+        output = cast("Any", model)(pixel_values=images, return_dict=True, **options)
+    except (TypeError, ValueError) as error:  # it wants more than images, or masks them
+        if family is not _MAP:
+            raise
+        raise _unreadable(model, f"raised {type(error).__name__}: {error}") from error
     tokens = output.get("last_hidden_state") if isinstance(output, Mapping) else None
     if tokens is None or "feature_maps" in output:
         raise _unreadable(model, f"returns {', '.join(output) or 'nothing'}")
@@ -178,13 +180,12 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _unreadable(model: TransformersModel, found: str) -> ShapeError:
-    kind = model.config.model_type
     inside = {
         "timm_wrapper": "its timm_model",
         "clip": "its vision_model",
         "siglip": "its vision_model",
         "clip_vision_model": "its vision_model, or a CLIPVisionModel",
-    }.get(kind, f"its base_model, such as {kind.capitalize()}Model with its pooling layer")
+    }.get(model.config.model_type, "its base_model, with a pooling layer where it has one")
     return ShapeError(
         f"{type(model).__name__}: the output cannot be read. Got a model of transformers that "
         f"{found}; expected last_hidden_state of a family of proteus.models.read_transformers, or "

@@ -168,6 +168,12 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
         )
     except ShapeError as error:
         raise ShapeError(f"{error}{own}") from error
+    if not student.architecture:
+        raise ValueError(
+            f"recipe: what is trained could not leave. Got the student {model.student!r}; expected "
+            f"a model of timm, which a run exports. Train a model of transformers in a loop of "
+            f"your own, and save it with student.backbone.save_pretrained(FOLDER)."
+        )
     if model.init == "select":
         select_weights(student.backbone, teacher.backbone)
     if science.logits is not None:

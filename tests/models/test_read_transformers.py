@@ -62,6 +62,11 @@ MODELS = {
     "convnextv2": ("ConvNextV2", STAGES, MAP),
     "resnet": ("ResNet", TWO, MAP),
     "regnet": ("RegNet", {**TWO, "groups_width": 8}, MAP),
+    "efficientnet": (
+        "EfficientNet",
+        {"width_coefficient": 1.0, "depth_coefficient": 0.25, "hidden_dim": 1280},
+        MAP,
+    ),
     "mobilenet_v2": ("MobileNetV2", {"depth_multiplier": 0.25}, MAP),
 }
 NORMED = ("dinov2", "dinov3_vit", "vit", "clip_vision_model", "siglip_vision_model", "swin")
@@ -163,7 +168,25 @@ def test_positions_that_transformers_cannot_resample_are_a_plain_error():
             lambda: t.CLIPVisionModelWithProjection(t.CLIPVisionConfig(**VIT)),
             "no pooler_output.*CLIPVisionModel",
         ),
-        (lambda: t.ViTMAEModel(t.ViTMAEConfig(**VIT)), "unknown here|no pooler_output"),
+        (lambda: t.ViTMAEModel(t.ViTMAEConfig(**VIT)), "no pooler_output"),
+        (lambda: t.ViTMAEModel(t.ViTMAEConfig(**VIT | {"image_size": 64})), "raised ValueError"),
+        (
+            lambda: t.Siglip2VisionModel(
+                t.Siglip2VisionConfig(**{k: v for k, v in VIT.items() if k != "image_size"})
+            ),
+            "raised TypeError.*pixel_attention_mask",
+        ),
+        (
+            lambda: t.HieraModel(
+                t.HieraConfig(image_size=[32, 32], embed_dim=8, depths=[1, 1], num_heads=[1, 1],
+                              num_query_pool=1, masked_unit_size=[4, 4])
+            ),
+            "'hiera', unknown here",
+        ),
+        (
+            lambda: t.TimmWrapperModel(t.TimmWrapperConfig(architecture="test_vit")),
+            "timm_wrapper.*its timm_model",
+        ),
         (
             lambda: t.BeitModel(t.BeitConfig(**VIT), add_pooling_layer=False),
             "no pooler_output.*pooling layer",
@@ -176,7 +199,8 @@ def test_positions_that_transformers_cannot_resample_are_a_plain_error():
             "takes input_ids",
         ),
     ],
-    ids=["logits", "backbone", "projection", "mae", "no pooling", "text"],
+    ids=["logits", "backbone", "projection", "mae", "mae of another size", "naflex", "hiera",
+         "timm", "no pooling", "text"],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused(make_model, message):
     with pytest.raises(ShapeError, match=f"(?s)cannot be read.*{message}"):
