@@ -16,9 +16,10 @@ FAST = [
     "byobnet", "convnext", "efficientnet", "hgnet", "mambaout", "maxxvit", "mobilenetv3", "pit",
     "resnet", "starnet", "vision_transformer", "vision_transformer_relpos",
 ]  # fmt: skip
+TABLE, _, BEHIND = tool.PAGE.read_text(encoding="utf-8").partition("\n## ")
 LINES = {
     line.split(" | ")[0].removeprefix("| "): line
-    for line in tool.PAGE.read_text(encoding="utf-8").splitlines()
+    for line in TABLE.splitlines()
     if line.startswith("| ") and "`" in line
 }
 same_timm = pytest.mark.skipif(
@@ -30,6 +31,10 @@ same_timm = pytest.mark.skipif(
 @same_timm
 def test_the_page_lists_every_family():
     assert set(LINES) == set(tool.EXAMPLES) == FAMILIES
+
+
+def test_the_sections_behind_the_table_stay():
+    assert tool.page([]).endswith("\n\n## " + BEHIND)
 
 
 def test_every_family_works_or_is_refused_with_a_reason():
