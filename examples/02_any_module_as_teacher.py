@@ -1,5 +1,7 @@
 """A teacher that is not in timm: any module whose forward returns `proteus.Features`.
 
+A feature map or a vector would do, too: "A module of your own" in docs/models.md.
+
 python examples/02_any_module_as_teacher.py
 """
 

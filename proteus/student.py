@@ -60,7 +60,8 @@ class Student(ImageModel):
     Args:
         model: `vit_tiny_patch14`, `vit_small_patch14`, `vit_base_patch14` or `vit_large_patch14`
             (the paper's students: LayerScale 1.0, random init), any timm name,
-            `hf-hub:owner/repo`, `local-dir:folder`, or an `nn.Module`, which is used as it is;
+            `hf-hub:owner/repo`, `local-dir:folder`, `hf-transformers:owner/repo` (or a
+            folder; it leaves by `backbone.save_pretrained`), or an `nn.Module`, used as it is;
             where `image_size` asks for another size than its own, a copy of it is.
         pretrained: Start from published weights instead of random ones (timm names).
         image_size: Pixels, a number or (height, width); None = 224, and of a module its own size

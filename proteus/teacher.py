@@ -21,9 +21,10 @@ class Teacher(ImageModel):
             `dinov3_vits16|b16|l16`; `clip_vitb16|l14`; `openclip_…`, `siglip_…`;
             `synclr_vitb16|l14`; `efficientnet_lite0|1|2`, whose weights are in packages, extra
             `teachers`), any timm name, `hf-hub:owner/repo`, `local-dir:folder`,
-            or any `nn.Module` that returns `Features`, a feature map [B, D, h, w] or a vector
-            [B, D]. A module is used as it is, and frozen; where `image_size` asks for another size
-            than its own, a copy of it is.
+            `hf-transformers:owner/repo` (or a folder), a model of transformers, or any
+            `nn.Module` that returns `Features`, a feature map [B, D, h, w] or a vector [B, D]. A
+            module is used as it is, and frozen; where `image_size` asks for another size than its
+            own, a copy of it is.
         pretrained: Load the published weights. False gives random ones, for tests.
         checkpoint: Local `.safetensors` or `.pth` file with the weights, instead of a download: in
             timm's format or the one its authors publish (see `proteus.weights`).

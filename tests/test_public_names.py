@@ -17,12 +17,16 @@ def module_of(path):
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+def names_of(node):
+    if isinstance(node, ast.Import):
+        yield from (alias.name.split(".")[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+        yield node.module.split(".")[0]
+
+
 def all_imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module.split(".")[0]
+        yield from names_of(node)
 
 
 def test_the_public_names_are_the_contract_s():
@@ -83,3 +87,10 @@ def test_attributes_are_declared_and_not_probed(path):
 def test_files_stay_small(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 400
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_transformers_loads_when_it_is_needed_and_not_before(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert "transformers" not in set(names_of(node))

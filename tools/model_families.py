@@ -1,4 +1,4 @@
-"""One small model of each timm family as teacher and as student; writes docs/models.md.
+"""One small model of each timm family as teacher and as student; writes docs/families.md.
 
 python tools/model_families.py                # all, some minutes
 python tools/model_families.py levit mvitv2   # these families, printed
@@ -15,7 +15,7 @@ import torch
 
 import proteus
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 # The smallest of each module of `timm.models`; at the size given, else at 128 pixels where the
 # model takes it. The largest families are cut to two blocks.
 EXAMPLES: dict[str, tuple[str, int | None, dict[str, Any]]] = {
@@ -118,11 +118,9 @@ EXAMPLES: dict[str, tuple[str, int | None, dict[str, Any]]] = {
     "xception_aligned": ("xception41p", 128, {}),
     "xcit": ("xcit_nano_12_p8_224", None, {}),
 }
-START = """# Which models
+START = """# Every timm family
 
-Any timm model can be a teacher, and a student where what leaves is what was distilled: one rule
-reads all of them, and what it cannot read is refused when the model is built, with a reason. Below
-is the smallest model of each family (the modules of `timm.models`), as
+The smallest model of each family (the modules of `timm.models`), as
 `python tools/model_families.py` found it with timm {version}; a test repeats it.
 
 * **as teacher**: *yes*; *vector* where there is no token for each patch, so that only the token
@@ -133,13 +131,6 @@ is the smallest model of each family (the modules of `timm.models`), as
 * **masks**: how patches are hidden from it, found by changing the pixels of hidden ones: *tokens*
   (a learned token in place of their embeddings) or *pixels* (a learned colour in the image itself,
   for every model whose stem looks at its neighbours); *no* where there are no patches.
-
-`cls` is the family's own vector: the class token, the mean of two, an average, an attention
-pooling, with what stands behind it in the model, as timm's `forward_head(..., pre_logits=True)`
-gives it. For DINOv3 it is the class token, which timm leaves out of its average; such a student
-leaves with `global_pool="token"`. Where a head widens the vector (MobileNetV3 and others), each
-patch goes through it too, alone. A family's other models may differ from its smallest one:
-`proteus.Student(name)` says what holds for yours.
 
 | family | example | as teacher | as student | terms | masks | why not |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -249,10 +240,8 @@ def _check_export(student: proteus.Student) -> None:
 
 
 def page(rows: list[Row]) -> str:
-    """docs/models.md; what stands behind the table, written by hand, stays."""
-    _, title, rest = PAGE.read_text(encoding="utf-8").partition("\n## ")
-    table = "".join(row.line() + "\n" for row in rows)
-    return START.format(version=timm.__version__) + table + title + rest
+    """docs/families.md."""
+    return START.format(version=timm.__version__) + "".join(row.line() + "\n" for row in rows)
 
 
 def main() -> None:

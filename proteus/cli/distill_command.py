@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
     add("--preset", choices=["paper", "official"], help="of --recipe (default paper)")
     add("--set", action="append", default=[], metavar="PATH=VALUE",
         help="any setting of the recipe, such as science.loss.head=mlp; repeatable")  # fmt: skip
-    add("--teacher", help="a published name, a timm name, hf-hub:…, local-dir:…")
+    add("--teacher", help="a published name, a timm name, hf-hub:…, local-dir:…, hf-transformers:…")
     add("--teacher-checkpoint", help="local .safetensors or .pth with its weights")
     add("--student", help="vit_tiny|small|base|large_patch14, a timm name, …")
     add("--pretrained-student", action="store_true", help="start from its published weights")

@@ -157,7 +157,7 @@ def _is_folder(name: str) -> bool:
     from ..hub.remote import model_folder
     from ..models.build import is_known
 
-    if name.startswith(("hf-hub:", "local-dir:")):
+    if name.startswith(("hf-hub:", "hf-transformers:", "local-dir:")):
         return False
     exists = bool(name) and Path(name).is_dir()
     if not exists and ("/" in name or not name or Path(name).exists()):

@@ -74,7 +74,9 @@ def save_pretrained(
     if not student.architecture:
         raise ValueError(
             f"save_pretrained: not a timm model. Got {student.name!r}; expected a student built "
-            f"from a timm name. Save its weights with safetensors.torch.save_model instead."
+            f"from a timm name. A model of transformers leaves in its own format: "
+            f"student.backbone.save_pretrained(FOLDER); of another module save the weights with "
+            f"safetensors.torch.save_model."
         )
     refuse_not_finite(student.backbone.state_dict(), "save_pretrained", student.backbone)
     folder = Path(folder)

@@ -23,10 +23,13 @@ from ..weights.positions import (
 )
 from ..weights.state_dicts import refuse_not_finite
 from ..weights.timm_folder import load_folder
+from .load_transformers import PREFIX, load_transformers, not_loaded
 from .names import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
 from .read import ImageInput, probe, reader_for
+from .read_transformers import TransformersModel, family_of, own_size
 
 OBJECTIVES = ("token", "feature", "patch")
+_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
 _TRAINING = ("num_classes", "drop_path_rate")  # arguments that no saved model needs
 
 
@@ -145,7 +148,7 @@ def load_backbone(
 
     Args:
         model: A name of `proteus.models.names`, a timm name, `local-dir:FOLDER`,
-            `hf-hub:OWNER/REPO`, or
+            `hf-hub:OWNER/REPO`, `hf-transformers:OWNER/REPO` (or a folder), or
             a module, which is used as it is (a copy of it where it has to be resized).
         subject: "Teacher" or "Student", the first word of error messages.
         pretrained: Load the published weights.
@@ -255,7 +258,7 @@ def _create(
 
     entry = {**STUDENTS, **TEACHERS}.get(name, Entry(name))
     source = entry.architecture
-    if source.startswith("local-dir:"):
+    if source.startswith(("local-dir:", PREFIX)):
         if checkpoint is not None:
             raise ValueError(
                 f"{subject}: checkpoint= would be ignored. Got {name!r}, which brings its own "
@@ -266,8 +269,7 @@ def _create(
                 f"{subject}: drop_path= would be ignored. Got {name!r}, which is rebuilt from its "
                 f"own description; expected a timm name."
             )
-        model = load_folder(source.removeprefix("local-dir:"), subject)
-        return replace(_describe(model, name, size, subject), objectives=entry.objectives)
+        return _open_folder(name, entry, size, subject)
     if not source.startswith("hf-hub:"):
         architecture, _, tag = source.partition(".")
         tags = [t.partition(".")[2] for t in timm.list_models(architecture + ".*", pretrained=True)]
@@ -313,11 +315,27 @@ def _create(
     )
 
 
-def _reach(repo: str) -> None:
-    """Fail at once where the weights are neither cached nor reachable; timm tries for a minute."""
+def _open_folder(name: str, entry: Entry, size: tuple[int, int] | None, subject: str) -> Backbone:
+    """A model that brings its own weights: timm's in a folder, or one of transformers."""
+    source = entry.architecture
+    if not source.startswith(PREFIX):
+        model = load_folder(source.removeprefix("local-dir:"), subject)
+        return replace(_describe(model, name, size, subject), objectives=entry.objectives)
+    place = source.removeprefix(PREFIX)
+    if not Path(place).is_dir():
+        try:
+            _reach(place, ("config.json",))
+        except (OSError, ValueError) as error:
+            raise not_loaded(place, subject, error) from error
+    loaded = load_transformers(place, subject)
+    described = _describe(loaded.model, name, size or loaded.image_size, subject)
+    return replace(described, statistics=loaded.statistics, license=loaded.license)
+
+
+def _reach(repo: str, files: tuple[str, ...] = _WEIGHTS) -> None:
+    """Fail at once where the files are neither cached nor reachable; others try for a minute."""
     from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
-    files = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
     if any(isinstance(try_to_load_from_cache(repo, file), str) for file in files):
         return
     try:
@@ -345,6 +363,17 @@ def _offline_advice(subject: str, name: str, config: Any) -> str:
 
 def _describe(model: nn.Module, name: str, size: tuple[int, int] | None, subject: str) -> Backbone:
     """What a built model says about itself."""
+    if isinstance(model, TransformersModel):
+        family, native = family_of(model), own_size(model) or (224, 224)
+        return Backbone(
+            cast("nn.Module", model),
+            name,
+            size or native,
+            fixed_size=False,
+            own_size=native,
+            statistics=family.statistics,
+            objectives=family.objectives,
+        )
     if not isinstance(model, _HasConfig):
         return Backbone(model, name, size or (224, 224), fixed_size=False)
     described = read_config(model.pretrained_cfg, f"{subject}: {name}")

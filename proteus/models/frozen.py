@@ -24,6 +24,7 @@ from ..weights.positions import (
 from .layers import count_layers, read_layers
 from .names import position_rule
 from .read import ImageInput, Reader, reader_for
+from .read_transformers import TransformersModel, family_of, own_size
 
 _SUBJECT = "evaluation"
 _PROBE_SIZE = (224, 224)
@@ -36,6 +37,7 @@ class _Wrapped(Protocol):
 
     backbone: nn.Module
     inputs: ImageInput
+    image_size: tuple[int, int]
 
 
 @runtime_checkable
@@ -260,6 +262,8 @@ def as_extractor(
     else:
         plain, statistics = _open(model)
         read, native = reader_for(plain), _native_size(plain)
+        if isinstance(model, _Wrapped) and isinstance(plain, TransformersModel):
+            native = model.image_size  # its configuration says the size of its positions
     if normalize is not True and isinstance(plain, _Call):
         raise ValueError(
             f"evaluation: normalize= would be ignored. Got {type(model).__name__}, which "
@@ -299,7 +303,7 @@ def _open(model: Any) -> tuple[nn.Module, Statistics | None]:
     """The plain model inside, and the statistics its images are normalised with."""
     if isinstance(model, _Wrapped):
         return model.backbone, _statistics_of(model.inputs)
-    described = isinstance(model, _HasConfig | _Plain)
+    described = isinstance(model, _HasConfig | _Plain | TransformersModel)
     if described and isinstance(model, nn.Module):
         return model, _described(model).statistics
     if isinstance(model, FeatureExtractor):
@@ -319,7 +323,9 @@ def _statistics_of(inputs: ImageInput | None) -> Statistics | None:
 
 
 def _described(model: object) -> Description:
-    """What a timm model says about its images; the defaults for others."""
+    """What a model of timm or transformers says about its images; the defaults for others."""
+    if isinstance(model, TransformersModel):
+        return Description(family_of(model).statistics, own_size(model), "", "")
     config = model.pretrained_cfg if isinstance(model, _HasConfig) else None
     return read_config(config, f"{_SUBJECT}: {type(model).__name__}")
 

@@ -151,6 +151,7 @@ def unknown_name(subject: str, name: str, known: Iterable[str]) -> str:
     return (
         f"{subject}: unknown name. Got {name!r}; expected a published name "
         f"({', '.join([*list(TEACHERS)[:2], '…', *list(STUDENTS)[:1]])}), a timm model, "
-        f"'local-dir:FOLDER', 'hf-hub:OWNER/REPO' or an nn.Module. {hint} "
+        f"'local-dir:FOLDER', 'hf-hub:OWNER/REPO', 'hf-transformers:OWNER/REPO' or an nn.Module. "
+        f"{hint} "
         f"`proteus info` lists the published names."
     )

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..features import Features, ShapeError
 from ..weights.description import Statistics
+from .read_transformers import TransformersModel, read_transformers
 
 _LOWEST, _HIGHEST = -0.01, 1.01  # of images in [0, 1] that were resized
 
@@ -163,6 +164,8 @@ Reader = Callable[[Any, Tensor], Features]
 
 def reader_for(model: nn.Module) -> Reader:
     """How to get `Features` out of this model, decided once from what the model is."""
+    if isinstance(model, TransformersModel):
+        return read_transformers
     if isinstance(model, TimmModel):
         return _read_timm
     return _read_dictionary if isinstance(model, _FeatureModel) else _read_call

@@ -140,6 +140,12 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
     """
     science = recipe.science
     teacher, student = open_pair(science.model)
+    if not student.architecture:
+        raise ValueError(
+            f"recipe: what is trained could not leave. Got the student {student.name!r}; expected "
+            f"a model of timm, which a run exports. Train a model of transformers in a loop of "
+            f"your own, and save it with student.backbone.save_pretrained(FOLDER)."
+        )
     if science.model.init == "select":
         select_weights(student.backbone, teacher.backbone)
     if science.logits is not None:

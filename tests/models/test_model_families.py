@@ -1,4 +1,4 @@
-"""docs/models.md says what holds of one small model of each timm family."""
+"""docs/families.md says what holds of one small model of each timm family."""
 
 import importlib.util
 from pathlib import Path
