@@ -27,7 +27,7 @@ _SETTINGS = {
     "seed": "science.seed",
 }
 # Fields that are options by their own names.
-_OPTIMIZER = ("lr", "weight_decay", "warmup", "precision", "ema")
+_OPTIMIZER = ("lr", "weight_decay", "layer_decay", "frozen", "warmup", "precision", "ema")
 _MACHINE = (
     "device", "workers", "accumulate", "parallel", "compile", "save_every",
     "watch", "watch_labels", "watch_every", "track",

@@ -165,6 +165,22 @@ def test_options_and_settings_are_taken_together(images, tmp_path):
     assert read_recipe(tmp_path / "run").science.optimizer.warmup == 0.1
 
 
+def test_parts_of_the_student_are_frozen_and_layers_have_their_rates(images, tmp_path, capsys):
+    frozen = {"--frozen": "patch_embed.*", "--layer-decay": 0.75}
+    assert distill(images, tmp_path / "run", **frozen) == 0
+    found = read_recipe(tmp_path / "run").science.optimizer
+    assert (found.frozen, found.layer_decay) == (("patch_embed.*",), 0.75)
+    for options, words in (
+        ({"--frozen": "blocks.9.*"}, "Got 'blocks.9.*'"),
+        ({"--layer-decay": 1.5}, "science.optimizer.layer_decay is out of range. Got 1.5"),
+    ):
+        assert distill(images, tmp_path / "run", **options, **{"--overwrite": None}) == 2
+        assert words in capsys.readouterr().err
+    assert (
+        read_recipe(tmp_path / "run").science.optimizer == found
+    )  # what cannot start replaces nothing
+
+
 def test_without_the_patch_term_a_recipe_s_masks_go_too(images, tmp_path):
     options = {"--recipe": "s14-dinov2-b14", "--patch": 0, "--precision": "fp32"}
     assert distill(images, tmp_path / "run", **options) == 0
