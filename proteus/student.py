@@ -185,14 +185,17 @@ class Student(ImageModel):
         for name in frozen:
             named[name].requires_grad_(False)
         self.frozen = frozenset(frozen)
-        self.train(self.training)
+        self._hold_batch_norms()
 
     def train(self, mode: bool = True) -> "Student":
         """As of any module, but a frozen batch norm stays in eval mode."""
         super().train(mode)
+        self._hold_batch_norms()
+        return self
+
+    def _hold_batch_norms(self) -> None:
         for _, norm in batch_norms(self.backbone, self.frozen):
             norm.eval()
-        return self
 
     def _by_short_name(self) -> dict[str, nn.Parameter]:
         """Parameters by the names that patterns mean: the plain model's own, and `mask_token`."""
@@ -210,9 +213,8 @@ class Student(ImageModel):
             hidden: Whether patches are hidden.
         """
         named = dict(self.named_parameters())
-        frozen = {id(p) for name, p in self._by_short_name().items() if name in self.frozen}
         for name in self._resting:
-            named[name].requires_grad_(id(named[name]) not in frozen)
+            named[name].requires_grad_(name.removeprefix("backbone.") not in self.frozen)
         if self.mask_token is not None:
             self.mask_token.requires_grad_(hidden and "mask_token" not in self.frozen)
         image = noise(self.inputs, self.image_size)

@@ -15,6 +15,7 @@ _SETTINGS = {
     "teacher": "science.model.teacher",
     "teacher_checkpoint": "science.model.teacher_checkpoint",
     "student": "science.model.student",
+    "init": "science.model.init",
     "image_size": "science.model.image_size",
     "data": "science.data.paths",
     "augment": "science.data.augment",
@@ -59,7 +60,11 @@ def add(commands: Commands) -> None:
     add("--teacher", help="a published name, a timm name, hf-hub:…, local-dir:…")
     add("--teacher-checkpoint", help="local .safetensors or .pth with its weights")
     add("--student", help="vit_tiny|small|base|large_patch14, a timm name, …")
-    add("--pretrained-student", action="store_true", help="start from its published weights")
+    first = distill.add_mutually_exclusive_group()
+    first.add_argument("--init", choices=["random", "pretrained", "select"],
+                       help="the student's first weights: published, or selected of the teacher's "
+                            "(default random); local-dir:… brings its own")  # fmt: skip
+    first.add_argument("--pretrained-student", action="store_true", help="--init pretrained")
     add("--data", nargs="+", help="folder, .tar shards, pattern, list, hfds/…")
     add("--single", type=int, metavar="N", help="--data is one large image: N views of it")
     augment = ["crop", "fast", "official", "none"]

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from proteus.cli import main
 from proteus.data.datasets import StreamSource
@@ -179,6 +181,22 @@ def test_parts_of_the_student_are_frozen_and_layers_have_their_rates(images, tmp
     assert (
         read_recipe(tmp_path / "run").science.optimizer == found
     )  # what cannot start replaces nothing
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_a_student_starts_from_the_weights_in_a_folder(images, tmp_path, size):
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert distill(images, first, **{"--lr": 0.01, "--steps": 2}) == 0
+    student = {"--student": f"local-dir:{first / 'export'}", "--init": "pretrained"}
+    still = {"--lr": 0, "--image-size": size}
+    assert distill(images, again, **student, **still) == 0
+    ours, theirs = (load_file(out / "export/model.safetensors") for out in (again, first))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        if name == "pos_embed" and size != 64:
+            assert tensor.shape[1] == 1 + (size // 8) ** 2
+        else:
+            assert torch.equal(tensor, theirs[name]), name
 
 
 def test_without_the_patch_term_a_recipe_s_masks_go_too(images, tmp_path):
