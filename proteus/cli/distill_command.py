@@ -124,8 +124,8 @@ def _run_chain(arguments: argparse.Namespace, recipe: Any) -> int:
             f"--student would be ignored. Got {arguments.student!r} and --chain; give one of them."
         )
     stages = _stages(arguments.chain, arguments.set_stage)
-    named = with_settings(recipe, {"science.model.student": stages[0].student})
-    _refuse_incomplete(named, arguments.out)
+    students = with_settings(recipe, {"science.model.student": arguments.chain})
+    _refuse_incomplete(students, arguments.out)
 
     def work() -> None:
         results = run_chain(

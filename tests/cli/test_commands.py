@@ -183,6 +183,11 @@ def test_parts_of_the_student_are_frozen_and_layers_have_their_rates(images, tmp
     )  # what cannot start replaces nothing
 
 
+def test_a_stage_s_setting_without_a_chain_is_refused(images, tmp_path, capsys):
+    assert distill(images, tmp_path / "run", **{"--set-stage": "1:science.seed=1"}) == 2
+    assert "--set-stage would be ignored. It belongs to --chain" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", [64, 32])
 def test_a_student_starts_from_the_weights_in_a_folder(images, tmp_path, size):
     first, again = tmp_path / "first", tmp_path / "again"

@@ -192,6 +192,7 @@ def test_the_command_runs_a_chain_and_shows_its_stages(images, tmp_path, capsys)
     ("options", "words"),
     [
         (["--student", "demo-student"], "--student would be ignored. Got 'demo-student'"),
+        (["--chain", ",", "--set-stage", "1:a=1"], "N from 1 to 0"),
         (["--set-stage", "3:science.seed=1"], "expected N:PATH=VALUE with N from 1 to 2"),
         (["--set-stage", "1:science.seed"], "not a setting of a stage. Got '1:science.seed'"),
         (["--set-stage", "2:science.data.steps=9"], "given twice"),
@@ -217,7 +218,7 @@ def test_kill_9_at_any_moment_costs_nothing(images, tmp_path):
         "auto",
     ]
     chance, killed = random.Random(1), 0
-    for _ in range(8):
+    for _ in range(6):
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (tmp_path / "out/chain.json").exists():
             time.sleep(0.01)
