@@ -48,6 +48,9 @@ RANGES: dict[str, Range] = {
     "min_rate": _RATE,
     "steps_per_epoch": _COUNT,
     "weight_decay": _RATE,
+    "layer_decay": Range(
+        2**-53, 1, optional=True, said="a factor above 0 and at most 1, such as 0.65, or None"
+    ),
     "warmup": Range(
         0, 1 - 2**-53, optional=True, said="a share of the steps in [0, 1), such as 0.05"
     ),

@@ -23,6 +23,10 @@ class Optimizer:
         undecayed: Further parameters that are spared; None = positions and tokens.
         schedule: `cosine` (warm-up as a share of the run, to a hundredth of the peak), `deit` (in
             epochs, moved in every step) or `official` (moved once an epoch, one epoch late).
+        layer_decay: Factor on the student's learning rate from layer to layer, from the top down;
+            None = one rate for all. See `proteus.models.parts.layer_rates`.
+        frozen: Patterns of names of the student's parameters that stay as they are, such as
+            `patch_embed.*` or `blocks.[0-5].*`; None = none. See `Student.freeze`.
         warmup: Share of the steps; None = 0.05. Only with `cosine`.
         warmup_epochs: Epochs; None = 5. Only with `deit` and `official`, as the next two.
         warmup_lr: Where the warm-up starts; None = 1e-6.
@@ -36,6 +40,8 @@ class Optimizer:
     lr: float = 1e-3
     weight_decay: float = 0.05
     undecayed: tuple[str, ...] | None = None
+    layer_decay: float | None = None
+    frozen: tuple[str, ...] | None = None
     schedule: ScheduleName = "cosine"
     warmup: float | None = None
     warmup_epochs: float | None = None

@@ -1,6 +1,7 @@
 """Student: a trainable model, plus the mask token that timm's models do not have."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from .features import Features
 from .grids import spread
 from .masking import check_hidden
 from .models.build import Backbone, ImageModel, load_backbone
+from .models.parts import batch_norms, names_of
 from .models.probes import equal, graph_of, hidden_is_unseen, noise, reached
 from .models.read import TokenModel, averages_beside_class_token, evaluating
 from .ranges import check_numbers
@@ -84,6 +86,7 @@ class Student(ImageModel):
         embed_dim: Width D.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
+        frozen: Names of parameters that `freeze` froze.
 
     Raises:
         ValueError: If the name is unknown.
@@ -134,6 +137,7 @@ class Student(ImageModel):
         self._check_it_can_leave()
         self._hide = _HideHook()
         self._resting: list[str] = []  # names of parameters that `learn_from` froze
+        self.frozen: frozenset[str] = frozenset()
         self.mask_token: nn.Parameter | None = None
         self.hides: Literal["tokens", "pixels", ""] = ""
         if self.grid[0]:
@@ -166,6 +170,51 @@ class Student(ImageModel):
             f"the patch term: ProteusLoss({self.embed_dim}, TEACHER_DIM, patch=0)."
         )
 
+    def freeze(self, patterns: Iterable[str]) -> None:
+        """Freeze parameters for good: no gradient, no place in an optimizer, no batch statistics.
+
+        A frozen batch norm (both of its parameters are) normalises with the statistics that it
+        has, in training too.
+
+        Args:
+            patterns: Of names of the plain model's parameters, or `mask_token`; `*`, `?` and
+                `[0-5]` as in a shell: `patch_embed.*`, `blocks.[0-5].*`.
+
+        Raises:
+            ValueError: If a pattern means no parameter, or the model would learn nothing.
+
+        Examples:
+            >>> student = Student("vit_tiny_patch16_224", image_size=32)
+            >>> student.freeze(["patch_embed.*", "blocks.[0-9].*"])
+            >>> student.backbone.patch_embed.proj.weight.requires_grad
+            False
+        """
+        named = self._by_short_name()
+        frozen = self.frozen | names_of(patterns, named)
+        if frozen.issuperset(named.keys() - {"mask_token"}):
+            raise ValueError(
+                f"frozen: nothing is left to learn. Got {list(patterns)}, which mean all of "
+                f"{self.name!r}; expected patterns that leave some parameters."
+            )
+        for name in frozen:
+            named[name].requires_grad_(False)
+        self.frozen = frozenset(frozen)
+        self._hold_batch_norms()
+
+    def train(self, mode: bool = True) -> "Student":
+        """As of any module, but a frozen batch norm stays in eval mode."""
+        super().train(mode)
+        self._hold_batch_norms()
+        return self
+
+    def _hold_batch_norms(self) -> None:
+        for _, norm in batch_norms(self.backbone, self.frozen):
+            norm.eval()
+
+    def _by_short_name(self) -> dict[str, nn.Parameter]:
+        """Parameters by the names that patterns mean: the plain model's own, and `mask_token`."""
+        return {name.removeprefix("backbone."): p for name, p in self.named_parameters()}
+
     def learn_from(self, *, cls: bool, patches: bool, hidden: bool) -> None:
         """Freeze the parameters that a gradient of these outputs cannot reach.
 
@@ -179,9 +228,9 @@ class Student(ImageModel):
         """
         named = dict(self.named_parameters())
         for name in self._resting:
-            named[name].requires_grad_(True)
+            named[name].requires_grad_(name.removeprefix("backbone.") not in self.frozen)
         if self.mask_token is not None:
-            self.mask_token.requires_grad_(hidden)
+            self.mask_token.requires_grad_(hidden and "mask_token" not in self.frozen)
         image = noise(self.inputs, self.image_size)
         mask = image.new_zeros(1, self.grid[0] * self.grid[1]).bool() if hidden else None
         with evaluating(self.backbone):

@@ -256,3 +256,44 @@ class TestLearnFrom:
         with torch.no_grad():
             student.learn_from(cls=True, patches=True, hidden=True)
         assert self.resting(student) == []
+
+
+class TestFreeze:
+    def test_the_frozen_do_not_learn_whatever_the_loss_is(self):
+        student = proteus.Student(vit(24, class_token=False, global_pool="map"), image_size=32)
+        student.learn_from(cls=False, patches=True, hidden=True)  # the pooling rests
+        student.freeze(["patch_embed.*", "attn_pool.q.*", "mask_token"])
+        student.learn_from(cls=True, patches=True, hidden=True)
+        resting = {name for name, p in student.named_parameters() if not p.requires_grad}
+        assert {name.removeprefix("backbone.") for name in resting} == student.frozen
+        assert student.frozen == {
+            "patch_embed.proj.weight", "patch_embed.proj.bias", "mask_token",
+            "attn_pool.q.weight", "attn_pool.q.bias",
+        }  # fmt: skip
+
+    def test_more_can_be_frozen_later(self, student):
+        student.freeze(["pos_embed"])
+        student.freeze(["cls_token"])
+        assert student.frozen == {"pos_embed", "cls_token"}
+
+    def test_a_frozen_batch_norm_is_never_in_train_mode(self):
+        student = proteus.Student("resnet18", image_size=32).train()
+        student.freeze(["conv1.*", "bn1.*", "layer2.0.bn1.weight"])
+        norms = student.backbone.bn1, student.backbone.layer2[0].bn1
+        for _ in range(2):
+            assert [norm.training for norm in norms] == [False, True]
+            student.eval()
+            student.train()
+
+    @pytest.mark.parametrize(
+        ("patterns", "match"),
+        [
+            (["patch_embed.*", "block.0.*"], r"Got 'block.0.\*'; expected .* Did you mean"),
+            (["*"], r"frozen: nothing is left to learn. Got \['\*'\]"),
+        ],
+    )
+    def test_patterns_that_mean_nothing_or_all_are_refused(self, student, patterns, match):
+        with pytest.raises(ValueError, match=match):
+            student.freeze(patterns)
+        assert student.frozen == frozenset()
+        assert all(p.requires_grad for p in student.parameters())

@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ _SETTINGS = {
     "teacher": "science.model.teacher",
     "teacher_checkpoint": "science.model.teacher_checkpoint",
     "student": "science.model.student",
+    "init": "science.model.init",
     "image_size": "science.model.image_size",
     "teacher_image_size": "science.model.teacher_image_size",
     "grids": "science.model.grids",
@@ -29,7 +30,7 @@ _SETTINGS = {
     "seed": "science.seed",
 }
 # Fields that are options by their own names.
-_OPTIMIZER = ("lr", "weight_decay", "warmup", "precision", "ema")
+_OPTIMIZER = ("lr", "weight_decay", "layer_decay", "frozen", "warmup", "precision", "ema")
 _MACHINE = (
     "device", "workers", "accumulate", "parallel", "compile", "save_every",
     "watch", "watch_labels", "watch_every", "track",
@@ -61,7 +62,15 @@ def add(commands: Commands) -> None:
     add("--teacher", help="a published name, a timm name, hf-hub:…, local-dir:…, hf-transformers:…")
     add("--teacher-checkpoint", help="local .safetensors or .pth with its weights")
     add("--student", help="vit_tiny|small|base|large_patch14, a timm name, …")
-    add("--pretrained-student", action="store_true", help="start from its published weights")
+    add("--chain", metavar="A,B,C",
+        help="students of a chain in place of --student, each the next one's teacher")  # fmt: skip
+    add("--set-stage", action="append", default=[], metavar="N:PATH=VALUE",
+        help="a setting of the chain's Nth stage alone; repeatable")  # fmt: skip
+    first = distill.add_mutually_exclusive_group()
+    first.add_argument("--init", choices=["random", "pretrained", "select"],
+                       help="the student's first weights: published, or selected of the teacher's "
+                            "(default random); local-dir:… brings its own")  # fmt: skip
+    first.add_argument("--pretrained-student", action="store_true", help="--init pretrained")
     add("--data", nargs="+", help="folder, .tar shards, pattern, list, hfds/…")
     add("--single", type=int, metavar="N", help="--data is one large image: N views of it")
     augment = ["crop", "fast", "official", "none"]
@@ -103,6 +112,10 @@ def _run_distill(arguments: argparse.Namespace) -> int:
     from ..recipes import run
 
     recipe = recipe_of(arguments)
+    if arguments.chain is not None:
+        return _run_chain(arguments, recipe)
+    if arguments.set_stage:
+        raise ValueError("--set-stage would be ignored. It belongs to --chain A,B,C.")
     _refuse_incomplete(recipe, arguments.out)
 
     def work() -> None:
@@ -113,6 +126,50 @@ def _run_distill(arguments: argparse.Namespace) -> int:
             _summarize(rows, arguments.out)
 
     return until_stopped("distill", work)
+
+
+def _run_chain(arguments: argparse.Namespace, recipe: Any) -> int:
+    from ..recipes import run_chain, stages_table, with_settings
+    from ..report.page import text_table
+
+    if arguments.student:
+        raise ValueError(
+            f"--student would be ignored. Got {arguments.student!r} and --chain; give one of them."
+        )
+    stages = _stages(arguments.chain, arguments.set_stage)
+    students = with_settings(recipe, {"science.model.student": arguments.chain})
+    _refuse_incomplete(students, arguments.out)
+
+    def work() -> None:
+        results = run_chain(
+            recipe, stages, arguments.out,
+            resume=arguments.resume, overwrite=arguments.overwrite, say=print,
+        )  # fmt: skip
+        if _first_process():
+            print(f"\n{text_table(stages_table(results))}\n")
+            print(f"Student: {results[-1].folder / 'export'}")
+
+    return until_stopped("distill", work)
+
+
+def _stages(students: str, lines: Sequence[str]) -> list[Any]:
+    """The stages that the options describe."""
+    from ..recipes import Stage, parse_setting
+
+    stages = [Stage(student.strip()) for student in students.split(",") if student.strip()]
+    own: dict[int, dict[str, Any]] = {number: {} for number in range(1, len(stages) + 1)}
+    for line in lines:
+        number, _, setting = line.partition(":")
+        if not number.isdecimal() or int(number) not in own or "=" not in setting:
+            raise ValueError(
+                f"--set-stage: not a setting of a stage. Got {line!r}; expected N:PATH=VALUE with "
+                f"N from 1 to {len(stages)}."
+            )
+        path, value = parse_setting(setting)
+        if path in own[int(number)]:
+            raise ValueError(f"--set-stage {line}: given twice. Give it once.")
+        own[int(number)][path] = value
+    return [Stage(one.student, own[number]) for number, one in enumerate(stages, 1)]
 
 
 def until_stopped(command: str, work: Callable[[], object]) -> int:

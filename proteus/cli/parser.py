@@ -72,7 +72,10 @@ def add_fields(command: argparse.ArgumentParser, kind: type, names: Sequence[str
     doc = inspect.getdoc(kind) or ""  # there is none under -OO
     lines = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", doc, re.MULTILINE))
     for name in names:
-        hint, default, taken = hints[name], kind.__dict__[name], typing.get_args(hints[name])
+        hint, default = hints[name], kind.__dict__[name]
+        if type(None) in typing.get_args(hint):  # that of an option that is not given
+            hint = typing.get_args(hint)[0]
+        taken = typing.get_args(hint)
         text = " ".join(re.split(r"\.(?:\s|$)", lines.get(name, ""))[0].replace("`", "").split())
         text = re.sub("; None = (.*)", r" (default \1)", text[:1].lower() + text[1:])
         options: dict[str, Any] = {"type": taken[0] if taken else hint}

@@ -138,6 +138,16 @@ TEACHERS: Mapping[str, Entry] = MappingProxyType(
 )
 
 
+def objectives_of(name: str) -> tuple[str, ...]:
+    """The terms that a teacher of this name supports.
+
+    Examples:
+        >>> objectives_of("clip_vitl14")
+        ('token',)
+    """
+    return {**STUDENTS, **TEACHERS}.get(name, Entry(name)).objectives
+
+
 def position_rule(architecture: str) -> Rule:
     """The position rule of a timm architecture: DINOv2 without registers has its own."""
     plain = architecture.partition(".")[0].endswith("_patch14_dinov2")

@@ -7,6 +7,7 @@ from .by_path import parse_setting as parse_setting
 from .by_path import read_recipe as read_recipe
 from .by_path import recipe as recipe
 from .by_path import with_settings as with_settings
+from .chain import run_chain as run_chain
 from .cost import Cost as Cost
 from .cost import cost as cost
 from .launch import build as build
@@ -22,6 +23,9 @@ from .recipe import Preset as Preset
 from .recipe import Recipe as Recipe
 from .recipe import Science as Science
 from .recipe import to_json as to_json
+from .stages import Stage as Stage
+from .stages import StageResult as StageResult
+from .stages import stages_table as stages_table
 
 __all__ = [
     "RUNS",
@@ -36,6 +40,8 @@ __all__ = [
     "Preset",
     "Recipe",
     "Science",
+    "Stage",
+    "StageResult",
     "build",
     "cost",
     "from_json",
@@ -44,6 +50,8 @@ __all__ = [
     "read_recipe",
     "recipe",
     "run",
+    "run_chain",
+    "stages_table",
     "to_json",
     "with_settings",
 ]

@@ -148,6 +148,8 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
         )
     if science.model.init == "select":
         select_weights(student.backbone, teacher.backbone)
+    if science.optimizer.frozen:  # the engine would, but what cannot be must be found before
+        student.freeze(science.optimizer.frozen)
     if science.logits is not None:
         return _logit_distiller(teacher, student, science.logits)
     settings = asdict(science.loss)

@@ -29,7 +29,8 @@ class Models:
         student: See `Student`.
         teacher_checkpoint: Local file with the teacher's weights.
         init: The student's first weights: `random`, `pretrained` (published ones) or `select` (a
-            uniform selection of the teacher's, see `proteus.inheritance`).
+            uniform selection of the teacher's, see `proteus.inheritance`). A `local-dir:` or
+            `hf-hub:` student brings its own; only `select` replaces them.
         drop_path: Rate of stochastic depth in the student.
         image_size: Pixels of the student's images, square; None = the teacher's own size, or that
             at which the student's grid is the teacher's.

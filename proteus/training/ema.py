@@ -1,6 +1,6 @@
 """A moving average of the student's weights."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ class Ema:
     Args:
         module: The student's backbone.
         decay: Weight of the past, in (0, 1).
+        still: Names that training does not change: they stay as they are, to the bit.
 
     Raises:
         ValueError: If the decay is out of range.
@@ -36,23 +37,26 @@ class Ema:
         *Different:* whole numbers (batch norm's counters) are copied and not averaged.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, still: Collection[str] = ()) -> None:
         check_numbers("Ema", {"ema": decay})
-        self.decay = decay
+        self.decay, self._still = decay, frozenset(still)
         self.tensors = {name: t.detach().clone() for name, t in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move towards the module's present weights."""
         now = module.state_dict()
-        floating = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
+        moving = self.tensors.keys() - self._still
+        floating = [
+            name for name, t in self.tensors.items() if name in moving and t.is_floating_point()
+        ]
         # Rounded as the authors' `average * decay + (1 - decay) * weights` is.
         averages = [self.tensors[name] for name in floating]
         torch._foreach_mul_(averages, self.decay)
         torch._foreach_add_(
             averages, [now[name].detach() for name in floating], alpha=1 - self.decay
         )
-        for name in self.tensors.keys() - set(floating):
+        for name in moving - set(floating):
             self.tensors[name].copy_(now[name])
 
     @torch.no_grad()

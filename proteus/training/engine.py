@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..heads import ProjectionHead
 from ..masking import Hidden
+from ..models.parts import batch_norms, layer_rates
 from ..ranges import check_numbers
 from ..settings import Machine, Optimizer, Parallel, Precision, numbers
 from ..student import Student
@@ -25,8 +26,8 @@ from .state import EngineState, collect, restore
 
 # What a step needs; the loop around it follows the other fields of the two.
 _STEP = (
-    "lr", "weight_decay", "undecayed", "clip_grad", "ema", "precision", "accumulate", "parallel",
-    "compile", "activation_checkpointing",
+    "lr", "weight_decay", "undecayed", "layer_decay", "frozen", "clip_grad", "ema", "precision",
+    "accumulate", "parallel", "compile", "activation_checkpointing",
 )  # fmt: skip
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,6 +75,8 @@ class Engine:
         self.world, self.seed, self.precision = world, seed, optimizer.precision
         self.accumulate, self.clip_grad = machine.accumulate, optimizer.clip_grad
         self.plain = model.to(world.device).train()
+        if optimizer.frozen:
+            model.student.freeze(optimizer.frozen)
         # DDP would do this for the student; FSDP takes each shard from the process that holds it.
         world.share(*model.teachers.values(), model)
         # An export needs whole weights in a plain module, which a sharded one cannot be again.
@@ -83,14 +86,17 @@ class Engine:
         if machine.compile:
             _compile(model, blocks_only=machine.parallel == "fsdp")
         self.model = wrap(model, _parts(model), world, machine.parallel)
-        groups = parameter_groups(model, optimizer.weight_decay, optimizer.undecayed)
+        by_layer = optimizer.layer_decay
+        rates = {} if by_layer is None else layer_rates(model.student.backbone, by_layer)
+        groups = parameter_groups(model, optimizer.weight_decay, optimizer.undecayed, rates)
         # Fused: the fp16 scaler then decides on the device whether a step is skipped.
         self.optimizer = torch.optim.AdamW(
             groups, lr=optimizer.lr, fused=world.device.type == "cuda"
         )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
         decay = optimizer.ema
-        self.ema = None if decay is None else Ema(model.student.backbone, decay)
+        still = _still(model.student)
+        self.ema = None if decay is None else Ema(model.student.backbone, decay, still)
         self._parameters = [p for group in groups for p in group["params"]]
 
     def step(self, batch: Sequence[Tensor], step: int, lr: float) -> tuple[list[str], Tensor]:
@@ -99,7 +105,7 @@ class Engine:
         Args:
             batch: Images, and what else the model takes, of this process.
             step: Number of the step; with the seed it fixes everything random in it.
-            lr: Learning rate of this step.
+            lr: Learning rate of this step, where `layer_decay` does not lower it.
 
         Returns:
             Names and values [n] (on the device, float32) of this process's losses and of the
@@ -111,7 +117,7 @@ class Engine:
                 f"process and accumulate={self.accumulate}; expected a multiple."
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         seed_everything(self.seed, step, self.world.rank)
         names: list[str] = []
         total = torch.zeros((), device=self.world.device)
@@ -234,6 +240,15 @@ def _parts(model: Any) -> Iterable[nn.Module]:
         yield from blocks_of(part.backbone)
         yield part
     yield from (module for module in model.modules() if isinstance(module, ProjectionHead))
+
+
+def _still(student: Student) -> set[str]:
+    """Names in the plain model's state that no step moves, statistics of batch norm included."""
+    norms = batch_norms(student.backbone, student.frozen)
+    return {
+        *student.frozen,
+        *(f"{name}.{end}" for name, norm in norms for end in norm.state_dict()),
+    }
 
 
 def _keep_few_activations(student: Student) -> None:

@@ -56,8 +56,8 @@ def holding(folder: Path | None, world: World) -> Iterator[None]:
         world.once(take)
         yield
     finally:
-        if locks and fresh and not _holds_run(folder):
-            _remove_run(folder)
+        if locks and fresh and not holds_run(folder):
+            remove_run(folder)
         for lock in locks:
             lock.release()
         with contextlib.suppress(OSError):  # up to the first that is not empty
@@ -89,8 +89,8 @@ def claim(folder: Path, world: World, resume: Resume, overwrite: bool) -> bool:
 
     def look() -> bool:
         saved = checkpoint.newest(folder) is not None
-        maybe = resume == "auto" or _started_again(folder)
-        begun = _holds_run(folder)
+        maybe = resume == "auto" or started_again(folder)
+        begun = holds_run(folder)
         if begun and not (resume or overwrite or maybe):
             goes = "go on with it" if saved else "start it again (it ended before it was saved)"
             raise ValueError(
@@ -115,8 +115,8 @@ def begin(folder: Path, world: World, going_on: bool) -> None:
     """Take a claimed folder: what another run wrote there is removed. Other files stay."""
 
     def take() -> None:
-        if not going_on and _holds_run(folder):
-            _remove_run(folder)
+        if not going_on and holds_run(folder):
+            remove_run(folder)
         launch = _launch()
         if launch is not None:
             write_whole(folder / _LAUNCH, launch)
@@ -124,13 +124,14 @@ def begin(folder: Path, world: World, going_on: bool) -> None:
     world.once(take)
 
 
-def _holds_run(folder: Path) -> bool:
+def holds_run(folder: Path) -> bool:
     """Whether a run got as far as its first row."""
     log = folder / LOG
     return (log.exists() and log.stat().st_size > 0) or (folder / "checkpoint").exists()
 
 
-def _remove_run(folder: Path) -> None:
+def remove_run(folder: Path) -> None:
+    """Remove what a run wrote into its folder; other files stay."""
     for name in _FOLDERS:
         if (folder / name).is_symlink():  # to another disk; `rmtree` would leave it
             (folder / name).unlink()
@@ -154,7 +155,7 @@ def _try_to_write(folder: Path) -> None:
         ) from error
 
 
-def _started_again(folder: Path) -> bool:
+def started_again(folder: Path) -> bool:
     """Whether torchrun has started the processes of the folder's run once more."""
     mark = folder / _LAUNCH
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -1,6 +1,6 @@
-"""Which parameters decay."""
+"""Which parameters decay, and which learn slower."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -14,9 +14,15 @@ class _NamesUndecayed(Protocol):
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, undecayed: Collection[str] | None = None
+    model: nn.Module,
+    weight_decay: float,
+    undecayed: Collection[str] | None = None,
+    rates: Mapping[nn.Parameter, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Two groups for AdamW: matrices, which decay, and all else, which does not.
+
+    Parameters with another rate than 1 are in further groups. A group's is its `lr_scale`, for the
+    loop to multiply the learning rate with.
 
     Biases, norms and LayerScale (at most one dimension) are never decayed.
 
@@ -26,6 +32,7 @@ def parameter_groups(
         undecayed: Last parts of further parameters' names that are not decayed. None = class,
             register and mask tokens, positions, and what the timm model lists itself. `()` = no
             others, which is what the authors' code does.
+        rates: Factors on the learning rate, see `proteus.models.parts.layer_rates`; 1 for the rest.
 
     Raises:
         ValueError: If no parameter has a name in `undecayed`.
@@ -44,14 +51,15 @@ def parameter_groups(
         for name in module.no_weight_decay()
     }
     ends = TOKENS if undecayed is None else tuple(undecayed)
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    # In this order: sums over all parameters, such as the gradient's norm, follow it.
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, False): [], (1.0, True): []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         end = name.rsplit(".", 1)[-1]
         spare = parameter.ndim <= 1 or end == "bias" or name in listed or end in ends
-        (spared if spare else decayed).append(parameter)
+        key = ((rates or {}).get(parameter, 1.0), spare)
+        groups.setdefault(key, []).append(parameter)
     ends_seen = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
     if undecayed is not None and not set(ends) <= ends_seen:
         raise ValueError(
@@ -59,6 +67,6 @@ def parameter_groups(
             f"parts of names, such as 'pos_embed'."
         )
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": found, "weight_decay": 0.0 if spare else weight_decay, "lr_scale": rate}
+        for (rate, spare), found in groups.items()
     ]

@@ -30,7 +30,7 @@ from .schedule import EpochSchedule, Schedule, learning_rate
 from .trackers import Tracker
 
 History = list[Row]
-_DESCRIBED = ("weight_decay", "undecayed", "clip_grad", "ema", "precision")
+_DESCRIBED = ("weight_decay", "undecayed", "layer_decay", "frozen", "clip_grad", "ema", "precision")
 _FIRST_SAVE = 10  # whatever `save_every`: what a short run did is not lost
 
 
@@ -59,6 +59,8 @@ def fit(
     lr: float | Schedule = 1e-3,
     weight_decay: float = 0.05,
     undecayed: Collection[str] | None = None,
+    layer_decay: float | None = None,
+    frozen: Sequence[str] | None = None,
     warmup: float | None = None,
     clip_grad: float | None = None,
     ema: float | None = None,
@@ -93,6 +95,9 @@ def fit(
             `EpochSchedule`.
         weight_decay: For matrices; see `undecayed`.
         undecayed: Parameters that are not decayed, see `parameter_groups`.
+        layer_decay: Factor on the student's rate from layer to layer, see
+            `proteus.models.parts.layer_rates`; None = one rate.
+        frozen: Patterns of names of parameters that stay as they are, see `Student.freeze`.
         warmup: Share of the steps with linearly growing learning rate, in [0, 1), by default 0.05.
             The cosine ends at a hundredth of the peak. Not with a function for `lr`.
         clip_grad: Largest norm of the gradient; None = no clipping, as in the paper.
@@ -146,6 +151,7 @@ def fit(
     optimizer = Optimizer(
         lr=0.0 if callable(lr) else lr, weight_decay=weight_decay, warmup=warmup,
         undecayed=None if undecayed is None else tuple(sorted(undecayed)),
+        layer_decay=layer_decay, frozen=tuple(frozen or ()) or None,
         clip_grad=clip_grad, ema=ema, precision=precision,
     )  # fmt: skip
     machine = Machine(

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from proteus.cli import main
 from proteus.data.datasets import StreamSource
@@ -163,6 +165,43 @@ def test_options_and_settings_are_taken_together(images, tmp_path):
     options["--set"] = "science.optimizer.schedule=cosine"
     assert distill(images, tmp_path / "run", **options) == 0
     assert read_recipe(tmp_path / "run").science.optimizer.warmup == 0.1
+
+
+def test_parts_of_the_student_are_frozen_and_layers_have_their_rates(images, tmp_path, capsys):
+    frozen = {"--frozen": "patch_embed.*", "--layer-decay": 0.75}
+    assert distill(images, tmp_path / "run", **frozen) == 0
+    found = read_recipe(tmp_path / "run").science.optimizer
+    assert (found.frozen, found.layer_decay) == (("patch_embed.*",), 0.75)
+    for options, words in (
+        ({"--frozen": "blocks.9.*"}, "Got 'blocks.9.*'"),
+        ({"--layer-decay": 1.5}, "science.optimizer.layer_decay is out of range. Got 1.5"),
+    ):
+        assert distill(images, tmp_path / "run", **options, **{"--overwrite": None}) == 2
+        assert words in capsys.readouterr().err
+    assert (
+        read_recipe(tmp_path / "run").science.optimizer == found
+    )  # what cannot start replaces nothing
+
+
+def test_a_stage_s_setting_without_a_chain_is_refused(images, tmp_path, capsys):
+    assert distill(images, tmp_path / "run", **{"--set-stage": "1:science.seed=1"}) == 2
+    assert "--set-stage would be ignored. It belongs to --chain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_a_student_starts_from_the_weights_in_a_folder(images, tmp_path, size):
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert distill(images, first, **{"--lr": 0.01, "--steps": 2}) == 0
+    student = {"--student": f"local-dir:{first / 'export'}", "--init": "pretrained"}
+    still = {"--lr": 0, "--image-size": size}
+    assert distill(images, again, **student, **still) == 0
+    ours, theirs = (load_file(out / "export/model.safetensors") for out in (again, first))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        if name == "pos_embed" and size != 64:
+            assert tensor.shape[1] == 1 + (size // 8) ** 2
+        else:
+            assert torch.equal(tensor, theirs[name]), name
 
 
 def test_without_the_patch_term_a_recipe_s_masks_go_too(images, tmp_path):

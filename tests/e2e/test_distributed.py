@@ -105,6 +105,7 @@ def files(tmp_path_factory):
 # FSDP2 of torch 2.6 asks a stream for what the CPU's does not have: there it wants a GPU.
 SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 KINDS = ("ddp", "fsdp") if SHARDS_ON_CPU else ("ddp",)
+SOME_FROZEN = {"frozen": ["patch_embed.*", "blocks.0.*"], "layer_decay": 0.7}
 MASKS = {"strategy": "block", "ratio": [0.1, 0.5], "shuffle": True}
 
 
@@ -134,6 +135,7 @@ def shared(tmp_path_factory, files):
         add(f"{kind}-go-on", options={"parallel": kind, "resume": True}, copy_of=copy)
         trouble = {"trouble": "nan", "at": 5, "on": 1}
         add(f"{kind}-nan", options={"parallel": kind}, trouble=trouble)
+        add(f"{kind}-frozen", options={"parallel": kind, "steps": 4} | SOME_FROZEN)
         add(f"{kind}-seeds", options={"parallel": kind}, seeds=[0, 1])
     add("files", options={"steps": 6}, folder=str(files))
     _, seen = torchrun(folder, jobs)
@@ -236,6 +238,15 @@ class TestTwoProcesses:
         for rank in seen[f"{kind}-whole"]:
             assert all(rank["teacher_unchanged"].values())
             assert not any(rank["student_unchanged"].values())
+
+    def test_nobody_waits_for_the_frozen_which_stay(self, kind, shared, tmp_path):
+        folder, seen = shared
+        assert seen[f"{kind}-frozen"][0]["stopped"] is None
+        alone(tmp_path, options=OPTIONS | {"steps": 4} | SOME_FROZEN)
+        assert_same_losses(log_of(folder / f"{kind}-frozen"), log_of(tmp_path))
+        unchanged = seen[f"{kind}-frozen"][0]["student_unchanged"]
+        for name, same in unchanged.items():
+            assert same == name.startswith(("backbone.patch_embed.", "backbone.blocks.0.")), name
 
 
 @pytest.mark.parametrize("kind", KINDS)

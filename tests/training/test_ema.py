@@ -89,3 +89,13 @@ def test_what_was_saved_is_taken_over():
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"Ema: ema .*Got {decay}"):
         Ema(nn.Linear(1, 1), decay)
+
+
+def test_what_does_not_move_stays_to_the_bit():
+    model = network()
+    average = Ema(model, 0.9, still=["0.weight", "1.running_mean"])
+    before = {name: t.clone() for name, t in average.tensors.items()}
+    changed(model, 1)
+    average.update(model)
+    same = {name for name, t in average.tensors.items() if torch.equal(t, before[name])}
+    assert same == {"0.weight", "1.running_mean"}

@@ -7,6 +7,7 @@ from timm.models.beit import Beit
 
 import proteus
 from conftest import vit
+from proteus.models.parts import layer_rates
 from proteus.training import parameter_groups
 
 GOLDEN = Path(__file__).parents[1] / "golden/07_schedules"
@@ -116,3 +117,19 @@ def test_frozen_parameters_are_in_no_group(distiller):
 def test_a_name_that_no_parameter_has_is_an_error(distiller):
     with pytest.raises(ValueError, match="pos_embd"):
         parameter_groups(distiller, 0.05, undecayed=("pos_embd", "cls_token"))
+
+
+def test_rates_make_groups_of_their_own_and_heads_have_the_whole_one(distiller):
+    backbone = distiller.student.backbone
+    groups = parameter_groups(distiller, 0.05, rates=layer_rates(backbone, 0.5))
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scales) == len(list(distiller.parameters()))
+    assert scales[id(distiller.student.mask_token)] == 1
+    assert {scales[id(p)] for p in distiller.loss.parameters()} == {1}
+    assert scales[id(backbone.norm.weight)] == 1
+    assert scales[id(backbone.blocks[1].norm1.weight)] == 0.5
+    assert scales[id(backbone.pos_embed)] == 0.125
+    assert {(group["lr_scale"], group["weight_decay"]) for group in groups} == {
+        (scale, decay) for scale in (1, 0.5, 0.25, 0.125) for decay in (0.05, 0)
+    }
+    assert [group["lr_scale"] for group in parameter_groups(distiller, 0.05)] == [1, 1]

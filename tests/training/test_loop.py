@@ -6,10 +6,11 @@ import signal
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import proteus
-from proteus.training import NonFiniteLossError, RunStopped, World, compare
+from proteus.training import NonFiniteLossError, RunStopped, World, checkpoint, compare
 from proteus.training import folder as training_folder
 from proteus.training.checkpoint import CheckpointError
 
@@ -399,3 +400,64 @@ def test_float_images_outside_the_range_stop_a_run_whenever_they_come(
     with pytest.raises(ValueError, match=r"images are not in \[0, 1\]"):
         distiller.fit(data, steps=6, device="cpu", out=tmp_path, save_every=5, progress=False)
     assert not list(tmp_path.glob("checkpoint/*"))
+
+
+def test_the_first_step_of_a_layer_is_its_rate(distiller, batches):
+    before = copy.deepcopy(distiller.student.backbone.state_dict())
+    options = {"lr": 1e-3, "warmup": 0, "weight_decay": 0, "layer_decay": 0.5}
+    rows = distiller.fit(batches, steps=1, **options, **QUIET)
+    assert rows[0]["lr"] == 1e-3
+    after = distiller.student.backbone.state_dict()
+    names = ("blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight", "norm.weight")
+    moved = [float((after[name] - before[name]).abs().median()) for name in names]
+    # AdamW's first step has the length of the rate, whatever the gradient.
+    assert moved == pytest.approx([0.25e-3, 0.5e-3, 1e-3], rel=0.01)
+
+
+def test_what_is_frozen_stays_to_the_bit_also_in_the_average_and_over_a_resume(
+    teacher, batches, tmp_path, without_results
+):
+    def fresh():
+        torch.manual_seed(1)
+        model = nn.Sequential(*convolution(3, 8), nn.ReLU(), *convolution(8, 16))
+        loss = proteus.ProteusLoss(16, 36, feature=0, patch=0)
+        return proteus.Distiller(teacher, proteus.Student(model, image_size=32), loss)
+
+    patterns = ["0.*", "1.*", "3.bias"]
+    options = {"frozen": patterns, "ema": 0.9, "lr": 1e-2, "steps": 4, **QUIET}
+    first = copy.deepcopy(fresh().student.backbone.state_dict())
+    whole = fresh()
+    whole.fit(batches, out=tmp_path / "whole", **options)
+    state = whole.student.backbone.state_dict()
+    average = checkpoint.load(tmp_path / "whole").tensors["ema"]
+    for name, tensor in state.items():
+        still = name.startswith(("0.", "1.", "3.bias"))
+        assert torch.equal(tensor, first[name]) == still, name
+        assert torch.equal(average[name], first[name]) == still, name
+
+    stopped = fresh()
+    options["save_every"] = 2
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped.fit(Failing(batches, at=3), out=tmp_path / "run", **options)
+    again = fresh()
+    again.fit(batches, out=tmp_path / "run", resume=True, **options)
+    assert all(torch.equal(t, state[n]) for n, t in again.student.backbone.state_dict().items())
+    options["frozen"] = [*patterns, "4.*"]
+    with pytest.raises(CheckpointError, match=r"frozen was \['0.\*', .*, is \['0.\*'"):
+        fresh().fit(batches, out=tmp_path / "run", resume=True, **options)
+
+
+def convolution(inputs, outputs):
+    return nn.Conv2d(inputs, outputs, 4, 4), nn.BatchNorm2d(outputs)
+
+
+class Failing(list):
+    """Batches that end in an error."""
+
+    def __init__(self, batches, at):
+        super().__init__([*batches, *batches])
+        self.at = at
+
+    def __iter__(self):
+        yield from self[: self.at]
+        raise RuntimeError("stop")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...models.frozen import as_extractor
+from ...models.parts import has_blocks, layer_rates
 from .crops import SEGMENTATION
 from .fit_head import train_dense
 from .maps import SegmentationImages, open_both, open_segmentation
@@ -144,7 +145,7 @@ def segmentation(
             f"segmentation: layer_decay= belongs to fine-tuning. Got {layer_decay} and "
             f"finetune=False."
         )
-    decay = (0.65 if _has_blocks(extractor.model) else 1.0) if layer_decay is None else layer_decay
+    decay = (0.65 if has_blocks(extractor.model) else 1.0) if layer_decay is None else layer_decay
     labelled = partial(torch.ne, other=IGNORE)
     task = DenseTask(
         trains=labelled,
@@ -161,7 +162,6 @@ def segmentation(
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             decay=decay,
-            num_layers=extractor.num_layers,
         ),
     )
     task.check(train_set, test_set)
@@ -203,12 +203,11 @@ def layer_decay_groups(
     lr: float,
     weight_decay: float,
     decay: float,
-    num_layers: int,
 ) -> list[dict[str, Any]]:
     """Parameter groups with a learning rate that falls from the head to the patch embedding.
 
-    The head and the final norm have `lr`, block i of n has `lr * decay ** (n - i)`, embeddings have
-    `lr * decay ** (n + 1)`. Biases and norms are not decayed.
+    The head has `lr`, the backbone what `layer_rates` leaves of it. Biases and norms are not
+    decayed.
 
     Raises:
         ValueError: If the model is not a transformer with `blocks`.
@@ -216,38 +215,20 @@ def layer_decay_groups(
     Source:
         mmseg `LayerDecayOptimizerConstructor` (BEiT's).
         *Same:* factors; positions and class token are decayed (its rule against that never meets
-        their names). *Different:* register tokens count as embeddings.
+        their names).
     """
-    if decay != 1 and not _has_blocks(backbone):
+    if decay != 1 and not has_blocks(backbone):
         raise ValueError(
             f"segmentation: layer decay needs a transformer with blocks. Got "
             f"{type(backbone).__name__}; use layer_decay=1.0 for one learning rate."
         )
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
-    rows = [
-        *((_depth_of(n, num_layers), n, p) for n, p in backbone.named_parameters()),
-        *((num_layers + 1, n, p) for n, p in decoder.named_parameters()),
-    ]
-    for depth, name, parameter in rows:
+    rates = {} if decay == 1 else layer_rates(backbone, decay)
+    for name, parameter in (*backbone.named_parameters(), *decoder.named_parameters()):
         plain = parameter.ndim == 1 or name.endswith(".bias")
-        key = (lr * decay ** (num_layers + 1 - depth), 0.0 if plain else weight_decay)
+        key = (lr * rates.get(parameter, 1.0), 0.0 if plain else weight_decay)
         found.setdefault(key, []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": shrink}
         for (rate, shrink), parameters in found.items()
     ]
-
-
-def _has_blocks(backbone: nn.Module) -> bool:
-    return any(name.startswith("blocks.") for name, _ in backbone.named_parameters())
-
-
-_EMBEDDINGS = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "mask_token")
-
-
-def _depth_of(name: str, num_layers: int) -> int:
-    if name.startswith(_EMBEDDINGS):
-        return 0
-    if name.startswith("blocks."):
-        return int(name.split(".")[1]) + 1
-    return num_layers + 1

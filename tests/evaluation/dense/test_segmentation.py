@@ -171,7 +171,7 @@ def test_the_rate_rises_and_falls_linearly():
 
 def test_learning_rates_fall_towards_the_embeddings_as_beits():
     backbone, head = vit(depth=12), nn.Conv2d(4, 2, 1)
-    options = {"lr": 1.0, "weight_decay": 0.05, "decay": 0.65, "num_layers": 12}
+    options = {"lr": 1.0, "weight_decay": 0.05, "decay": 0.65}
     groups = layer_decay_groups(backbone, head, **options)
     rates = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     named = dict(backbone.named_parameters())
