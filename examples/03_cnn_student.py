@@ -1,23 +1,42 @@
-"""A student that cannot have patches hidden: distil without the patch term.
+"""A small CNN of your own for a device, taught by a ViT: all three terms.
 
-A ResNet has no patch embedding, and its grid differs from the teacher's, so only class tokens are
-compared. Building the Distiller with a patch term would say so.
+A convolution sees its neighbours, so patches are hidden in the image itself, by a colour that is
+learned. The CNN's grid is coarser than the teacher's; the teacher's tokens are averaged to it.
 
     python examples/03_cnn_student.py
 """
 
 import torch
+from torch import Tensor, nn
 
 import proteus
 
-teacher = proteus.Teacher("demo-teacher")
-student = proteus.Student("resnet18", image_size=64)
-try:
-    proteus.Distiller(teacher, student)
-except ValueError as error:
-    print(error)
 
-loss = proteus.ProteusLoss(student.embed_dim, teacher.embed_dim, feature=0, patch=0)
-distiller = proteus.Distiller(teacher, student, loss)
-rows = distiller.fit([torch.rand(8, 3, 64, 64)], steps=5, progress=False)
-print({name: round(value, 4) for name, value in rows[-1].items()})
+class SmallCNN(nn.Module):
+    """Stands for your own: stride 16, width 96; a feature map is all that it has to return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 24, 48, 72, 96)
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.BatchNorm2d(o), nn.GELU())
+                for i, o in zip(widths, widths[1:], strict=False)
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+teacher = proteus.Teacher("demo-teacher")  # 8 px patches, a grid of 8x8 at 64 px
+student = proteus.Student(SmallCNN(), image_size=64)  # 4x4
+print(student.hides, teacher.grid, student.grid)  # pixels (8, 8) (4, 4)
+
+distiller = proteus.Distiller(teacher, student)
+images = torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8)
+rows = distiller.fit([images], steps=20, lr=1e-3, progress=False)
+for row in (rows[0], rows[-1]):
+    print({name: round(row[name], 4) for name in ("total", "token", "feature", "patch")})
+# What was distilled is the plain module: torch.onnx, torch.export, its own state_dict.
+print(sum(p.numel() for p in student.backbone.parameters()), "parameters")
