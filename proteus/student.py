@@ -61,7 +61,8 @@ class Student(ImageModel):
             (the paper's students: LayerScale 1.0, random init), any timm name,
             `hf-hub:owner/repo`, `local-dir:folder`, or an `nn.Module`, which is used as it is;
             where `image_size` asks for another size than its own, a copy of it is.
-        pretrained: Start from published weights instead of random ones (timm names).
+        pretrained: Start from published weights instead of random ones (timm names, and
+            `efficientnet_lite0|1|2` of the extra `teachers`).
         image_size: Pixels, a number or (height, width); None = 224, and of a module its own size
             (224 where it has none).
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
