@@ -65,7 +65,8 @@ class Student(ImageModel):
             `hf-hub:owner/repo`, `local-dir:folder`, `hf-transformers:owner/repo` (or a
             folder; it leaves by `backbone.save_pretrained`), or an `nn.Module`, used as it is;
             where `image_size` asks for another size than its own, a copy of it is.
-        pretrained: Start from published weights instead of random ones (timm names).
+        pretrained: Start from published weights instead of random ones (timm names, and
+            `efficientnet_lite0|1|2` of the extra `teachers`).
         image_size: Pixels, a number or (height, width); None = 224, and of a module its own size
             (224 where it has none).
         grid: (h, w) of the patches instead: the image size at which the model has this grid.
