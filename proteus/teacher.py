@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .features import Features
 from .models.build import ImageModel, load_backbone
+from .models.fused import Layers
 from .weights.description import Statistics
 
 
@@ -30,11 +31,13 @@ class Teacher(ImageModel):
             resampled once, here, by the rule of the model's family.
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
             (mean, std) in [0, 1] units = these; False = images arrive normalised.
+        layers: Where the patches come from, a number or several; None = the output. See `Student`.
 
     Attributes:
         backbone: The plain model.
         embed_dim: Width D, of the class token where patches have another.
         patch_dim: Width of patches.
+        layers: Numbers of the chosen layers, from 0 on; None = the output.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
         objectives: The terms it supports: `("token", "feature", "patch")`, or `("token",)` for a
@@ -44,7 +47,8 @@ class Teacher(ImageModel):
         license: Licence of its weights, as timm states it; "" where unknown.
 
     Raises:
-        ValueError: If the name is unknown, or weights are missing, broken or do not fit exactly.
+        ValueError: If the name is unknown, weights are missing, broken or do not fit exactly, or
+            the model has no such layers.
         ShapeError: If the model cannot take the image size; also of a call with images of one.
 
     Examples:
@@ -70,6 +74,7 @@ class Teacher(ImageModel):
         checkpoint: str | Path | None = None,
         image_size: int | tuple[int, int] | None = None,
         normalize: bool | Statistics = True,
+        layers: Layers | None = None,
     ) -> None:
         loaded = load_backbone(
             model,
@@ -78,7 +83,7 @@ class Teacher(ImageModel):
             checkpoint=checkpoint,
             image_size=image_size,
         )
-        super().__init__(loaded, normalize)
+        super().__init__(loaded, normalize, layers)
         self.objectives = loaded.objectives if self.grid[0] else ("token",)
         self.license = loaded.license
         self.backbone.requires_grad_(False)

@@ -21,8 +21,10 @@ from ..weights.positions import (
 )
 from ..weights.state_dicts import refuse_not_finite
 from ..weights.timm_folder import load_folder
+from .fused import Layers, choose
 from .names import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
-from .read import ImageInput, probe, reader_for
+from .probes import noise
+from .read import ImageInput, Reader, probe, reader_for
 
 OBJECTIVES = ("token", "feature", "patch")
 _TRAINING = ("num_classes", "drop_path_rate")  # arguments that no saved model needs
@@ -68,22 +70,34 @@ class ImageModel(nn.Module):
     Args:
         loaded: The plain model.
         normalize: True = its own statistics; (mean, std) = these; False = none.
+        layers: Where the patches come from; None = the output.
     """
 
-    def __init__(self, loaded: Backbone, normalize: bool | Statistics) -> None:
+    layers: tuple[int, ...] | None = None
+
+    def __init__(
+        self, loaded: Backbone, normalize: bool | Statistics, layers: Layers | None = None
+    ) -> None:
         super().__init__()
         self.name, self.image_size = loaded.name, loaded.image_size
         self.backbone = loaded.model
         subject = type(self).__name__
         statistics = choose_statistics(normalize, loaded.statistics, subject)
         self.inputs = ImageInput(statistics, subject).like(self.backbone)
-        self._read = reader_for(self.backbone)
+        self.reader: Reader = reader_for(self.backbone)
         try:
             sample = self._probe()
         except FAILURES as error:
             name, size = loaded.name, loaded.image_size
             refuse_size(error, subject, name, size, loaded.own_size, fits=self._takes)
             raise
+        if layers is not None:
+            image = noise(self.inputs, self.image_size)
+            chosen = choose(
+                self.backbone, layers, self.reader, image, subject=subject, name=self.name
+            )
+            self.reader, self.layers = chosen, chosen.numbers
+            sample = self._probe()
         self.embed_dim: int = sample.cls.shape[-1]
         self.patch_dim: int = sample.patches.shape[-1]
         self.grid = sample.grid
@@ -95,12 +109,12 @@ class ImageModel(nn.Module):
 
     def _probe(self) -> Features:
         """`Features` of one grey image."""
-        return probe(self._read, self.backbone, self.inputs, self.image_size)
+        return probe(self.reader, self.backbone, self.inputs, self.image_size)
 
     def _takes(self, size: tuple[int, int]) -> bool:
         """Whether the model can take images of a size."""
         try:
-            probe(self._read, self.backbone, self.inputs, size)
+            probe(self.reader, self.backbone, self.inputs, size)
         except (*FAILURES, ValueError):
             return False
         return True
@@ -108,7 +122,7 @@ class ImageModel(nn.Module):
     def _features(self, images: Tensor) -> Features:
         """`Features` of normalised images."""
         try:
-            return self._read(self.backbone, images)
+            return self.reader(self.backbone, images)
         except FAILURES as error:
             size = (images.shape[-2], images.shape[-1])
             refuse_size(error, type(self).__name__, self.name, size, self.image_size)
