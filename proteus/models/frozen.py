@@ -21,6 +21,7 @@ from ..weights.positions import (
     refuse_size,
     to_pair,
 )
+from .fused import ChosenLayers
 from .layers import count_layers, read_layers
 from .names import position_rule
 from .read import ImageInput, Reader, reader_for
@@ -33,11 +34,12 @@ _Function = FunctionType | BuiltinFunctionType
 
 @runtime_checkable
 class _Wrapped(Protocol):
-    """`Teacher`, `Student`: a plain model and its way in. Known by shape, not by class."""
+    """`Teacher`, `Student`: a plain model, its way in and out. Known by shape, not by class."""
 
     backbone: nn.Module
     inputs: ImageInput
     image_size: tuple[int, int]
+    reader: Reader
 
 
 @runtime_checkable
@@ -64,7 +66,7 @@ class Extractor(nn.Module):
         model: The plain model, with positions for `image_size`.
         inputs: Normalisation; None for a model that does its own.
         image_size: (height, width) it was built for; other sizes work too.
-        embed_dim: Width D.
+        embed_dim: Width D, of the class token where patches have another.
         patch_size: (height, width) of a patch in pixels; (0, 0) for a model without patches.
         num_layers: Layers that `layers` can return: blocks of a transformer, stages of a CNN.
         trainable: Whether its forward builds a graph; see `trainable_copy`.
@@ -155,7 +157,7 @@ class Extractor(nn.Module):
             )
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             model = self._model_for(images)
-            return read_layers(model, self._read, self._enter(images), indices, total, norm=norm)
+            return read_layers(model, self._enter(images), indices, total, norm=norm)
 
     def trainable_copy(self) -> "Extractor":
         """A copy with weights of its own that builds a graph, for fine-tuning.
@@ -179,6 +181,8 @@ class Extractor(nn.Module):
         if isinstance(self.model, _Call):
             return None
         digest = hashlib.sha256()
+        if isinstance(self._read, ChosenLayers):
+            digest.update(repr(self._read).encode())
         for name, module in self.model.named_modules():
             # What weights cannot tell: heads, activations, eps, scales.
             facts = sorted(
@@ -241,7 +245,8 @@ def as_extractor(
     Args:
         model: A `Student`, a `Teacher`, a timm model (also a CNN), any other `nn.Module` that
             returns `Features`, a feature map or a vector, a callable with an `embed_dim` that
-            satisfies `FeatureExtractor`, or an `Extractor`.
+            satisfies `FeatureExtractor`, or an `Extractor`. Of a `Student` or `Teacher` with chosen
+            layers a call returns the patches of these; `Extractor.layers` knows all layers still.
         image_size: Pixels; None = the model's own. Positions are resampled once, by the rule of the
             model's family, on a copy that shares all other weights.
         normalize: True = the model's own statistics (of `Student`, `Teacher` or timm's
@@ -261,7 +266,8 @@ def as_extractor(
         native: tuple[int, int] | None = model.image_size
     else:
         plain, statistics = _open(model)
-        read, native = reader_for(plain), _native_size(plain)
+        read = model.reader if isinstance(model, _Wrapped) else reader_for(plain)
+        native = _native_size(plain)
         if isinstance(model, _Wrapped) and isinstance(plain, TransformersModel):
             native = model.image_size  # its configuration says the size of its positions
     if normalize is not True and isinstance(plain, _Call):

@@ -209,7 +209,11 @@ def read_vector(model: TimmModel, output: Any) -> Tensor:
 
 
 def _read_timm(model: TimmModel, images: Tensor) -> Features:
-    output = model.forward_features(images)
+    return read_final(model, model.forward_features(images), images)
+
+
+def read_final(model: TimmModel, output: Any, images: Tensor) -> Features:
+    """`Features` of what `forward_features` gave for these images."""
     cls = read_vector(model, output)
     if not isinstance(output, Tensor):  # rows of several widths and grids: CoaT, CrossViT
         if not isinstance(cls, Tensor) or cls.ndim != 2:
