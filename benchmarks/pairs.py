@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from proteus import Distiller, Features, ProteusLoss, Student, Teacher, save_pretrained
-from proteus.data.decoding import center_resize, decode
+from proteus.data import center_resize, decode
 from proteus.evaluation import knn_predict
 from proteus.evaluation.agreement import compare_projected
 from proteus.grids import resize
