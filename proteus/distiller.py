@@ -210,12 +210,15 @@ class Distiller(TeacherAndStudent):
         return self.loss
 
     def describe(self) -> dict[str, Any]:
-        """The loss and the masks, as `fit` records them."""
+        """The loss, the masks and chosen layers, as `fit` records them."""
         loss = ("token", "feature", "patch", "head", "distance")
         masks = ("ratio", "probability", "strategy", "shuffle")
-        found = {"loss": {name: vars(self.loss)[name] for name in loss}}
+        found: dict[str, Any] = {"loss": {name: vars(self.loss)[name] for name in loss}}
         if self.masks is not None:
             found["masks"] = {name: vars(self.masks)[name] for name in masks}
+        for name, model in (("teacher_layers", self.teacher), ("student_layers", self.student)):
+            if model.layers is not None:
+                found[name] = list(model.layers)
         return found
 
     def fit(self, data: "Iterable[Any] | Resumable", **options: Any) -> "History":

@@ -15,6 +15,8 @@ _SETTINGS = {
     "teacher": "science.model.teacher",
     "teacher_checkpoint": "science.model.teacher_checkpoint",
     "student": "science.model.student",
+    "teacher_layers": "science.model.teacher_layers",
+    "student_layers": "science.model.student_layers",
     "image_size": "science.model.image_size",
     "data": "science.data.paths",
     "augment": "science.data.augment",
@@ -60,6 +62,10 @@ def add(commands: Commands) -> None:
     add("--teacher-checkpoint", help="local .safetensors or .pth with its weights")
     add("--student", help="vit_tiny|small|base|large_patch14, a timm name, …")
     add("--pretrained-student", action="store_true", help="start from its published weights")
+    for model in ("teacher", "student"):
+        add(f"--{model}-layers", nargs="+", type=int, metavar="N",
+            help=f"layers of the {model} that its patches come from, such as -2 -1 (default: "
+            f"its output)")  # fmt: skip
     add("--data", nargs="+", help="folder, .tar shards, pattern, list, hfds/…")
     add("--single", type=int, metavar="N", help="--data is one large image: N views of it")
     augment = ["crop", "fast", "official", "none"]

@@ -63,6 +63,12 @@ def model_card(student: Student, name: str, details: Mapping[str, Any]) -> str:
     known = ("teacher", "data", "recipe", "scores", "license")
     facts = {"teacher": details.get("teacher"), "images": details.get("data")}
     facts |= {key: value for key, value in details.items() if key not in known}
+    if student.layers is not None:
+        facts["patches"] = (
+            f"from layers {', '.join(map(str, student.layers))} (from 0 on), "
+            f"{student.grid[0]}×{student.grid[1]}, width {student.patch_dim}; "
+            f"proteus.Student('local-dir:FOLDER', layers={student.layers}) gives them"
+        )
     lines = [
         f"- {markdown_text(f'{key}: {_inline(value)}')}"
         for key, value in facts.items()

@@ -65,7 +65,10 @@ def save_pretrained(
     details = dict(details or {})
     if isinstance(student, HasStudent):
         teacher, student = student.teacher, student.student
-        details = {"teacher": teacher.name, "license": teacher.license or None} | details
+        found: dict[str, Any] = {"teacher": teacher.name, "license": teacher.license or None}
+        if teacher.layers is not None:
+            found["teacher_layers"] = list(teacher.layers)
+        details = found | details
     if not isinstance(student, Student):
         raise ValueError(
             f"save_pretrained: not a student. Got a {type(student).__name__}; expected a Student "
@@ -128,6 +131,8 @@ def _write(student: Student, folder: Path, details: dict[str, Any], name: str) -
     for stale in ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_ids"):
         config["pretrained_cfg"].pop(stale, None)
     config["proteus"] = {"versions": versions(), **details}
+    if student.layers is not None:
+        config["proteus"]["layers"] = list(student.layers)
     try:
         text = json.dumps(config, indent=2, default=str, allow_nan=False)
     except ValueError as error:

@@ -32,7 +32,7 @@ from .open_images import (
     open_images,
     passed_over_by,
 )
-from .recipe import Logits, Masks, Recipe, Science, to_json
+from .recipe import Logits, Masks, Recipe, Science, layers_ignored, to_json
 
 RUN = "run.json"
 
@@ -154,6 +154,7 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
         checkpoint=model.teacher_checkpoint,
         image_size=model.image_size,
         normalize=normalize,
+        layers=model.teacher_layers,
     )
     height, width = teacher.image_size
     if height != width:
@@ -165,6 +166,7 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
             image_size=height,
             normalize=normalize,
             drop_path=model.drop_path,
+            layers=model.student_layers,
         )
     except ShapeError as error:
         raise ShapeError(f"{error}{own}") from error
@@ -177,6 +179,8 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
         teacher, **{t: settings[t] for t in ("token", "feature", "patch")}
     )
     loss = ProteusLoss(student.width, teacher.width, **settings)
+    if not (loss.feature or loss.patch) and (model.teacher_layers or model.student_layers):
+        raise layers_ignored(f"{teacher.name} supports the token term alone")
     if not loss.patch and science.masks != Masks():
         raise ValueError(
             f"recipe: science.masks would be ignored, because {teacher.name} supports no patch "

@@ -31,6 +31,9 @@ class Models:
         init: The student's first weights: `random`, `pretrained` (published ones) or `select` (a
             uniform selection of the teacher's, see `proteus.inheritance`).
         drop_path: Rate of stochastic depth in the student.
+        teacher_layers: Numbers of the layers that the teacher's patches come from, see `Student`;
+            None = its output.
+        student_layers: Likewise of the student.
         image_size: Pixels, square; None = the teacher's own.
         statistics: Normalisation: `own` = each model's, `imagenet` = ImageNet's for both.
     """
@@ -40,6 +43,8 @@ class Models:
     teacher_checkpoint: str | None = None
     init: Literal["random", "pretrained", "select"] = "random"
     drop_path: float = 0.0
+    teacher_layers: tuple[int, ...] | None = None
+    student_layers: tuple[int, ...] | None = None
     image_size: int | None = None
     statistics: Literal["own", "imagenet"] = "own"
 
@@ -174,6 +179,9 @@ class Recipe:
             raise _ignored("science.loss", "science.logits is set, which replaces it")
         if science.logits is not None:
             _check_logits(science.logits)
+        token_alone = science.loss.feature == 0 == science.loss.patch or science.logits is not None
+        if token_alone and (science.model.teacher_layers or science.model.student_layers):
+            raise layers_ignored("no term of the loss compares patches")
         patch_off = science.loss.patch == 0 or science.logits is not None
         if patch_off and science.masks != Masks():
             raise _ignored("science.masks", "no patch term would use them")
@@ -218,6 +226,11 @@ def _check_schedule(optimizer: Optimizer) -> None:
 
 def _ignored(path: str, why: str) -> ValueError:
     return ValueError(f"recipe: {path} would be ignored, because {why}. Leave it at its default.")
+
+
+def layers_ignored(why: str) -> ValueError:
+    """The error of chosen layers whose patches nothing would use."""
+    return _ignored("science.model.teacher_layers or student_layers", why)
 
 
 def proxy_of(text: str) -> tuple[str, float | None]:
