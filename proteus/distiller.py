@@ -274,8 +274,12 @@ class Distiller(TeacherAndStudent):
         return self.loss
 
     def describe(self) -> dict[str, Any]:
-        """The loss and the masks, as `fit` records them."""
-        return {"loss": describe_loss(self.loss), **self.describe_masks()}
+        """The loss, the masks and chosen layers, as `fit` records them."""
+        found = {"loss": describe_loss(self.loss), **self.describe_masks()}
+        for name, model in (("teacher_layers", self.teacher), ("student_layers", self.student)):
+            if model.layers is not None:
+                found[name] = list(model.layers)
+        return found
 
     def fit(self, data: "Iterable[Any] | Resumable", **options: Any) -> "History":
         """Train with the library's minimal loop: see `proteus.training.fit` for the options."""

@@ -2,6 +2,7 @@
 
 python tools/model_families.py                # all, some minutes
 python tools/model_families.py levit mvitv2   # these families, printed
+python tools/model_families.py layers         # what the layers of some models give, printed
 """
 
 import re
@@ -14,6 +15,7 @@ import timm
 import torch
 
 import proteus
+from proteus.evaluation import as_extractor
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 # The smallest of each module of `timm.models`; at the size given, else at 128 pixels where the
@@ -136,6 +138,47 @@ The smallest model of each family (the modules of `timm.models`), as
 | --- | --- | --- | --- | --- | --- | --- |
 """
 
+LAYERED = (
+    "resnet18",
+    "swin_tiny_patch4_window7_224",
+    "tf_efficientnet_lite0",
+    "vit_tiny_patch16_224",
+)
+LAYERS = """
+## Patches of chosen layers
+
+`Teacher(..., layers=)` and `Student(..., layers=)` take patches from other places than the output:
+the blocks of a transformer, the stages of a CNN or a hierarchical one, by their numbers, from 0 on
+or negative from the end.
+
+```python
+teacher = proteus.Teacher("resnet50", layers=-2)  # stride 16: the grid of a patch-16 student
+student = proteus.Student("swin_tiny_patch4_window7_224", layers=(-2, -1))
+student.grid, student.embed_dim, student.patch_dim  # (14, 14), 768, 384 + 768
+```
+
+```shell
+proteus distill --teacher T --teacher-layers -2 --student S --student-layers -2 -1 …
+```
+
+Several layers meet on the grid of the finest one: coarser ones are brought there bilinearly, and
+all are put side by side in the order given. `cls` stays the model's own vector, one forward gives
+both, and what leaves is the plain model, which returns that vector; its card and `config.json`
+(`proteus.layers`) say which layers were distilled, and `Student("local-dir:FOLDER", layers=…)`
+gives them again. A layer's number follows timm's `forward_intermediates`; -1 is the output, as
+without `layers`: a CNN's last stage with what stands behind it. Blocks of a transformer go through
+its final norm. A model that does not tell its layers is refused; wrap it in a module that returns
+`Features` with the patches you want.
+
+Extractors return the patches of the chosen layers, so PCA maps and agreement see them. Protocols
+that choose layers themselves keep their own: the four layers of segmentation and depth, the blocks
+of the linear protocol.
+
+Grid and width at 224 pixels by layer, as `python tools/model_families.py layers` found them with
+timm {version}; a test repeats it.
+
+"""
+
 
 class Row(NamedTuple):
     """What was found of one family."""
@@ -218,7 +261,7 @@ def _check_features(model: proteus.Teacher) -> None:
 
 
 def _check_gradients(teacher: Any, student: proteus.Student, weights: dict[str, float]) -> None:
-    loss = proteus.ProteusLoss(student.embed_dim, teacher.embed_dim, **weights)
+    loss = proteus.ProteusLoss(student.width, teacher.width, **weights)
     distiller = proteus.Distiller(teacher, student, loss).train()
     distiller(torch.rand(2, 3, *student.image_size)).total.backward()
     missing = [n for n, p in distiller.named_parameters() if p.requires_grad and p.grad is None]
@@ -241,12 +284,37 @@ def _check_export(student: proteus.Student) -> None:
 
 def page(rows: list[Row]) -> str:
     """docs/families.md."""
-    return START.format(version=timm.__version__) + "".join(row.line() + "\n" for row in rows)
+    start = START.format(version=timm.__version__)
+    return start + "".join(row.line() + "\n" for row in rows) + layers_section()
+
+
+def layers_section() -> str:
+    """What single layers of some models give, from the last one back."""
+    columns = [_layers(name) for name in LAYERED]
+    rows = [["layer", *LAYERED], ["---"] * (len(LAYERED) + 1)]
+    for back in range(1, max(map(len, columns)) + 1):
+        cells = [column[-back] if back <= len(column) else "" for column in columns]
+        rows.append([str(-back), *cells])
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return LAYERS.format(version=timm.__version__) + table
+
+
+def _layers(name: str) -> list[str]:
+    """Grid and width of each layer; of a transformer's equal blocks only the last."""
+    model = timm.create_model(name, num_classes=0)
+    found: list[str] = []
+    for number in range(as_extractor(model).num_layers):
+        one = proteus.Teacher(model, image_size=224, layers=number)
+        found.append(f"{one.grid[0]}×{one.grid[1]}, {one.patch_dim}")
+    return found if len({*found}) > 1 else [f"{found[0]} (all {len(found)})"]
 
 
 def main() -> None:
     """Write the page, or print the rows of some families."""
     torch.set_num_threads(1)
+    if sys.argv[1:] == ["layers"]:
+        print(layers_section())
+        return
     rows = []
     for family in sys.argv[1:] or EXAMPLES:
         rows.append(examine(family))

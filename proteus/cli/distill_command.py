@@ -16,6 +16,8 @@ _SETTINGS = {
     "teacher_checkpoint": "science.model.teacher_checkpoint",
     "student": "science.model.student",
     "init": "science.model.init",
+    "teacher_layers": "science.model.teacher_layers",
+    "student_layers": "science.model.student_layers",
     "image_size": "science.model.image_size",
     "teacher_image_size": "science.model.teacher_image_size",
     "grids": "science.model.grids",
@@ -71,6 +73,10 @@ def add(commands: Commands) -> None:
                        help="the student's first weights: published, or selected of the teacher's "
                             "(default random); local-dir:… brings its own")  # fmt: skip
     first.add_argument("--pretrained-student", action="store_true", help="--init pretrained")
+    for model in ("teacher", "student"):
+        add(f"--{model}-layers", nargs="+", type=int, metavar="N",
+            help=f"layers of the {model} that its patches come from, such as -2 -1 (default: "
+            f"its output)")  # fmt: skip
     add("--data", nargs="+", help="folder, .tar shards, pattern, list, hfds/…")
     add("--single", type=int, metavar="N", help="--data is one large image: N views of it")
     augment = ["crop", "fast", "official", "none"]

@@ -78,8 +78,9 @@ def compare_projected(
     if loss is not None:
         token = loss.token_head
         patch = loss.patch_head if loss.feature_head is None else loss.feature_head
-    elif student.cls.shape != teacher.cls.shape:
-        return {}
+    else:
+        token = token if student.cls.shape == teacher.cls.shape else None
+        patch = patch if student.patches.shape[-1] == teacher.patches.shape[-1] else None
     # Where the heads are and in their precision, which may be wider than the student's.
     like = student.cls if loss is None else next(loss.parameters(), student.cls)
     pairs = {}

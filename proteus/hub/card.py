@@ -64,6 +64,12 @@ def model_card(student: Student, name: str, details: Mapping[str, Any]) -> str:
     known = ("teacher", "data", "recipe", "scores", "license")
     facts = {"teacher": details.get("teacher"), "images": details.get("data")}
     facts |= {key: value for key, value in details.items() if key not in known}
+    if student.layers is not None:
+        facts["patches"] = (
+            f"from layers {', '.join(map(str, student.layers))} (from 0 on), "
+            f"{student.grid[0]}×{student.grid[1]}, width {student.patch_dim}; "
+            f"proteus.Student('local-dir:FOLDER', layers={student.layers}) gives them"
+        )
     lines = [
         f"- {markdown_text(f'{key}: {_inline(value)}')}"
         for key, value in facts.items()
@@ -99,6 +105,9 @@ def teacher_facts(*teachers: Teacher) -> dict[str, Any]:
         for texts in ([t.license for t in teachers], [t.origin for t in teachers])
     )
     facts = {"teacher": " + ".join(t.name for t in teachers), "license": licenses or None}
+    layers = [list(t.layers) for t in teachers if t.layers is not None]
+    if layers:
+        facts["teacher_layers"] = layers[0] if len(teachers) == 1 else layers
     return facts | ({"teacher weights": origins} if origins else {})
 
 

@@ -130,6 +130,8 @@ def _write(student: Student, folder: Path, details: dict[str, Any], name: str) -
     for stale in ("tag", "hf_hub_id", "url", "file", "license", "origin_url", "paper_ids"):
         config["pretrained_cfg"].pop(stale, None)
     config["proteus"] = {"versions": versions(), **details}
+    if student.layers is not None:
+        config["proteus"]["layers"] = list(student.layers)
     try:
         text = json.dumps(config, indent=2, default=str, allow_nan=False)
     except ValueError as error:

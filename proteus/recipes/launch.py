@@ -33,7 +33,7 @@ from .open_images import (
     passed_over_by,
 )
 from .pair import open_pair, told, with_sizes
-from .recipe import Logits, Masks, Recipe, Science, to_json
+from .recipe import Logits, Masks, Recipe, Science, layers_ignored, to_json
 
 RUN = "run.json"
 
@@ -157,13 +157,17 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
         teacher, **{t: settings[t] for t in ("token", "feature", "patch")}
     )
     loss = ProteusLoss(student.width, teacher.width, **settings)
+    if not (loss.feature or loss.patch) and (
+        science.model.teacher_layers or science.model.student_layers
+    ):
+        raise layers_ignored(f"{teacher.name} supports the token term alone")
     if not loss.patch and science.masks != Masks():
         raise ValueError(
             f"recipe: science.masks would be ignored, because {teacher.name} supports no patch "
             f"term. Set it to its default: --set science.masks={{}}"
         )
-    masked = loss.patch and all(student.grid)  # Distiller refuses a student without patches
     grid = common_grid(student.grid, teacher.grid)
+    masked = loss.patch and all(grid)  # Distiller refuses a model without patches
     masks = MaskGenerator(grid, **asdict(science.masks)) if masked else None
     return Distiller(teacher, student, loss, masks)
 

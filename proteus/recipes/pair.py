@@ -114,6 +114,7 @@ def _teacher(model: Models, size: int | tuple[int, int] | None) -> Teacher:
         checkpoint=model.teacher_checkpoint,
         image_size=size,
         normalize=IMAGENET if model.statistics == "imagenet" else True,
+        layers=model.teacher_layers,
     )
 
 
@@ -127,4 +128,5 @@ def _student(
         grid=grid,
         normalize=IMAGENET if model.statistics == "imagenet" else True,
         drop_path=model.drop_path,
+        layers=model.student_layers,
     )

@@ -32,6 +32,9 @@ class Models:
             uniform selection of the teacher's, see `proteus.inheritance`). A `local-dir:` or
             `hf-hub:` student brings its own; only `select` replaces them.
         drop_path: Rate of stochastic depth in the student.
+        teacher_layers: Numbers of the layers that the teacher's patches come from, see `Student`;
+            None = its output.
+        student_layers: Likewise of the student.
         image_size: Pixels of the student's images, square; None = the teacher's own size, or that
             at which the student's grid is the teacher's.
         teacher_image_size: Pixels of the teacher's; None = that at which its grid is the student's
@@ -46,6 +49,8 @@ class Models:
     teacher_checkpoint: str | None = None
     init: Literal["random", "pretrained", "select"] = "random"
     drop_path: float = 0.0
+    teacher_layers: tuple[int, ...] | None = None
+    student_layers: tuple[int, ...] | None = None
     image_size: int | None = None
     teacher_image_size: int | None = None
     grids: Literal["agree", "average"] = "agree"
@@ -182,6 +187,9 @@ class Recipe:
             raise _ignored("science.loss", "science.logits is set, which replaces it")
         if science.logits is not None:
             _check_logits(science.logits)
+        token_alone = science.loss.feature == 0 == science.loss.patch or science.logits is not None
+        if token_alone and (science.model.teacher_layers or science.model.student_layers):
+            raise layers_ignored("no term of the loss compares patches")
         patch_off = science.loss.patch == 0 or science.logits is not None
         if patch_off and science.masks != Masks():
             raise _ignored("science.masks", "no patch term would use them")
@@ -226,6 +234,11 @@ def _check_schedule(optimizer: Optimizer) -> None:
 
 def _ignored(path: str, why: str) -> ValueError:
     return ValueError(f"recipe: {path} would be ignored, because {why}. Leave it at its default.")
+
+
+def layers_ignored(why: str) -> ValueError:
+    """The error of chosen layers whose patches nothing would use."""
+    return _ignored("science.model.teacher_layers or student_layers", why)
 
 
 def proxy_of(text: str) -> tuple[str, float | None]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from proteus.cli import main
 from proteus.data.datasets import StreamSource
 from proteus.recipes import RUNS, Masks, from_json, read_recipe, recipe
+from proteus.recipes.reopen import reopen
 from proteus.training import RunStopped
 
 
@@ -119,6 +120,20 @@ def test_a_run_is_repeated_from_its_own_record(images, tmp_path, capsys):
     )
     state = json.loads((again / "checkpoint/step-00000001/state.json").read_text())
     assert state["settings"]["recipe"]["science"]["seed"] == 3
+
+
+def test_distill_takes_patches_from_chosen_layers(images, tmp_path, capsys):
+    layers = {"--teacher-layers": -2, "--student-layers": -2, "-1": None}
+    assert distill(images, tmp_path / "run", **layers) == 0
+    found = read_recipe(tmp_path / "run").science.model
+    assert (found.teacher_layers, found.student_layers) == ((-2,), (-2, -1))
+    told = json.loads((tmp_path / "run/export/config.json").read_text())["proteus"]
+    student = reopen(tmp_path / "run").student
+    assert tuple(told["layers"]) == student.layers
+    assert student.patch_dim == 2 * student.embed_dim
+    again = {**layers, "--student-layers": -3, "--steps": 2, "--resume": None}
+    assert distill(images, tmp_path / "run", **again) == 2
+    assert "student_layers was [1, 2], is [0, 2]" in capsys.readouterr().err
 
 
 def test_distill_tells_what_it_passed_over_and_how_few_the_watch_scores(images, tmp_path, capsys):

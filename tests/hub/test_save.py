@@ -288,6 +288,23 @@ def test_timm_s_plain_call_of_an_export_gives_what_was_distilled(name, tmp_path)
         torch.testing.assert_close(again(images), student(images), rtol=1e-5, atol=1e-5)
 
 
+def test_the_layers_that_were_distilled_are_told_and_can_be_had_again(tmp_path):
+    student = proteus.Student("test_resnet", image_size=64, layers=(-2, -1)).eval()
+    teacher = proteus.Teacher("test_resnet", pretrained=False, image_size=64, layers=-2)
+    distiller = proteus.Distiller(
+        teacher, student, proteus.ProteusLoss(student.width, teacher.width, patch=0)
+    )
+    folder = proteus.save_pretrained(distiller, tmp_path)
+    told = json.loads((folder / "config.json").read_text())["proteus"]
+    assert (told["layers"], told["teacher_layers"]) == ([3, 4], [3])
+    card = (folder / "README.md").read_text()
+    assert "patches: from layers 3, 4 (from 0 on), 4×4, width 288" in card.replace("\\", "")
+    again = proteus.Student(f"local-dir:{folder}", image_size=64, layers=told["layers"]).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), student(images))
+
+
 def test_a_model_with_tied_weights_leaves_whole(tmp_path):
     model = timm.create_model(
         "coat_lite_tiny",

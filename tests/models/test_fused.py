@@ -4,10 +4,12 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.transforms.functional import to_pil_image
 
 import proteus
 from conftest import vit
 from proteus.evaluation import as_extractor
+from proteus.evaluation.agreement import agreement
 from proteus.models.fused import fuse
 
 # Model, image size, layers, and what comes out: grid and width of the patches.
@@ -197,3 +199,15 @@ def test_an_extractor_returns_what_the_model_returns():
     assert extractor.fingerprint() != as_extractor(student.backbone).fingerprint()
     plain = proteus.Student(student.backbone, image_size=64)
     assert extractor.fingerprint() != as_extractor(plain).fingerprint()
+
+
+def test_agreement_compares_the_chosen_patches_where_widths_are_equal():
+    student = proteus.Student("test_resnet", image_size=64, layers=-2).eval()
+    teacher = proteus.Teacher(copy.deepcopy(student.backbone), image_size=64, layers=-2)
+    images = [(to_pil_image(image), 0) for image in images_for(student, 3)]
+    scores = agreement(student, teacher, images).distances
+    assert scores["patch_cosine"] == pytest.approx(1)
+    other = proteus.Teacher(teacher.backbone, image_size=64, layers=(-2, -1))
+    assert set(agreement(student, other, images).distances) == {"cls_cosine", "cls_mse"}
+    loss = proteus.ProteusLoss(student.width, other.width, patch=0)
+    assert "patch_cosine" in agreement(student, other, images, loss=loss).distances

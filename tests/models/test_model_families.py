@@ -32,6 +32,12 @@ def test_the_page_lists_every_family():
     assert set(LINES) == set(tool.EXAMPLES) == FAMILIES
 
 
+@same_timm
+@pytest.mark.slow
+def test_the_page_says_what_single_layers_give():
+    assert tool.PAGE.read_text(encoding="utf-8").endswith(tool.layers_section())
+
+
 def test_every_family_works_or_is_refused_with_a_reason():
     for line in LINES.values():
         *_, teacher, student, terms, masks, why = (part.strip(" |") for part in line.split(" | "))

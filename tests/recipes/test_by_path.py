@@ -5,8 +5,10 @@ import pytest
 from proteus.recipes import (
     RUNS,
     Data,
+    Logits,
     Loss,
     Masks,
+    Models,
     Recipe,
     Science,
     from_json,
@@ -34,6 +36,7 @@ def test_json_and_back_is_the_same_recipe(name, preset):
         ("science.masks.ratio=0.3", 0.3),
         ("science.model.teacher=dinov2_vitb14", "dinov2_vitb14"),
         ('science.data.paths=["a","b"]', ("a", "b")),
+        ("science.model.student_layers=[-2,-1]", (-2, -1)),
         ("science.seed=7", 7),
         ("machine.compile=true", True),
         ("science.optimizer.undecayed=[]", ()),
@@ -87,6 +90,11 @@ def test_what_cannot_be_is_refused_with_a_hint(line, message):
 def test_settings_that_would_be_ignored_are_refused():
     with pytest.raises(ValueError, match=r"science\.masks would be ignored"):
         Recipe(science=Science(loss=Loss(patch=0), masks=Masks("block")))
+    layers = Models(student_layers=(-2,))
+    for unused in ({"loss": Loss(feature=0, patch=0)}, {"logits": Logits(kl=0)}):
+        with pytest.raises(ValueError, match=r"student_layers would be ignored, because no term"):
+            Recipe(science=Science(model=layers, **unused))
+    assert Recipe(science=Science(model=layers, loss=Loss(patch=0))).science.model == layers
     with pytest.raises(ValueError, match="more than once"):
         Recipe(science=Science(data=Data(steps=1, epochs=1)))
     with pytest.raises(ValueError, match=r"science\.optimizer\.warmup would be ignored"):
