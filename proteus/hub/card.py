@@ -104,7 +104,10 @@ def teacher_facts(*teachers: Teacher) -> dict[str, Any]:
         " + ".join(dict.fromkeys(text for text in texts if text))
         for texts in ([t.license for t in teachers], [t.origin for t in teachers])
     )
-    facts = {"teacher": " + ".join(t.name for t in teachers), "license": licenses or None}
+    facts: dict[str, Any] = {
+        "teacher": " + ".join(t.name for t in teachers),
+        "license": licenses or None,
+    }
     layers = [list(t.layers) for t in teachers if t.layers is not None]
     if layers:
         facts["teacher_layers"] = layers[0] if len(teachers) == 1 else layers
