@@ -152,9 +152,16 @@ the blocks of a transformer, the stages of a CNN or a hierarchical one, by their
 or negative from the end.
 
 ```python
-teacher = proteus.Teacher("resnet50", layers=-2)  # stride 16: the grid of a patch-16 student
-student = proteus.Student("swin_tiny_patch4_window7_224", layers=(-2, -1))
-student.grid, student.embed_dim, student.patch_dim  # (14, 14), 768, 384 + 768
+import proteus
+
+teacher = proteus.Teacher("resnet18", pretrained=False, layers=-2)  # stride 16
+student = proteus.Student("mobilenetv3_small_050", layers=(-3, -2))
+assert student.grid == (28, 28)
+assert (student.embed_dim, student.patch_dim) == (1024, 16 + 24)
+
+student = proteus.Student("mobilenetv3_small_050", layers=-2)
+loss = proteus.ProteusLoss(student.width, teacher.width, patch=0)
+distiller = proteus.Distiller(teacher, student, loss)
 ```
 
 ```shell

@@ -122,6 +122,8 @@ def shared(tmp_path_factory, files):
         add(f"{kind}-whole", options={"parallel": kind})
         named = {"student": "demo-student", "results": True}
         add(f"{kind}-named", options={"parallel": kind, "steps": 2}, **named)
+        chosen = {"parallel": kind, "steps": 3, "activation_checkpointing": True}
+        add(f"{kind}-layers", options=chosen, layers=[0, -1])
         add(f"{kind}-parts", options={"parallel": kind, "accumulate": 2}, masks=MASKS)
         stop_after(5, folder / f"{kind}-from-one")
         add(f"{kind}-from-one", options={"parallel": kind, "resume": True})
@@ -168,6 +170,11 @@ class TestTwoProcesses:
         alone(tmp_path, options=OPTIONS, masks=MASKS)
         assert_same_losses(log_of(folder / f"{kind}-parts"), log_of(tmp_path))
         assert_same_weights(weights_of(folder / f"{kind}-parts"), weights_of(tmp_path))
+
+    def test_patches_of_chosen_layers_too(self, kind, shared, tmp_path):
+        folder, _ = shared
+        alone(tmp_path, options=OPTIONS | {"steps": 3}, layers=[0, -1])
+        assert_same_losses(log_of(folder / f"{kind}-layers"), log_of(tmp_path))
 
     def test_they_go_on_with_what_one_process_saved(self, kind, shared, reference):
         folder, seen = shared

@@ -36,12 +36,12 @@ def vit(dim):
     )
 
 
-def build(seed=0, student=None, **masks):
+def build(seed=0, student=None, layers=None, **masks):
     """A distiller whose weights, the teacher's too, depend on the seed alone."""
     torch.manual_seed(7 + seed)
-    teacher = proteus.Teacher(vit(36), image_size=32)
+    teacher = proteus.Teacher(vit(36), image_size=32, layers=layers)
     torch.manual_seed(seed)
-    student = proteus.Student(student or vit(24), image_size=32)
+    student = proteus.Student(student or vit(24), image_size=32, layers=layers)
     generator = proteus.MaskGenerator(student.grid, **masks) if masks else None
     return proteus.Distiller(teacher, student, masks=generator)
 
@@ -94,15 +94,15 @@ def run_job(job, world):
     """Run one.
 
     Keys: `out`, and `copy_of`, the run's folder to start from; `options` of `fit`; `trouble` of
-    `Batches`; `student`, a name; `masks`; `folder` = train on the image files there; `seeds` = how
-    the ranks initialise their students; `uncaught` = die of what stops the run; `results` = write
-    the export and the pictures, which take most of the time of runs this small.
+    `Batches`; `student`, a name; `layers` of both models; `masks`; `folder` = train on the image
+    files there; `seeds` = how the ranks initialise their students; `uncaught` = die of what stops
+    the run; `results` = write the export and the pictures, which take most of the time of runs this
+    small.
     """
     if "copy_of" in job:
         world.once(lambda: str(shutil.copytree(job["copy_of"], job["out"])))
-    distiller = build(
-        job.get("seeds", [0, 0])[world.rank], job.get("student"), **job.get("masks", {})
-    )
+    named = {key: job.get(key) for key in ("student", "layers")}
+    distiller = build(job.get("seeds", [0, 0])[world.rank], **named, **job.get("masks", {}))
     teacher = {name: t.clone() for name, t in distiller.teacher.state_dict().items()}
     student = {name: t.clone() for name, t in distiller.student.state_dict().items()}
     data = Batches(world.rank, world.size, **job.get("trouble", {}))
