@@ -143,9 +143,7 @@ class Distiller(TeacherAndStudent):
         loss: ProteusLoss | None = None,
         masks: MaskGenerator | None = None,
     ) -> None:
-        loss = loss or ProteusLoss(
-            student.embed_dim, teacher.embed_dim, **supported_weights(teacher)
-        )
+        loss = loss or ProteusLoss(student.width, teacher.width, **supported_weights(teacher))
         super().__init__(teacher, student)
         self.loss = loss
         self._check(masks)
@@ -228,8 +226,8 @@ class Distiller(TeacherAndStudent):
 
     def _check(self, masks: MaskGenerator | None) -> None:
         teacher, student, loss = self.teacher, self.student, self.loss
-        widths = (student.embed_dim, teacher.embed_dim)
-        if (loss.student_dim, loss.teacher_dim) != widths:
+        widths = (student.width, teacher.width)
+        if not loss.fits(*widths):
             raise ShapeError(
                 f"Distiller: the loss was built for other widths. Got ProteusLoss"
                 f"{(loss.student_dim, loss.teacher_dim)}; expected ProteusLoss{widths}."

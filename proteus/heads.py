@@ -7,6 +7,37 @@ from torch import Tensor, nn
 
 Design = Literal["ln_linear", "linear_gelu", "gelu_linear", "linear", "mlp", "identity"]
 
+Width = int | tuple[int, int]  # of class token and patches, or (of class token, of patches)
+
+
+def width_of(cls: int, patches: int) -> Width:
+    """Two widths as one where they are equal.
+
+    Examples:
+        >>> width_of(8, 8), width_of(8, 16)
+        (8, (8, 16))
+    """
+    return cls if cls == patches else (cls, patches)
+
+
+def widths_of(width: Width) -> tuple[int, int]:
+    """(width of the class token, width of patches), whichever way they are given.
+
+    Raises:
+        ValueError: If it is neither a number nor two of them, at least 1.
+
+    Examples:
+        >>> widths_of(8), widths_of((8, 16))
+        ((8, 8), (8, 16))
+    """
+    pair = width if isinstance(width, tuple) else (width, width)
+    if len(pair) != 2 or not all(isinstance(one, int) and one >= 1 for one in pair):
+        raise ValueError(
+            f"ProteusLoss: not a width. Got {width!r}; expected a number, or (width of the class "
+            f"token, width of patches)."
+        )
+    return pair
+
 
 class ProjectionHead(nn.Module):
     """Map student tokens to the teacher's width, [..., Ds] -> [..., Dt].

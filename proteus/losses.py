@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import Features, ShapeError
-from .heads import Design, ProjectionHead
+from .heads import Design, ProjectionHead, Width, width_of, widths_of
 from .ranges import check_numbers
 
 Distance = Literal["mse", "smooth_l1", "cosine"]
@@ -186,8 +186,9 @@ class ProteusLoss(nn.Module):
     code, so it exists if either weight is not 0.
 
     Args:
-        student_dim: Student width Ds.
-        teacher_dim: Teacher width Dt.
+        student_dim: Student width Ds; a pair (of the class token, of patches) where the two differ,
+            as in the stages of a CNN.
+        teacher_dim: Teacher width Dt, likewise.
         token: Weight of the class-token term, >= 0.
         feature: Weight of the all-tokens term, >= 0.
         patch: Weight of the hidden-patches term, >= 0.
@@ -195,7 +196,7 @@ class ProteusLoss(nn.Module):
         distance: `mse` (the paper's), `smooth_l1` or `cosine`.
 
     Raises:
-        ValueError: If a weight is negative or all are 0; if a name is unknown.
+        ValueError: If a weight is negative or all are 0; if a name is unknown, or a width is none.
 
     Examples:
         >>> from proteus import Features
@@ -213,8 +214,8 @@ class ProteusLoss(nn.Module):
 
     def __init__(
         self,
-        student_dim: int,
-        teacher_dim: int,
+        student_dim: Width,
+        teacher_dim: Width,
         *,
         token: float = 1.0,
         feature: float = 1.0,
@@ -231,17 +232,18 @@ class ProteusLoss(nn.Module):
                 f"expected for example token=1, feature=1, patch=1."
             )
         _check_distance(distance)
-        self.student_dim, self.teacher_dim = student_dim, teacher_dim
+        ours, theirs = widths_of(student_dim), widths_of(teacher_dim)
+        self.student_dim, self.teacher_dim = width_of(*ours), width_of(*theirs)
         self.token, self.feature, self.patch = token, feature, patch
         self.distance: Distance = distance
         self.head: Design = head
         self.token_head = self.feature_head = self.patch_head = None
         if token or feature:
-            self.token_head = ProjectionHead(student_dim, teacher_dim, head)
+            self.token_head = ProjectionHead(ours[0], theirs[0], head)
         if feature:
-            self.feature_head = ProjectionHead(student_dim, teacher_dim, head)
+            self.feature_head = ProjectionHead(ours[1], theirs[1], head)
         if patch:
-            self.patch_head = ProjectionHead(student_dim, teacher_dim, head)
+            self.patch_head = ProjectionHead(ours[1], theirs[1], head)
 
     def forward(
         self,
@@ -298,6 +300,12 @@ class ProteusLoss(nn.Module):
         total = self.token * token + self.feature * feature + self.patch * patch
         return Losses(total, token, feature, patch)
 
+    def fits(self, student: Width, teacher: Width) -> bool:
+        """Whether its heads were built for these widths; of patches only where a term uses them."""
+        used = slice(None) if self.feature or self.patch else slice(1)
+        own, given = (self.student_dim, self.teacher_dim), (student, teacher)
+        return [widths_of(one)[used] for one in own] == [widths_of(one)[used] for one in given]
+
     def project(self, student: Features) -> Features:
         """Student features in the teacher's space, as the feature term compares them.
 
@@ -327,8 +335,8 @@ class ProteusLoss(nn.Module):
                 f"and masked={'features' if masked is not None else None}; pass `masked` and "
                 f"`hidden`, or build ProteusLoss(..., patch=0)."
             )
-        widths = (student.cls.shape[-1], teacher.cls.shape[-1])
-        if widths != (self.student_dim, self.teacher_dim):
+        widths = width_of_features(student), width_of_features(teacher)
+        if not self.fits(*widths):
             raise ShapeError(
                 f"ProteusLoss: widths differ from the ones it was built for. Got student, teacher "
                 f"{widths}; expected {(self.student_dim, self.teacher_dim)}. "
@@ -341,6 +349,11 @@ class ProteusLoss(nn.Module):
                 f"ProteusLoss: `hidden` has the wrong shape. Got {tuple(hidden.shape)}; expected "
                 f"[images, patches] = {tuple(teacher.patches.shape[:2])}."
             )
+
+
+def width_of_features(features: Features) -> Width:
+    """The width of the features, or (of the class token, of patches) where the two differ."""
+    return width_of(features.cls.shape[-1], features.patches.shape[-1])
 
 
 def grids_differ(subject: str, student: tuple[int, int], teacher: tuple[int, int]) -> str:

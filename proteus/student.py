@@ -74,7 +74,8 @@ class Student(ImageModel):
         mask_token: Parameter [1, D], starts at zero (or at the backbone's own, if its file had
             one); None if the model has no patch embedding and so cannot have patches hidden (then
             distil with `ProteusLoss(..., patch=0)`).
-        embed_dim: Width D.
+        embed_dim: Width D, of the class token where patches have another.
+        patch_dim: Width of patches.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
 

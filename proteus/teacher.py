@@ -33,7 +33,8 @@ class Teacher(ImageModel):
 
     Attributes:
         backbone: The plain model.
-        embed_dim: Width D.
+        embed_dim: Width D, of the class token where patches have another.
+        patch_dim: Width of patches.
         grid: (h, w) of the patch grid at `image_size`.
         image_size: (height, width).
         objectives: The terms it supports: `("token", "feature", "patch")`, or `("token",)` for a

@@ -196,3 +196,27 @@ def test_a_model_that_gives_a_vector_alone_has_no_patches_to_compare(terms):
     with pytest.raises(ValueError, match=r"no patches to compare.*pit_ti_224.*feature=0, patch=0"):
         proteus.Distiller(teacher, student, loss)
     assert proteus.Distiller(teacher, student)(torch.rand(1, 3, 224, 224)).feature == 0
+
+
+class TwoWidths(torch.nn.Module):
+    """A vector and patches of another width."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 10, 8, stride=8)
+
+    def forward(self, images):
+        maps = self.embed(images)
+        return proteus.Features(
+            maps.mean((2, 3))[:, :6], maps.flatten(2).mT, (maps.shape[2], maps.shape[3])
+        )
+
+
+def test_a_student_whose_patches_have_a_width_of_their_own(teacher, images):
+    student = proteus.Student(TwoWidths(), image_size=32)
+    assert (student.embed_dim, student.patch_dim) == (6, 10)
+    distiller = proteus.Distiller(teacher, student, proteus.ProteusLoss((6, 10), 36, patch=0))
+    distiller(images).total.backward()
+    assert student.backbone.embed.weight.grad.abs().sum() > 0
+    with pytest.raises(ShapeError, match=r"ProteusLoss\(\(6, 10\), 36\)"):
+        proteus.Distiller(teacher, student, proteus.ProteusLoss(6, 36, patch=0))

@@ -7,9 +7,9 @@ from proteus.features import ShapeError
 from proteus.losses import feature_loss, patch_loss, token_distance, token_loss
 
 
-def features(dim, batch=3, grid=(2, 3)):
+def features(dim, batch=3, grid=(2, 3), patch_dim=None):
     count = grid[0] * grid[1]
-    return Features(torch.randn(batch, dim), torch.randn(batch, count, dim), grid)
+    return Features(torch.randn(batch, dim), torch.randn(batch, count, patch_dim or dim), grid)
 
 
 @pytest.fixture
@@ -133,6 +133,29 @@ def test_shapes_that_do_not_fit_are_named(pair):
         ProteusLoss(4, 6, distance="huber")
     with pytest.raises(ShapeError, match=r"\(2, 3\)"):
         token_loss(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_patches_may_have_a_width_of_their_own():
+    student, teacher = features(4, patch_dim=5), features(6)
+    loss = ProteusLoss((4, 5), 6)
+    assert (loss.student_dim, loss.teacher_dim) == ((4, 5), 6)
+    assert loss.project(student).patches.shape == (3, 6, 6)
+    loss(student, teacher, student, torch.rand(3, 6) < 0.5).total.backward()
+    assert all(p.grad is not None for p in loss.parameters())
+    with pytest.raises(ShapeError, match=r"\(4, \(4, 5\)\).*\(\(4, 5\), 6\)"):
+        loss(features(4), features(4, patch_dim=5), student, torch.rand(3, 6) < 0.5)
+    tokens = ProteusLoss(4, 6, feature=0, patch=0)
+    assert tokens(student, teacher).total > 0  # patches are not looked at
+
+
+@pytest.mark.parametrize("width", [0, (4,), (4, 0), 4.0])
+def test_a_width_that_is_none_is_refused(width):
+    with pytest.raises(ValueError, match="not a width"):
+        ProteusLoss(width, 6)
+
+
+def test_a_pair_of_equal_widths_is_a_width():
+    assert ProteusLoss((4, 4), 6).student_dim == 4
 
 
 def test_project_needs_the_feature_head(pair):

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import Tensor, nn
 
 from ..features import IMAGENET, Features
+from ..heads import Width, width_of
 from ..weights import load_checkpoint
 from ..weights.description import Statistics, choose_statistics, read_config
 from ..weights.positions import (
@@ -84,7 +85,13 @@ class ImageModel(nn.Module):
             refuse_size(error, subject, name, size, loaded.own_size, fits=self._takes)
             raise
         self.embed_dim: int = sample.cls.shape[-1]
+        self.patch_dim: int = sample.patches.shape[-1]
         self.grid = sample.grid
+
+    @property
+    def width(self) -> Width:
+        """What `ProteusLoss` takes: D, or (of the class token, of patches) where they differ."""
+        return width_of(self.embed_dim, self.patch_dim)
 
     def _probe(self) -> Features:
         """`Features` of one grey image."""

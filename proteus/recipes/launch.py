@@ -176,7 +176,7 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
     settings |= supported_weights(
         teacher, **{t: settings[t] for t in ("token", "feature", "patch")}
     )
-    loss = ProteusLoss(student.embed_dim, teacher.embed_dim, **settings)
+    loss = ProteusLoss(student.width, teacher.width, **settings)
     if not loss.patch and science.masks != Masks():
         raise ValueError(
             f"recipe: science.masks would be ignored, because {teacher.name} supports no patch "
