@@ -1,4 +1,4 @@
-"""The three distances of the paper, as functions, and `ProteusLoss`, their weighted sum.
+"""`ProteusLoss`: the weighted sum of the three distances of the paper.
 
 | word    | compares                         | heads used                     |
 | ------- | -------------------------------- | ------------------------------ |
@@ -7,18 +7,34 @@
 | patch   | patches hidden from the student  | `patch_head`                   |
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distances import (
+    Distance,
+    at_least_float32,
+    check_distance,
+    feature_loss,
+    patch_loss,
+    token_distance,
+    token_loss,
+)
 from .features import Features, ShapeError
 from .heads import Design, ProjectionHead, Width, width_of, widths_of
 from .ranges import check_numbers
 
-Distance = Literal["mse", "smooth_l1", "cosine"]
+__all__ = [
+    "Distance",
+    "Losses",
+    "ProteusLoss",
+    "feature_loss",
+    "grids_differ",
+    "patch_loss",
+    "token_distance",
+    "token_loss",
+    "width_of_features",
+]
 
 
 class Losses(NamedTuple):
@@ -37,147 +53,6 @@ class Losses(NamedTuple):
     patch: Tensor
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32: a mean of squares loses too much in 8 or 11 bits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": lambda student, teacher: (student - teacher).square().mean(-1),
-    "smooth_l1": lambda student, teacher: F.smooth_l1_loss(student, teacher, reduction="none").mean(
-        -1
-    ),
-    "cosine": lambda student, teacher: 1 - F.cosine_similarity(student, teacher, dim=-1),
-}
-
-
-def _check_distance(name: str) -> None:
-    if name not in _DISTANCES:
-        raise ValueError(
-            f"loss: unknown distance. Got {name!r}; "
-            f"expected one of {', '.join(get_args(Distance))}."
-        )
-
-
-def token_distance(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
-    """Distance of each student token to the teacher's: [..., D], [..., D] -> [...].
-
-    Args:
-        student: Projected student tokens, [..., D].
-        teacher: Teacher tokens, [..., D].
-        distance: `mse` (mean over D), `smooth_l1` (mean over D) or `cosine` (1 - similarity).
-
-    Returns:
-        Tensor [...], float32 or wider.
-
-    Raises:
-        ShapeError: If the shapes differ.
-        ValueError: If the distance is unknown.
-    """
-    if student.shape != teacher.shape:
-        raise ShapeError(
-            f"loss: student and teacher tokens differ in shape. Got {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}; expected equal shapes. Project the student to the teacher's "
-            f"width with ProjectionHead and use equal patch grids."
-        )
-    _check_distance(distance)
-    return _DISTANCES[distance](at_least_float32(student), at_least_float32(teacher))
-
-
-def token_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
-    """Mean distance between class tokens (Eq. 4-5).
-
-    Args:
-        student: Projected student class tokens, [B, Dt].
-        teacher: Teacher class tokens, [B, Dt]. Receives no gradient from the library's teachers.
-        distance: See `token_distance`.
-
-    Returns:
-        Scalar, mean over B and Dt.
-
-    Examples:
-        >>> token_loss(torch.zeros(2, 3), torch.full((2, 3), 2.0)).item()
-        4.0
-
-    Source:
-        Proteus (ICLR 2025), Eq. 5; `pretrain/models_proteus_dinov2.py:152`.
-        *Same:* mean over all elements (the paper writes a squared norm, a factor Dt more).
-    """
-    return token_distance(student, teacher, distance).mean()
-
-
-def feature_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
-    """Mean distance over all tokens, class token included (Eq. 6).
-
-    Args:
-        student: Projected student tokens, class token first, [B, 1 + N, Dt].
-        teacher: Teacher tokens in the same order, [B, 1 + N, Dt].
-        distance: See `token_distance`.
-
-    Returns:
-        Scalar, mean over B, 1 + N and Dt.
-
-    Examples:
-        >>> feature_loss(torch.zeros(2, 5, 3), torch.ones(2, 5, 3)).item()
-        1.0
-
-    Source:
-        Proteus (ICLR 2025), Eq. 6; `pretrain/models_proteus_dinov2.py:155-157`.
-        *Same:* the class token is one of the rows, so it is supervised a second time.
-    """
-    return token_distance(student, teacher, distance).mean()
-
-
-def patch_loss(
-    student: Tensor,
-    teacher: Tensor,
-    hidden: Tensor | None = None,
-    distance: Distance = "mse",
-    hidden_count: Tensor | None = None,
-) -> Tensor:
-    """Mean distance over the patches hidden from the student (Eq. 7).
-
-    Args:
-        student: Projected student patches of the masked view, [b, N, Dt], or already only the
-            hidden ones, [..., Dt], with `hidden` left out.
-        teacher: Teacher patches at the same positions; the teacher saw the whole image.
-        hidden: bool [b, N], True where the student did not see the patch.
-        distance: See `token_distance`.
-        hidden_count: Scalar to divide by instead of the number of hidden patches, where these are
-            a part of a larger batch: its number for each part, see `masking.Hidden`.
-
-    Returns:
-        Scalar, mean over hidden patches and Dt. Zero if nothing is hidden.
-
-    Raises:
-        ShapeError: If shapes differ, `hidden` among them.
-
-    Examples:
-        >>> student, hidden = torch.zeros(1, 4, 3), torch.tensor([[True, False, False, True]])
-        >>> patch_loss(student, student + 2.0, hidden).item()
-        4.0
-
-    Source:
-        Proteus (ICLR 2025), Eq. 7; `pretrain/models_proteus_dinov2.py:136-149,160`.
-        *Same:* one mean over all hidden patches of the batch.
-        *Different:* with nothing hidden the result is 0, where a mean over nothing is NaN.
-    """
-    distances = token_distance(student, teacher, distance)
-    if hidden is None:
-        hidden = torch.ones_like(distances, dtype=torch.bool)
-    if hidden.shape != distances.shape or hidden.dtype != torch.bool:
-        raise ShapeError(
-            f"patch_loss: `hidden` does not fit the patches. Got {hidden.dtype} "
-            f"{tuple(hidden.shape)}; expected torch.bool {tuple(distances.shape)}."
-        )
-    # A weighted mean and not `distances[hidden]`: boolean indexing asks the device how many are
-    # True, and the step must not wait for the device.
-    weight = hidden.to(distances.dtype)
-    if hidden_count is None:
-        hidden_count = weight.sum()
-    return (distances * weight).sum() / hidden_count.to(weight).clamp(min=1e-9)
-
-
 class ProteusLoss(nn.Module):
     """The weighted sum of the three terms, with the heads that belong to them.
 
@@ -193,7 +68,7 @@ class ProteusLoss(nn.Module):
         feature: Weight of the all-tokens term, >= 0.
         patch: Weight of the hidden-patches term, >= 0.
         head: Design of the heads, see `ProjectionHead`.
-        distance: `mse` (the paper's), `smooth_l1` or `cosine`.
+        distance: `mse` (the paper's) or another of `proteus.distances`.
 
     Raises:
         ValueError: If a weight is negative or all are 0; if a name is unknown, or a width is none.
@@ -231,7 +106,7 @@ class ProteusLoss(nn.Module):
                 f"ProteusLoss: weights must be >= 0 and not all 0. Got {weights}; "
                 f"expected for example token=1, feature=1, patch=1."
             )
-        _check_distance(distance)
+        check_distance(distance)
         ours, theirs = widths_of(student_dim), widths_of(teacher_dim)
         self.student_dim, self.teacher_dim = width_of(*ours), width_of(*theirs)
         self.token, self.feature, self.patch = token, feature, patch

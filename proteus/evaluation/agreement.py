@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.workers import load
+from ..distances import token_distance
 from ..features import Features, ShapeError
-from ..losses import ProteusLoss, token_distance
+from ..losses import ProteusLoss
 from ..models.frozen import Extractor, as_extractor
 from ..models.read import evaluating
 from .feature_set import Resized, check_finite, default_workers, probe_resize

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ..data.samples import Augmentation
+from ..distances import Distance
 from ..files import flatten
 from ..heads import Design
-from ..losses import Distance
 from ..masking import Strategy
 from ..ranges import RANGES, check_numbers
 from ..settings import Machine, Optimizer, ScheduleName
