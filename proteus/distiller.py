@@ -214,6 +214,10 @@ class Distiller(TeacherAndStudent):
         loss = ("token", "feature", "patch", "head", "distance")
         masks = ("ratio", "probability", "strategy", "shuffle")
         found = {"loss": {name: vars(self.loss)[name] for name in loss}}
+        # Told only where they are set: the checkpoints of before do not know them.
+        unset = {"targets": "raw", "token_distance": None, "queue_size": None, "temperature": None}
+        own = {name: vars(self.loss)[name] for name in unset}
+        found["loss"] |= {name: value for name, value in own.items() if value != unset[name]}
         if self.masks is not None:
             found["masks"] = {name: vars(self.masks)[name] for name in masks}
         return found

@@ -59,6 +59,7 @@ RANGES: dict[str, Range] = {
     "token": _RATE._replace(optional=True),
     "feature": _RATE._replace(optional=True),
     "patch": _RATE._replace(optional=True),
+    "queue_size": _COUNT._replace(high=2**24, optional=True),
     "kl": _RATE,
     "ce": _RATE,
     "temperature": Range(0, open=True, said="a positive, finite number"),

@@ -67,26 +67,18 @@ def compare_projected(
     """As `compare_features`, for as much as can be compared; not rounded, to be averaged.
 
     Args:
-        loss: Its heads bring the student to the teacher's space (patches by the feature head, or by
-            the patch head where there is no other); what it has no head for is left out. None =
-            equal widths are compared as they are, different ones not at all.
+        loss: Brings the two into one space, see `ProteusLoss.pairs`; what it has no head for is
+            left out. None = equal widths are compared as they are, different ones not at all.
         student: Student features as they are.
         teacher: Teacher features of the same images; patches are compared on equal grids only.
     """
-    token: nn.Module | None = nn.Identity()
-    patch = token
     if loss is not None:
-        token = loss.token_head
-        patch = loss.patch_head if loss.feature_head is None else loss.feature_head
-    elif student.cls.shape != teacher.cls.shape:
+        return _compare(loss.pairs(student, teacher))
+    if student.cls.shape != teacher.cls.shape:
         return {}
-    # Where the heads are and in their precision, which may be wider than the student's.
-    like = student.cls if loss is None else next(loss.parameters(), student.cls)
-    pairs = {}
-    if token is not None:
-        pairs["cls"] = token(student.cls.to(like)), teacher.cls
-    if patch is not None and student.grid == teacher.grid and student.patches.shape[1]:
-        pairs["patch"] = patch(student.patches.to(like)), teacher.patches
+    pairs = {"cls": (student.cls, teacher.cls)}
+    if student.grid == teacher.grid and student.patches.shape[1]:
+        pairs["patch"] = student.patches, teacher.patches
     return _compare(pairs)
 
 

@@ -64,4 +64,5 @@ def compare(distiller: Any, images: Tensor) -> dict[str, Features]:
     images = images.to(next(distiller.parameters()).device)
     with evaluating(distiller):
         student = distiller.heads.project(distiller.student(images))
-        return {"teacher": distiller.teacher(images), "student": student}
+        teacher = distiller.heads.target(distiller.teacher(images))
+        return {"teacher": teacher, "student": student}
