@@ -320,7 +320,11 @@ def check_loss(subject: str, teacher: Teacher, student: Student, loss: ProteusLo
 def describe_loss(loss: ProteusLoss) -> dict[str, Any]:
     """JSON-able: the settings of a loss."""
     names = ("token", "feature", "patch", "head", "distance")
-    return {name: vars(loss)[name] for name in names}
+    # Told only where they are set: the checkpoints of before do not know them.
+    unset = {"targets": "raw", "token_distance": None, "queue_size": None, "temperature": None}
+    own = {name: vars(loss)[name] for name in unset}
+    found = {name: vars(loss)[name] for name in names}
+    return found | {name: value for name, value in own.items() if value != unset[name]}
 
 
 def supported_weights(teacher: Teacher, **given: float | None) -> dict[str, Any]:

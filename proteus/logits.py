@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distances import at_least_float32
 from .distiller import TeacherAndStudent
 from .features import Features, ShapeError
-from .losses import at_least_float32
 from .ranges import check_numbers
 from .student import Student
 from .teacher import Teacher

@@ -1,4 +1,4 @@
-"""The three distances of the paper, as functions, and `ProteusLoss`, their weighted sum.
+"""`ProteusLoss`: the weighted sum of the three distances of the paper.
 
 | word    | compares                         | heads used                     |
 | ------- | -------------------------------- | ------------------------------ |
@@ -7,25 +7,45 @@
 | patch   | patches hidden from the student  | `patch_head`                   |
 """
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distances import (
+    Distance,
+    at_least_float32,
+    check_distance,
+    feature_loss,
+    patch_loss,
+    token_distance,
+    token_loss,
+)
 from .features import Features, ShapeError
 from .heads import Design, ProjectionHead, Width, width_of, widths_of
 from .ranges import check_numbers
+from .target_maps import TargetMaps, Targets
+from .token_queue import TokenDistance, make_queue
 
-Distance = Literal["mse", "smooth_l1", "cosine"]
+__all__ = [
+    "Distance",
+    "Losses",
+    "ProteusLoss",
+    "TokenDistance",
+    "feature_loss",
+    "grids_differ",
+    "patch_loss",
+    "token_distance",
+    "token_loss",
+    "width_of_features",
+]
 
 
 class Losses(NamedTuple):
     """The result of `ProteusLoss`: scalars, float32 (float64 for float64 input).
 
     Attributes:
-        total: Weighted sum; the one to call `.backward()` on.
+        total: Weighted sum; the one to call `.backward()` on. With `targets="angle"` it has the
+            map's own cost in it, which teaches the map alone.
         token: Class-token term, unweighted. Zero when its weight is zero.
         feature: All-tokens term, unweighted. Zero when its weight is zero.
         patch: Hidden-patches term, unweighted. Zero when its weight is zero or nothing is hidden.
@@ -35,147 +55,6 @@ class Losses(NamedTuple):
     token: Tensor
     feature: Tensor
     patch: Tensor
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32: a mean of squares loses too much in 8 or 11 bits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": lambda student, teacher: (student - teacher).square().mean(-1),
-    "smooth_l1": lambda student, teacher: F.smooth_l1_loss(student, teacher, reduction="none").mean(
-        -1
-    ),
-    "cosine": lambda student, teacher: 1 - F.cosine_similarity(student, teacher, dim=-1),
-}
-
-
-def _check_distance(name: str) -> None:
-    if name not in _DISTANCES:
-        raise ValueError(
-            f"loss: unknown distance. Got {name!r}; "
-            f"expected one of {', '.join(get_args(Distance))}."
-        )
-
-
-def token_distance(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
-    """Distance of each student token to the teacher's: [..., D], [..., D] -> [...].
-
-    Args:
-        student: Projected student tokens, [..., D].
-        teacher: Teacher tokens, [..., D].
-        distance: `mse` (mean over D), `smooth_l1` (mean over D) or `cosine` (1 - similarity).
-
-    Returns:
-        Tensor [...], float32 or wider.
-
-    Raises:
-        ShapeError: If the shapes differ.
-        ValueError: If the distance is unknown.
-    """
-    if student.shape != teacher.shape:
-        raise ShapeError(
-            f"loss: student and teacher tokens differ in shape. Got {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}; expected equal shapes. Project the student to the teacher's "
-            f"width with ProjectionHead and use equal patch grids."
-        )
-    _check_distance(distance)
-    return _DISTANCES[distance](at_least_float32(student), at_least_float32(teacher))
-
-
-def token_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
-    """Mean distance between class tokens (Eq. 4-5).
-
-    Args:
-        student: Projected student class tokens, [B, Dt].
-        teacher: Teacher class tokens, [B, Dt]. Receives no gradient from the library's teachers.
-        distance: See `token_distance`.
-
-    Returns:
-        Scalar, mean over B and Dt.
-
-    Examples:
-        >>> token_loss(torch.zeros(2, 3), torch.full((2, 3), 2.0)).item()
-        4.0
-
-    Source:
-        Proteus (ICLR 2025), Eq. 5; `pretrain/models_proteus_dinov2.py:152`.
-        *Same:* mean over all elements (the paper writes a squared norm, a factor Dt more).
-    """
-    return token_distance(student, teacher, distance).mean()
-
-
-def feature_loss(student: Tensor, teacher: Tensor, distance: Distance = "mse") -> Tensor:
-    """Mean distance over all tokens, class token included (Eq. 6).
-
-    Args:
-        student: Projected student tokens, class token first, [B, 1 + N, Dt].
-        teacher: Teacher tokens in the same order, [B, 1 + N, Dt].
-        distance: See `token_distance`.
-
-    Returns:
-        Scalar, mean over B, 1 + N and Dt.
-
-    Examples:
-        >>> feature_loss(torch.zeros(2, 5, 3), torch.ones(2, 5, 3)).item()
-        1.0
-
-    Source:
-        Proteus (ICLR 2025), Eq. 6; `pretrain/models_proteus_dinov2.py:155-157`.
-        *Same:* the class token is one of the rows, so it is supervised a second time.
-    """
-    return token_distance(student, teacher, distance).mean()
-
-
-def patch_loss(
-    student: Tensor,
-    teacher: Tensor,
-    hidden: Tensor | None = None,
-    distance: Distance = "mse",
-    hidden_count: Tensor | None = None,
-) -> Tensor:
-    """Mean distance over the patches hidden from the student (Eq. 7).
-
-    Args:
-        student: Projected student patches of the masked view, [b, N, Dt], or already only the
-            hidden ones, [..., Dt], with `hidden` left out.
-        teacher: Teacher patches at the same positions; the teacher saw the whole image.
-        hidden: bool [b, N], True where the student did not see the patch.
-        distance: See `token_distance`.
-        hidden_count: Scalar to divide by instead of the number of hidden patches, where these are
-            a part of a larger batch: its number for each part, see `masking.Hidden`.
-
-    Returns:
-        Scalar, mean over hidden patches and Dt. Zero if nothing is hidden.
-
-    Raises:
-        ShapeError: If shapes differ, `hidden` among them.
-
-    Examples:
-        >>> student, hidden = torch.zeros(1, 4, 3), torch.tensor([[True, False, False, True]])
-        >>> patch_loss(student, student + 2.0, hidden).item()
-        4.0
-
-    Source:
-        Proteus (ICLR 2025), Eq. 7; `pretrain/models_proteus_dinov2.py:136-149,160`.
-        *Same:* one mean over all hidden patches of the batch.
-        *Different:* with nothing hidden the result is 0, where a mean over nothing is NaN.
-    """
-    distances = token_distance(student, teacher, distance)
-    if hidden is None:
-        hidden = torch.ones_like(distances, dtype=torch.bool)
-    if hidden.shape != distances.shape or hidden.dtype != torch.bool:
-        raise ShapeError(
-            f"patch_loss: `hidden` does not fit the patches. Got {hidden.dtype} "
-            f"{tuple(hidden.shape)}; expected torch.bool {tuple(distances.shape)}."
-        )
-    # A weighted mean and not `distances[hidden]`: boolean indexing asks the device how many are
-    # True, and the step must not wait for the device.
-    weight = hidden.to(distances.dtype)
-    if hidden_count is None:
-        hidden_count = weight.sum()
-    return (distances * weight).sum() / hidden_count.to(weight).clamp(min=1e-9)
 
 
 class ProteusLoss(nn.Module):
@@ -193,10 +72,17 @@ class ProteusLoss(nn.Module):
         feature: Weight of the all-tokens term, >= 0.
         patch: Weight of the hidden-patches term, >= 0.
         head: Design of the heads, see `ProjectionHead`.
-        distance: `mse` (the paper's), `smooth_l1` or `cosine`.
+        distance: `mse` (the paper's) or another of `proteus.distances`.
+        token_distance: Of the token term alone; None = as `distance`, or `queue`, see
+            `proteus.token_queue`. The class row of the feature term keeps `distance`.
+        queue_size: Tokens of the queue; None = 4096.
+        temperature: Of the queue's distributions; None = 0.07.
+        targets: What the student matches: the teacher's tokens `raw`, or by another map of
+            `proteus.target_maps`. `angle` maps to the student's width: it takes `head="identity"`.
 
     Raises:
-        ValueError: If a weight is negative or all are 0; if a name is unknown, or a width is none.
+        ValueError: If a weight is negative or all are 0; if a name is unknown, a width is none, or
+            a setting would be ignored.
 
     Examples:
         >>> from proteus import Features
@@ -222,6 +108,10 @@ class ProteusLoss(nn.Module):
         patch: float = 1.0,
         head: Design = "ln_linear",
         distance: Distance = "mse",
+        token_distance: TokenDistance | None = None,
+        queue_size: int | None = None,
+        temperature: float | None = None,
+        targets: Targets = "raw",
     ) -> None:
         super().__init__()
         weights = {"token": token, "feature": feature, "patch": patch}
@@ -231,12 +121,25 @@ class ProteusLoss(nn.Module):
                 f"ProteusLoss: weights must be >= 0 and not all 0. Got {weights}; "
                 f"expected for example token=1, feature=1, patch=1."
             )
-        _check_distance(distance)
+        check_distance(distance)
         ours, theirs = widths_of(student_dim), widths_of(teacher_dim)
         self.student_dim, self.teacher_dim = width_of(*ours), width_of(*theirs)
         self.token, self.feature, self.patch = token, feature, patch
         self.distance: Distance = distance
         self.head: Design = head
+        self.targets: Targets = targets
+        self.token_distance = token_distance
+        self.queue_size, self.temperature = queue_size, temperature
+        self._check_settings()
+        self.maps: TargetMaps | None = None
+        if targets != "raw":
+            cls, patches = bool(token or feature), bool(feature or patch)
+            self.maps = TargetMaps(targets, theirs, ours, cls=cls, patches=patches)
+        if targets == "angle":
+            theirs = ours
+        self.queue = make_queue(
+            token_distance, theirs[0], queue_size=queue_size, temperature=temperature
+        )
         self.token_head = self.feature_head = self.patch_head = None
         if token or feature:
             self.token_head = ProjectionHead(ours[0], theirs[0], head)
@@ -244,6 +147,18 @@ class ProteusLoss(nn.Module):
             self.feature_head = ProjectionHead(ours[1], theirs[1], head)
         if patch:
             self.patch_head = ProjectionHead(ours[1], theirs[1], head)
+
+    def _check_settings(self) -> None:
+        if self.token_distance is not None and not self.token:
+            raise ValueError(
+                f"ProteusLoss: token_distance would be ignored. Got {self.token_distance!r} with "
+                f"token=0; leave it out, or set token > 0."
+            )
+        if self.targets == "angle" and self.head != "identity":
+            raise ValueError(
+                f"ProteusLoss: targets='angle' maps the teacher to the student's width, and there "
+                f"is no head. Got head={self.head!r}; expected head='identity'."
+            )
 
     def forward(
         self,
@@ -274,17 +189,21 @@ class ProteusLoss(nn.Module):
             ValueError: If the patch term is on without a masked view, or the reverse.
         """
         self._check(student, teacher, masked, hidden)
-        token = feature = patch = teacher.cls.new_zeros(
-            (), dtype=at_least_float32(teacher.cls[:0]).dtype
+        target, cost = (teacher, 0.0) if self.maps is None else self.maps(teacher)
+        token = feature = patch = target.cls.new_zeros(
+            (), dtype=at_least_float32(target.cls[:0]).dtype
         )
         if self.token_head is not None:
-            class_term = token_loss(self.token_head(student.cls), teacher.cls, self.distance)
-            token = class_term if self.token else token
+            projected = self.token_head(student.cls)
+            class_term = token_loss(projected, target.cls, self.distance)
+            if self.token:
+                token = self._token_term(projected, target.cls, class_term)
             if self.feature_head is not None:
                 # = feature_loss(cat(cls, patches)): the class row is the token term, computed once.
-                projected = self.feature_head(student.patches)
                 count = student.patches.shape[1]
-                rest = token_distance(projected, teacher.patches, self.distance).mean()
+                rest = token_distance(
+                    self.feature_head(student.patches), target.patches, self.distance
+                ).mean()
                 feature = (class_term + count * rest) / (1 + count)
         if self.patch_head is not None:
             assert masked is not None  # _check saw to it
@@ -292,13 +211,20 @@ class ProteusLoss(nn.Module):
             chosen = slice(None) if images is None else images
             patch = patch_loss(
                 self.patch_head(masked.patches),
-                teacher.patches[chosen],
+                target.patches[chosen],
                 hidden[chosen],
                 self.distance,
                 hidden_count,
             )
         total = self.token * token + self.feature * feature + self.patch * patch
-        return Losses(total, token, feature, patch)
+        return Losses(total + cost, token, feature, patch)
+
+    def _token_term(self, student: Tensor, teacher: Tensor, class_term: Tensor) -> Tensor:
+        if self.queue is not None:
+            return cast("Tensor", self.queue(student, teacher)).mean()
+        if self.token_distance is None:
+            return class_term
+        return token_loss(student, teacher, cast("Distance", self.token_distance))
 
     def fits(self, student: Width, teacher: Width) -> bool:
         """Whether its heads were built for these widths; of patches only where a term uses them."""
@@ -307,16 +233,55 @@ class ProteusLoss(nn.Module):
         return [widths_of(one)[used] for one in own] == [widths_of(one)[used] for one in given]
 
     def project(self, student: Features) -> Features:
-        """Student features in the teacher's space, as the feature term compares them.
+        """Student features in the teacher's space, by the heads of the feature term.
+
+        Standardised and turned targets are brought back, so they are to be compared with the
+        teacher's features as they are. With `targets="angle"` the student stays in its own space,
+        and is to be compared with what `target` gives.
 
         Raises:
             ValueError: If the feature term is off and there is no head to project patches with.
         """
         if self.token_head is None or self.feature_head is None:
             raise ValueError("ProteusLoss: nothing to project with. Got feature=0; expected > 0.")
-        return Features(
-            self.token_head(student.cls), self.feature_head(student.patches), student.grid
-        )
+        cls, patches = self.token_head(student.cls), self.feature_head(student.patches)
+        if self.maps is not None:
+            cls, patches = self.maps.restore_cls(cls), self.maps.restore_patches(patches)
+        return Features(cls, patches, student.grid)
+
+    def target(self, teacher: Features) -> Features:
+        """Teacher features in the space that `project` gives: as they are, but for `angle`."""
+        if self.maps is None or self.targets != "angle":
+            return teacher
+        return cast("Features", self.maps(teacher)[0])
+
+    def pairs(self, student: Features, teacher: Features) -> dict[str, tuple[Tensor, Tensor]]:
+        """Whatever can be compared, in one space: `cls` and `patch`, each student and teacher.
+
+        Args:
+            student: Student features as they are.
+            teacher: Teacher features of the same images, wherever they are.
+
+        Returns:
+            As far as there are heads (patches by the feature head, or by the patch head where there
+            is no other) and, for patches, equal grids.
+        """
+        # Where the heads are and in their precision, which may be wider than the student's.
+        like = next(self.parameters(), student.cls)
+        on = like.device
+        target = self.target(Features(teacher.cls.to(on), teacher.patches.to(on), teacher.grid))
+        maps, found = self.maps, {}
+        if self.token_head is not None:
+            cls = self.token_head(student.cls.to(like))
+            found["cls"] = cls if maps is None else maps.restore_cls(cls), target.cls
+        head = self.patch_head if self.feature_head is None else self.feature_head
+        if head is not None and student.grid == teacher.grid and student.patches.shape[1]:
+            patches = head(student.patches.to(like))
+            found["patch"] = (
+                patches if maps is None else maps.restore_patches(patches),
+                (target.patches),
+            )
+        return found
 
     def _check(
         self,

@@ -64,6 +64,7 @@ RANGES: dict[str, Range] = {
     "patch": _RATE._replace(optional=True),
     "weight": _RATE,
     "drop": Range(0, 1 - 2**-53, said="a probability in [0, 1), such as 0.25"),
+    "queue_size": _COUNT._replace(high=2**24, optional=True),
     "kl": _RATE,
     "ce": _RATE,
     "temperature": Range(0, open=True, said="a positive, finite number"),

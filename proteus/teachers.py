@@ -167,7 +167,7 @@ def _standardized(teacher: Teacher, student: Student) -> ProteusLoss:
     weights = supported_weights(teacher)
     if 0 in (*teacher.grid, *student.grid):
         weights |= {"feature": 0.0, "patch": 0.0}
-    return ProteusLoss(student.width, teacher.width, **weights)
+    return ProteusLoss(student.width, teacher.width, targets="standardized", **weights)
 
 
 def _check_names(what: str, given: Mapping[str, Any], teachers: Mapping[str, Teacher]) -> None:

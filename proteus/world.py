@@ -246,6 +246,23 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+def add_up(mine: Tensor) -> Tensor:
+    """The sum of what all processes have; itself in a run of one. Nothing flows back through it."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(mine)
+    return mine
+
+
+def join_rows(mine: Tensor) -> Tensor:
+    """The rows of all processes, equally many each, in the order of their ranks."""
+    size = rank_and_world()[1]
+    if size == 1:
+        return mine
+    everyone = [torch.empty_like(mine) for _ in range(size)]
+    dist.all_gather(everyone, mine.contiguous())
+    return torch.cat(everyone)
+
+
 def gather(mine: dict[Any, Any]) -> dict[Any, Any]:
     """The dictionaries of all processes in one; itself in a run of one process."""
     rank, size = rank_and_world()

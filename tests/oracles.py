@@ -14,6 +14,29 @@ def mse(student, teacher):
     return sum(((s - t) ** 2).mean() for s, t in pairs) / len(pairs)
 
 
+def cosine(student, teacher):
+    """Mean of 1 - cosine, one row at a time."""
+    pairs = list(zip(student.flatten(0, -2), teacher.flatten(0, -2), strict=True))
+    return sum(1 - s @ t / (s @ s * (t @ t)).sqrt() for s, t in pairs) / len(pairs)
+
+
+def smooth_l1(student, teacher):
+    """Huber's, with its corner at 1, one element at a time."""
+    found = (student - teacher).abs().flatten().tolist()
+    return torch.tensor([d * d / 2 if d < 1 else d - 0.5 for d in found]).mean()
+
+
+def relations(student, teacher):
+    """Mean squared difference of cosines between all pairs of tokens of an image."""
+    found = []
+    for s, t in zip(student, teacher, strict=True):
+        for i in range(len(s)):
+            for j in range(len(s)):
+                ours = s[i] @ s[j] / (s[i].norm() * s[j].norm())
+                found.append((ours - t[i] @ t[j] / (t[i].norm() * t[j].norm())) ** 2)
+    return torch.stack(found).mean()
+
+
 def two_passes(distiller, images, hidden):
     """The step in two full student passes, every image in both."""
     loss = distiller.loss

@@ -28,6 +28,10 @@ _SETTINGS = {
     "token": "science.loss.token",
     "feature": "science.loss.feature",
     "patch": "science.loss.patch",
+    "distance": "science.loss.distance",
+    "token_distance": "science.loss.token_distance",
+    "targets": "science.loss.targets",
+    "head": "science.loss.head",
     "mask": "science.masks.strategy",
     "seed": "science.seed",
 }
@@ -104,6 +108,18 @@ def add(commands: Commands) -> None:
     add("--token", type=float, help=f"weight of the class-token term {supported}")
     add("--feature", type=float, help=f"weight of the all-tokens term {supported}")
     add("--patch", type=float, help=f"weight of the hidden-patches term {supported}")
+    distances = ["mse", "smooth_l1", "cosine", "cosine_smooth_l1", "relation"]
+    add("--distance", choices=distances, help="between tokens (default mse)")
+    add("--token-distance", choices=[*distances, "queue"],
+        help="of the class-token term alone (default --distance)")  # fmt: skip
+    add("--targets", choices=["raw", "standardized", "phi_s", "angle"],
+        help="maps of the teacher's tokens (default raw); angle: --head identity")  # fmt: skip
+    heads = ["ln_linear", "linear_gelu", "gelu_linear", "linear", "mlp", "identity"]
+    add(
+        "--head",
+        choices=heads,
+        help="from the student's width to the teacher's (default ln_linear)",
+    )
     add("--mask", choices=["random", "block"], help="(default random)")
     add("--out", type=Path, help="folder for log, checkpoint, export, pictures")
     add("--seed", type=int, help="(default 0)")

@@ -132,11 +132,13 @@ def _models(arguments: argparse.Namespace, device: Any) -> tuple[dict[str, Any],
         from ..recipes.reopen import reopen
 
         distiller = reopen(run).to(device).eval()
-        project = None
+        project = target = None
         if distiller.heads is not None and distiller.heads.feature_head is not None:
             project = distiller.heads.project
+            if distiller.heads.targets == "angle":
+                target = distiller.heads.target
         looks = {
-            f"teacher: {distiller.teacher.name}": Look(as_extractor(distiller.teacher)),
+            f"teacher: {distiller.teacher.name}": Look(as_extractor(distiller.teacher), target),
             f"student: {distiller.student.name}": Look(as_extractor(distiller.student), project),
         }
         return looks, distiller

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.workers import load
+from ..distances import token_distance
 from ..features import Features, ShapeError
-from ..grids import common_grid, meet, partner_size, resize
-from ..losses import ProteusLoss, token_distance
+from ..grids import meet, partner_size, resize
+from ..losses import ProteusLoss
 from ..models.frozen import Extractor, as_extractor
 from ..models.read import evaluating
 from .feature_set import Resized, check_finite, default_workers, probe_resize
@@ -67,28 +68,19 @@ def compare_projected(
     """As `compare_features`, for as much as can be compared; not rounded, to be averaged.
 
     Args:
-        loss: Its heads bring the student to the teacher's space (patches by the feature head, or by
-            the patch head where there is no other); what it has no head for is left out. None =
-            equal widths are compared as they are, different ones not at all.
+        loss: Brings the two into one space, see `ProteusLoss.pairs`; what it has no head for is
+            left out. None = equal widths are compared as they are, different ones not at all.
         student: Student features as they are.
         teacher: Teacher features of the same images; patches meet on the coarser grid.
     """
-    token: nn.Module | None = nn.Identity()
-    patch = token
+    student, teacher = meet(student, teacher)
     if loss is not None:
-        token = loss.token_head
-        patch = loss.patch_head if loss.feature_head is None else loss.feature_head
-    else:
-        token = token if student.cls.shape == teacher.cls.shape else None
-        patch = patch if student.patches.shape[-1] == teacher.patches.shape[-1] else None
-    # Where the heads are and in their precision, which may be wider than the student's.
-    like = student.cls if loss is None else next(loss.parameters(), student.cls)
+        return _compare(loss.pairs(student, teacher))
     pairs = {}
-    if token is not None:
-        pairs["cls"] = token(student.cls.to(like)), teacher.cls
-    if patch is not None and 0 not in common_grid(student.grid, teacher.grid):
-        student, teacher = meet(student, teacher)
-        pairs["patch"] = patch(student.patches.to(like)), teacher.patches
+    if student.cls.shape == teacher.cls.shape:
+        pairs["cls"] = student.cls, teacher.cls
+    if student.patches.shape == teacher.patches.shape and student.patches.shape[1]:
+        pairs["patch"] = student.patches, teacher.patches
     return _compare(pairs)
 
 

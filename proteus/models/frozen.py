@@ -56,6 +56,13 @@ class _Plain(Protocol):
     def forward_features(self, x: Tensor) -> Any: ...
 
 
+@runtime_checkable
+class _SaysSize(Protocol):
+    """A callable that knows the size it is made for."""
+
+    image_size: tuple[int, int]
+
+
 class Extractor(nn.Module):
     """A model in eval, without gradients, that returns `Features` at any size it can take.
 
@@ -338,6 +345,8 @@ def _described(model: object) -> Description:
 
 def _native_size(model: nn.Module) -> tuple[int, int] | None:
     """The size a timm model is built for; None where it does not matter or is not known."""
+    if isinstance(model, _Call):
+        return model.call.image_size if isinstance(model.call, _SaysSize) else None
     size = _described(model).image_size
     if is_resizable(model):
         # Protocol attributes are timm's; `img_size` is None where any size is taken.

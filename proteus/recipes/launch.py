@@ -33,7 +33,7 @@ from .open_images import (
     passed_over_by,
 )
 from .pair import open_pair, told, with_sizes
-from .recipe import Logits, Masks, Recipe, Science, layers_ignored, to_json
+from .recipe import Logits, Loss, Masks, Recipe, Science, layers_ignored, to_json
 
 RUN = "run.json"
 
@@ -126,6 +126,10 @@ def run(
 def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
     """What a run goes on with only, and its card tells: the science and the images."""
     plain = to_json(recipe)
+    loss, untouched = plain["science"]["loss"], asdict(Loss())
+    for name in ("token_distance", "queue_size", "temperature", "targets"):
+        if loss[name] == untouched[name]:
+            del loss[name]  # the checkpoints of before do not know it
     return {
         "data": ", ".join(recipe.science.data.paths),
         "recipe": {key: plain[key] for key in ("name", "preset", "science")},

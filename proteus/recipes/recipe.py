@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ..data.samples import Augmentation
+from ..distances import Distance
 from ..files import flatten
 from ..heads import Design
-from ..losses import Distance
 from ..masking import Strategy
 from ..ranges import RANGES, check_numbers
 from ..settings import Machine, Optimizer, ScheduleName
+from ..target_maps import Targets
+from ..token_queue import TokenDistance
 
 Preset = Literal["paper", "official"]
 
@@ -67,6 +69,10 @@ class Loss:
         patch: Weight of the hidden-patches term, likewise.
         head: Design of the heads.
         distance: Between tokens.
+        token_distance: Of the token term alone, or `queue`; None = as `distance`.
+        queue_size: Tokens of the queue; None = 4096.
+        temperature: Of the queue; None = 0.07.
+        targets: The map of the teacher's tokens; `angle` takes `head=identity`.
     """
 
     token: float | None = None
@@ -74,6 +80,10 @@ class Loss:
     patch: float | None = None
     head: Design = "ln_linear"
     distance: Distance = "mse"
+    token_distance: TokenDistance | None = None
+    queue_size: int | None = None
+    temperature: float | None = None
+    targets: Targets = "raw"
 
 
 @dataclass(frozen=True)
@@ -180,6 +190,8 @@ class Recipe:
     def __post_init__(self) -> None:
         science, machine = self.science, self.machine
         plain = flatten({"science": asdict(science), "machine": asdict(machine)})
+        if science.loss.temperature is None:
+            plain.pop("science.loss.temperature")  # that of logits is a number always
         check_numbers("recipe", {k: v for k, v in plain.items() if k.rpartition(".")[2] in RANGES})
         _check_length(science.data)
         _check_schedule(science.optimizer)

@@ -65,4 +65,5 @@ def compare(distiller: Any, images: Tensor) -> dict[str, Features]:
     with evaluating(distiller):
         student, teacher = distiller.student, distiller.teacher
         projected = distiller.heads.project(student(student.fit(images)))
-        return {"teacher": teacher(teacher.fit(images)), "student": projected}
+        target = distiller.heads.target(teacher(teacher.fit(images)))
+        return {"teacher": target, "student": projected}

@@ -18,6 +18,7 @@ from proteus.recipes import (
     with_settings,
 )
 from proteus.recipes.by_path import flatten, parse_setting
+from proteus.recipes.launch import build
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
@@ -151,3 +152,20 @@ def test_the_paper_s_runs_keep_their_size_whatever_the_default():
     assert Recipe().science.model.image_size is None
     old = to_json(with_settings(Recipe(), {"science.model.image_size": 224}))
     assert from_json(old).science.model.image_size == 224
+
+
+def test_losses_by_name_reach_the_loss_and_unset_ones_no_checkpoint():
+    models = {"science.model.teacher": "demo-teacher", "science.model.student": "demo-student"}
+    settings = {"targets": "phi_s", "token_distance": "queue", "queue_size": 8, "temperature": 0.1}
+    recipe = with_settings(
+        Recipe(), models | {f"science.loss.{name}": value for name, value in settings.items()}
+    )
+    loss = build(recipe).loss
+    assert {name: vars(loss)[name] for name in settings} == settings
+    assert build(recipe).describe()["loss"].items() >= settings.items()
+    plain = build(with_settings(Recipe(), models))
+    assert plain.describe()["loss"].keys().isdisjoint(settings)
+    with pytest.raises(ValueError, match=r"recipe: science.loss.temperature is out of range"):
+        with_settings(recipe, {"science.loss.temperature": 0})
+    with pytest.raises(ValueError, match="token_distance"):
+        with_settings(recipe, {"science.loss.token_distance": "huber"})
