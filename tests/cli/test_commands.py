@@ -3,16 +3,21 @@ import os
 import signal
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from proteus.cli import main
+from proteus.cli import _parser, main
+from proteus.cli.distill_command import recipe_of
 from proteus.data.datasets import StreamSource
+from proteus.distances import Distance
+from proteus.heads import Design
 from proteus.recipes import RUNS, Masks, from_json, read_recipe, recipe
 from proteus.recipes.reopen import reopen
+from proteus.target_maps import Targets
 from proteus.training import RunStopped
 
 
@@ -565,3 +570,15 @@ def test_a_stopped_demo_goes_on_as_its_message_says(tmp_path, monkeypatch):
     monkeypatch.setattr("proteus.demo.run_demo", lambda out, **options: given.update(options))
     assert main(["demo", "--out", str(tmp_path), "--resume"]) == 0
     assert given["resume"] and not given["overwrite"]
+
+
+def test_losses_are_options_by_name_and_every_name_can_be_chosen():
+    choices = {"--distance": Distance, "--targets": Targets, "--head": Design}
+    parser = _parser()
+    for option, names in choices.items():
+        for name in get_args(names):
+            arguments = parser.parse_args(["distill", option, name])
+            loss = recipe_of(arguments).science.loss
+            assert vars(loss)[option.removeprefix("--")] == name
+    arguments = parser.parse_args(["distill", "--token-distance", "queue"])
+    assert recipe_of(arguments).science.loss.token_distance == "queue"
