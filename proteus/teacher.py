@@ -157,5 +157,5 @@ def _place_of(images: Tensor) -> tuple[Any, ...]:
     kind = images.device.type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     memory = (images.device, images.untyped_storage().data_ptr(), images.storage_offset())
-    version = 0 if images.is_inference() else images._version  # which are never written into
+    version = 0 if images.is_inference() else images._version  # those count none
     return *memory, images.dtype, images.shape, images.stride(), version, precision
