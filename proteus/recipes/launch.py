@@ -72,40 +72,32 @@ def run(
             going_on = False
             if folder is not None:  # first of all: a wrong folder must not cost a download
                 going_on = claim(folder, world, resume, overwrite)
-            trackers = _trackers(recipe, folder)
+            trackers = trackers_of(recipe, folder)
             tell = say if world.first else lambda text: None
             source = open_images(recipe, world, tell)
             if going_on and folder is not None and science.model.image_size is None:
-                recipe = _sized(recipe, world.once(lambda: _size_of_run(folder)))
+                recipe = sized(recipe, world.once(lambda: size_of_run(folder)))
             torch.manual_seed(science.seed)  # of the student's first weights, alike everywhere
             model = build(recipe)
             if recipe.science.model.image_size is None:
-                recipe = _sized(recipe, model.student.image_size[0])
+                recipe = sized(recipe, model.student.image_size[0])
                 tell(
                     f"Image size: {model.student.image_size[0]}, the teacher's own (--image-size)."
                 )
             data = open_data(recipe, world, tell, source)
             steps = count_steps(science, data)
             details = describe(recipe, data)
-            watch = _watch(recipe, tell)
+            watch = watch_of(recipe, tell)
             if folder is not None:  # an older run goes only now that all of this was found to fit
                 begin(folder, world, going_on)
             if folder is not None and world.first and not going_on:
-                found = {
-                    "recipe": to_json(recipe),
-                    "images": details["images"],
-                    "passed_over": passed_over_by(data),
-                    "versions": versions(),
-                    "system": platform.platform(),
-                }
-                text = json.dumps(found, indent=2, default=str) + "\n"
-                write_whole(folder / RUN, text)
+                record(folder, recipe, data)
         try:
             return fit(
                 model,
                 data,
                 steps=steps,
-                lr=_schedule(science, steps, data),
+                lr=schedule_of(science, steps, data),
                 seed=science.seed,
                 device=world.device,
                 out=folder,
@@ -114,13 +106,25 @@ def run(
                 trackers=trackers,
                 details=details,
                 progress=progress,
-                **_forwarded(recipe),
+                **forwarded(recipe),
             )
         finally:  # also of a run that was stopped
             if folder is not None and world.first:
                 count = note_skipped(folder, data.skipped)
                 if count:
                     say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
+
+
+def record(folder: Path, recipe: Recipe, data: Loader) -> None:
+    """Write `run.json`."""
+    found = {
+        "recipe": to_json(recipe),
+        "images": facts_of(data),
+        "passed_over": passed_over_by(data),
+        "versions": versions(),
+        "system": platform.platform(),
+    }
+    write_whole(folder / RUN, json.dumps(found, indent=2, default=str) + "\n")
 
 
 def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
@@ -133,41 +137,32 @@ def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
     }
 
 
-def build(recipe: Recipe) -> Distiller | LogitDistiller:
+def build(recipe: Recipe, teacher: Teacher | None = None) -> Distiller | LogitDistiller:
     """The `Distiller` (or `LogitDistiller`) of a recipe, on the CPU.
 
     Without an image size, both models get the teacher's own.
 
     The student's first weights come from torch's global generator.
+
+    Args:
+        recipe: What is trained.
+        teacher: What `build_teacher` gave for it; None = build it.
     """
     science = recipe.science
     model = science.model
-    if not model.teacher or not model.student:
-        raise ValueError(
-            "recipe: no models. Set science.model.teacher and science.model.student, or start from "
-            "a recipe of `proteus recipes`."
-        )
+    check_models(recipe)
     normalize = IMAGENET if model.statistics == "imagenet" else True
-    own = "" if model.image_size else " The size is the teacher's own; --image-size sets another."
-    teacher = Teacher(
-        model.teacher,
-        checkpoint=model.teacher_checkpoint,
-        image_size=model.image_size,
-        normalize=normalize,
-    )
-    height, width = teacher.image_size
-    if height != width:
-        raise ValueError(f"recipe: images are square. Got a teacher of {height}x{width}.{own}")
+    teacher = teacher or build_teacher(recipe)
     try:
         student = Student(
             model.student,
             pretrained=model.init == "pretrained",
-            image_size=height,
+            image_size=teacher.image_size[0],
             normalize=normalize,
             drop_path=model.drop_path,
         )
     except ShapeError as error:
-        raise ShapeError(f"{error}{own}") from error
+        raise ShapeError(f"{error}{_whose_size(recipe)}") from error
     if model.init == "select":
         select_weights(student.backbone, teacher.backbone)
     if science.logits is not None:
@@ -187,13 +182,45 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
     return Distiller(teacher, student, loss, masks)
 
 
-def _sized(recipe: Recipe, image_size: int | None) -> Recipe:
+def check_models(recipe: Recipe) -> None:
+    """Refuse a recipe that lacks one of its models."""
+    if not recipe.science.model.teacher or not recipe.science.model.student:
+        raise ValueError(
+            "recipe: no models. Set science.model.teacher and science.model.student, or start from "
+            "a recipe of `proteus recipes`."
+        )
+
+
+def build_teacher(recipe: Recipe) -> Teacher:
+    """The teacher of a recipe, on the CPU; for several recipes at once."""
+    model = recipe.science.model
+    teacher = Teacher(
+        model.teacher,
+        checkpoint=model.teacher_checkpoint,
+        image_size=model.image_size,
+        normalize=IMAGENET if model.statistics == "imagenet" else True,
+    )
+    height, width = teacher.image_size
+    if height != width:
+        raise ValueError(
+            f"recipe: images are square. Got a teacher of {height}x{width}.{_whose_size(recipe)}"
+        )
+    return teacher
+
+
+def _whose_size(recipe: Recipe) -> str:
+    if recipe.science.model.image_size:
+        return ""
+    return " The size is the teacher's own; --image-size sets another."
+
+
+def sized(recipe: Recipe, image_size: int | None) -> Recipe:
     """The recipe with the size that its runs have: a repetition must not depend on a default."""
     model = replace(recipe.science.model, image_size=image_size)
     return replace(recipe, science=replace(recipe.science, model=model))
 
 
-def _size_of_run(folder: Path) -> int | None:
+def size_of_run(folder: Path) -> int | None:
     """What a run was started with, when the default may have been another."""
     path = folder / RUN
     return read_recipe(path).science.model.image_size if path.is_file() else None
@@ -206,14 +233,15 @@ def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> Logi
     return LogitDistiller(teacher, student, head, **settings)
 
 
-def _forwarded(recipe: Recipe) -> dict[str, Any]:
+def forwarded(recipe: Recipe) -> dict[str, Any]:
     """Settings that `fit` takes as they are; the rest is made into objects first."""
     settings = vars(recipe.science.optimizer) | vars(recipe.machine)
     names = set(signature(fit).parameters) - {"lr", "device", "watch"}
     return {name: value for name, value in settings.items() if name in names}
 
 
-def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedule:
+def schedule_of(science: Science, steps: int, data: Loader) -> float | EpochSchedule:
+    """The learning rate, as `fit` takes it."""
     chosen = science.optimizer
     if chosen.schedule == "cosine":
         return chosen.lr
@@ -232,7 +260,8 @@ def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedu
     )
 
 
-def _watch(recipe: Recipe, say: Callable[[str], None]) -> Any:
+def watch_of(recipe: Recipe, say: Callable[[str], None]) -> Any:
+    """The recipe's watch, or None."""
     if not recipe.machine.watch:
         return None
     from ..training.watch import Watch, margin_of
@@ -252,7 +281,8 @@ def _watch(recipe: Recipe, say: Callable[[str], None]) -> Any:
     return watch
 
 
-def _trackers(recipe: Recipe, out: Path | None) -> list[Any]:
+def trackers_of(recipe: Recipe, out: Path | None) -> list[Any]:
+    """The recipe's trackers of the run in a folder."""
     if not recipe.machine.track:
         return []
     if out is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..settings import Parallel
 from .batches import Resumable
 from .folder import Resume, refuse_run
 from .loop import History, fit, train
@@ -81,11 +82,7 @@ def fit_all(
     each, folder = each or {}, None if out is None else Path(out)
     _check_options(distillers, each, options)
     _check_models(distillers)
-    if options.get("parallel") == "fsdp":
-        raise ValueError(
-            "fit_all: the teacher of several students cannot be sharded, because FSDP would wrap "
-            "it once for each. Got parallel='fsdp'; use 'ddp', or train one student at a time."
-        )
+    refuse_sharding(options.get("parallel"))
     if folder is not None:
         refuse_run(folder, distillers)
     plans = [
@@ -100,6 +97,19 @@ def fit_all(
         progress=progress,
     )  # fmt: skip
     return dict(zip(distillers, rows, strict=True))
+
+
+def refuse_sharding(parallel: Parallel | None) -> None:
+    """Refuse FSDP for several students.
+
+    Raises:
+        ValueError: If it is asked for.
+    """
+    if parallel == "fsdp":
+        raise ValueError(
+            "fit_all: the teacher of several students cannot be sharded, because FSDP would wrap "
+            "it once for each. Got parallel='fsdp'; use 'ddp', or train one student at a time."
+        )
 
 
 def _check_options(

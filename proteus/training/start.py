@@ -31,7 +31,7 @@ def start_runs(
     """
     settings = [plan.settings(world) for plan in plans]
     folders = [plan.folder for plan in plans if plan.folder is not None]
-    going_on = bool(folders) and _claim_all(folders, world, resume, overwrite)
+    going_on = bool(folders) and claim_all(folders, world, resume, overwrite)
     engines = [
         Engine(
             plan.distiller, world, plan.optimizer, plan.machine, seed=plan.seed, lr=plan.schedule(0)
@@ -46,7 +46,7 @@ def start_runs(
     return start, list(zip(engines, settings, strict=True))
 
 
-def _claim_all(folders: Sequence[Path], world: World, resume: Resume, overwrite: bool) -> bool:
+def claim_all(folders: Sequence[Path], world: World, resume: Resume, overwrite: bool) -> bool:
     """`claim` the folders of several runs that go on together, from a step that all have saved.
 
     A run may have been killed between the first checkpoint of one and that of the next: they start
