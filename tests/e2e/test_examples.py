@@ -16,7 +16,10 @@ THEIR_OWN = {
     "07_lightning": ["ignore:`isinstance(treespec, LeafSpec)` is deprecated:FutureWarning"],
 }
 # More of the same way of use, or a framework that takes its time: run with the slow tests.
-SLOW = {"03_cnn_student", "04_weights", "07_lightning", "08_accelerate", "09_many_gpus"}
+SLOW = {
+    "03_cnn_student", "04_weights", "07_lightning", "08_accelerate", "09_many_gpus",
+    "13_three_students",
+}  # fmt: skip
 NEEDS = {"07_lightning": "lightning", "08_accelerate": "accelerate"}
 
 
