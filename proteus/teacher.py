@@ -1,6 +1,9 @@
 """Teacher: a model that is frozen, stays in eval, and never builds a graph."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +99,51 @@ class Teacher(ImageModel):
         self.license, self.origin = loaded.license, loaded.origin
         self.backbone.requires_grad_(False)
         self.train(False)
+        self._shared: dict[tuple[Any, ...], _Shared] | None = None
+        self._fitted: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, images: Tensor) -> Features:
+        """`forward`, or within `shared` what it gave for the same images."""
+        shared = self._shared
+        if shared is None:
+            return super().__call__(images)  # type: ignore[no-any-return]
+        place = _place_of(images)
+        if place not in shared:
+            shared[place] = _Shared(images, super().__call__(images))
+        return shared[place].features()
+
+    def fit(self, images: Tensor) -> Tensor:
+        """As of any model; within `shared` the same images are resized once."""
+        if self._shared is None or (images.shape[-2], images.shape[-1]) == self.image_size:
+            return super().fit(images)
+        place = _place_of(images)
+        if place not in self._fitted:
+            self._fitted[place] = images, super().fit(images)  # which holds their memory
+        return self._fitted[place][1]
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Within it the same images go through the teacher once, whoever asks and however often.
+
+        For several students of one batch. The same are images in the same memory, unchanged since;
+        parts of a batch are told apart, and no image is compared, so the host waits for nothing.
+        What was computed is forgotten at the end. Whoever gets features must not change them.
+
+        Examples:
+            >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
+            >>> images = torch.rand(4, 3, 32, 32)
+            >>> with teacher.shared():
+            ...     teacher(images[::2]).cls is teacher(images[::2]).cls
+            True
+        """
+        if self._shared is not None:  # an outer one decides for how long
+            yield
+            return
+        self._shared = {}
+        try:
+            yield
+        finally:
+            self._shared, self._fitted = None, {}
 
     # `no_grad`, never `inference_mode`: the loss saves its target for backward, which inference
     # tensors refuse.
@@ -107,3 +155,31 @@ class Teacher(ImageModel):
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval whatever is asked, dropout and batch norm included."""
         return super().train(False)
+
+
+class _Shared:
+    """Features of some images; holds these, lest other ones get their memory."""
+
+    def __init__(self, images: Tensor, features: Features) -> None:
+        self._images, self._features = images, features
+        self._versions = self._versions_now()
+
+    def features(self) -> Features:
+        if self._versions_now() != self._versions:
+            raise ValueError(
+                "Teacher: shared features were changed in place. Got one objective that writes "
+                "into what the teacher returned, which others read, too. Let it write into a copy."
+            )
+        return self._features
+
+    def _versions_now(self) -> tuple[int, int]:
+        return self._features.cls._version, self._features.patches._version
+
+
+def _place_of(images: Tensor) -> tuple[Any, ...]:
+    """Where images lie, since when, and in which precision they would be computed with."""
+    kind = images.device.type
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    memory = (images.device, images.untyped_storage().data_ptr(), images.storage_offset())
+    version = 0 if images.is_inference() else images._version  # those count none
+    return *memory, images.dtype, images.shape, images.stride(), version, precision

@@ -98,3 +98,78 @@ def test_a_dinov2_checkpoint_fills_a_dinov2_name_at_any_size(tmp_path):
 
 def test_printing_it_says_what_it_is(teacher):
     assert "embed_dim=36, grid=(4, 4)" in repr(teacher)
+
+
+class TestShared:
+    @pytest.fixture
+    def counted(self, teacher):
+        """How many images each pass had."""
+        counts = []
+        teacher.register_forward_hook(lambda _, args, __: counts.append(len(args[0])))
+        return counts
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_the_same_images_go_through_once(self, teacher, counted, images, compiled):
+        if compiled:
+            teacher.compile(backend="eager")
+        alone = teacher(images)
+        counted.clear()
+        with teacher.shared():
+            first, *others = [teacher(part) for part in (images, images.view_as(images), images)]
+        assert counted == [len(images)]
+        assert all(other is first for other in others)
+        assert torch.equal(first.cls, alone.cls) and torch.equal(first.patches, alone.patches)
+
+    def test_parts_of_a_batch_are_told_apart_in_any_order(self, teacher, counted, images):
+        expected = [teacher(images[n::2]).cls for n in range(2)]
+        counted.clear()
+        with teacher.shared():
+            found = {n: teacher(images[n::2]).cls for n in (0, 1, 1, 0)}
+            half = teacher(images[: len(images) // 2])  # begins where the first part begins
+        assert counted == [len(images) // 2] * 3
+        assert all(torch.equal(found[n], expected[n]) for n in range(2))
+        assert torch.equal(half.cls, teacher(images[: len(images) // 2]).cls)
+
+    def test_images_that_were_written_into_are_others(self, teacher, counted, images):
+        with teacher.shared():
+            before = teacher(images).cls
+            images.mul_(0.5)
+            after = teacher(images).cls
+        assert len(counted) == 2
+        assert not torch.equal(before, after)
+
+    def test_memory_is_not_given_to_other_images_meanwhile(self, teacher, counted):
+        with teacher.shared():
+            for number in range(4):
+                teacher(torch.full((2, 3, 32, 32), number / 4))
+        assert len(counted) == 4
+
+    def test_each_precision_has_its_own(self, teacher, counted, images):
+        with teacher.shared():
+            whole = teacher(images).cls
+            with torch.autocast("cpu", torch.bfloat16):
+                half = teacher(images).cls
+        assert len(counted) == 2
+        assert not torch.equal(half, whole)
+
+    def test_it_forgets_at_the_end_and_after_an_error(self, teacher, counted, images):
+        def fails():
+            with teacher.shared():
+                teacher(images)
+                with teacher.shared():
+                    teacher(images)
+                teacher(images)
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fails()
+        assert len(counted) == 1
+        teacher(images)
+        teacher(images)
+        assert len(counted) == 3
+
+    def test_features_that_were_changed_are_handed_to_nobody(self, teacher, images):
+        with teacher.shared():
+            teacher(images).cls.zero_()
+            with pytest.raises(ValueError, match="changed in place"):
+                teacher(images)

@@ -1,9 +1,10 @@
 """`proteus distill`."""
 
 import argparse
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _MACHINE = (
 )  # fmt: skip
 _SETTINGS |= {name: f"science.optimizer.{name}" for name in _OPTIMIZER}
 _SETTINGS |= {name: f"machine.{name}" for name in _MACHINE}
+_NAMED = re.compile(r"[A-Za-z0-9._-]+=")
 _LENGTHS = ("epochs", "steps", "images")
 
 
@@ -55,7 +57,9 @@ def add(commands: Commands) -> None:
         "proteus distill --teacher dinov2_vitb14 --student vit_small_patch14 \\\n"
         "      --image-size 224 --data IMAGES --epochs 100 --batch-size 256 --out runs/first\n"
         "  torchrun --nproc-per-node 8 -m proteus distill --recipe s14-dinov2-b14 \\\n"
-        "      --data IMAGENET --out runs/s14",
+        "      --data IMAGENET --out runs/s14\n"
+        "  proteus distill --teacher dinov2_vitb14 --student ti=vit_tiny_patch14 \\\n"
+        "      --student s=vit_small_patch14 --data IMAGES --epochs 100 --out runs/both",
     )
     add = distill.add_argument
     source = distill.add_mutually_exclusive_group()
@@ -63,11 +67,14 @@ def add(commands: Commands) -> None:
     source.add_argument("--from", dest="repeat", type=Path, metavar="RUN.JSON",
                         help="repeat a run: its folder or its run.json")  # fmt: skip
     add("--preset", choices=["paper", "official"], help="of --recipe (default paper)")
-    add("--set", action="append", default=[], metavar="PATH=VALUE",
-        help="any setting of the recipe, such as science.loss.head=mlp; repeatable")  # fmt: skip
+    add("--set", action="append", default=[], metavar="[NAME:]PATH=VALUE",
+        help="any setting of the recipe, such as science.loss.head=mlp; repeatable; with the NAME "
+        "of one of several students, its own")  # fmt: skip
     add("--teacher", help="a published name, a timm name, hf-hub:…, local-dir:…, hf-transformers:…")
     add("--teacher-checkpoint", help="local .safetensors or .pth with its weights")
-    add("--student", help="vit_tiny|small|base|large_patch14, a timm name, …")
+    add("--student", action="append", metavar="[NAME=]MODEL",
+        help="vit_tiny|small|base|large_patch14, a timm name, …; repeatable: several students from "
+        "one teacher pass, each a run in OUT/NAME (default NAME: the model's)")  # fmt: skip
     add("--chain", metavar="A,B,C",
         help="students of a chain in place of --student, each the next one's teacher")  # fmt: skip
     add("--set-stage", action="append", default=[], metavar="N:PATH=VALUE",
@@ -131,26 +138,32 @@ def add(commands: Commands) -> None:
 
 
 def _run_distill(arguments: argparse.Namespace) -> int:
-    from ..recipes import run
+    from ..recipes import run, run_all
 
-    recipe = recipe_of(arguments)
+    recipes = recipes_of(arguments)
     if arguments.chain is not None:
-        return _run_chain(arguments, recipe)
+        return _run_chain(arguments, recipes)
     if arguments.set_stage:
         raise ValueError("--set-stage would be ignored. It belongs to --chain A,B,C.")
-    _refuse_incomplete(recipe, arguments.out)
+    for recipe in recipes.values():
+        _refuse_incomplete(recipe, arguments.out)
+    out: Path = arguments.out
+    options = {"resume": arguments.resume, "overwrite": arguments.overwrite, "say": print}
 
     def work() -> None:
-        rows = run(
-            recipe, arguments.out, resume=arguments.resume, overwrite=arguments.overwrite, say=print
-        )
-        if _first_process():
-            _summarize(rows, arguments.out)
+        if "" in recipes:
+            logs = {"": run(recipes[""], out, **options)}
+        else:
+            logs = run_all(recipes, out, **options)
+        for name, rows in logs.items() if _first_process() else ():
+            if name:
+                print(f"\n{name}")
+            _summarize(rows, out / name)
 
     return until_stopped("distill", work)
 
 
-def _run_chain(arguments: argparse.Namespace, recipe: Any) -> int:
+def _run_chain(arguments: argparse.Namespace, recipes: Mapping[str, Any]) -> int:
     from ..recipes import run_chain, stages_table, with_settings
     from ..report.page import text_table
 
@@ -158,6 +171,7 @@ def _run_chain(arguments: argparse.Namespace, recipe: Any) -> int:
         raise ValueError(
             f"--student would be ignored. Got {arguments.student!r} and --chain; give one of them."
         )
+    recipe = recipes[""]
     stages = _stages(arguments.chain, arguments.set_stage)
     students = with_settings(recipe, {"science.model.student": arguments.chain})
     _refuse_incomplete(students, arguments.out)
@@ -214,16 +228,70 @@ def until_stopped(command: str, work: Callable[[], object]) -> int:
     return status
 
 
-def recipe_of(arguments: argparse.Namespace) -> Any:
-    """The recipe that the options describe."""
+def recipes_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Name -> the recipe that the options describe, of each student; "" = there is one alone."""
+    from ..recipes import read_recipes
+    from ..report.groups_of_runs import runs_in
+
+    students: dict[str, str | None] = {}
+    for text in arguments.student or ():
+        name, _, model = text.partition("=") if _NAMED.match(text) else ("", "", text)
+        name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", model).lstrip(".")
+        if name in students:
+            raise ValueError(
+                f"--student: two students by one name. Got {name!r} twice; expected a name for "
+                f"each of them, such as --student a={model}."
+            )
+        students[name] = model
+    bases: Mapping[str, Any] = {}
+    if arguments.repeat and runs_in(arguments.repeat):
+        bases = read_recipes(arguments.repeat)
+        if students:
+            raise ValueError(
+                f"--student would be ignored. {arguments.repeat} has its own: {', '.join(bases)}."
+            )
+        students = dict.fromkeys(bases)
+    if len(students) <= 1:
+        if students and _NAMED.match(arguments.student[0]):
+            raise ValueError(
+                f"--student: the name would be ignored. Got {arguments.student[0]!r} alone; "
+                f"expected {next(iter(students.values()))!r}, whose run is in --out itself."
+            )
+        return {"": _recipe_of(arguments, next(iter(students.values()), None), arguments.set)}
+    lines = _settings_of_each([*students], arguments.set)
+    return {
+        name: _recipe_of(arguments, model, lines[name], bases.get(name))
+        for name, model in students.items()
+    }
+
+
+def _settings_of_each(names: list[str], lines: list[str]) -> dict[str, list[str]]:
+    """The `--set` of all and of each, whose path starts with its name."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for line in lines:
+        path, _, value = line.partition("=")
+        name, colon, own = path.partition(":")
+        if colon and name not in found:
+            raise ValueError(
+                f"--set: no such student. Got {line!r}; expected one of {', '.join(names)}."
+            )
+        for each in [name] if colon else names:
+            found[each].append(f"{own}={value}" if colon else line)
+    return found
+
+
+def _recipe_of(
+    arguments: argparse.Namespace, student: str | None, lines: list[str], base: Any = None
+) -> Any:
+    """The recipe of one student; `base` = of a run that is repeated."""
     from ..recipes import Recipe, parse_setting, read_recipe, recipe, with_settings
 
-    given = vars(arguments)
+    given = {**vars(arguments), "student": student}
     if arguments.preset and not arguments.recipe:
         raise ValueError("--preset would be ignored. It belongs to --recipe NAME.")
     if arguments.recipe:
         base = recipe(arguments.recipe, arguments.preset or "paper")
-    else:
+    elif base is None:
         base = read_recipe(arguments.repeat) if arguments.repeat else Recipe()
     settings: dict[str, Any] = {
         path: given[name] for name, path in _SETTINGS.items() if given[name] is not None
@@ -234,7 +302,7 @@ def recipe_of(arguments: argparse.Namespace) -> Any:
         settings["science.model.init"] = "pretrained"
     if arguments.single is not None:
         settings["science.data.proxy"] = f"single:{arguments.single}"
-    for line in arguments.set:
+    for line in lines:
         path, value = parse_setting(line)
         if path in settings:
             raise ValueError(f"--set {line} contradicts an option. Got {path} twice; give it once.")

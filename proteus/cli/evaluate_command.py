@@ -156,6 +156,7 @@ def _is_folder(name: str) -> bool:
     """Whether a folder is meant: it holds a model, or nothing else has this name."""
     from ..hub.remote import model_folder
     from ..models.build import is_known
+    from ..report.groups_of_runs import runs_in
 
     if name.startswith(("hf-hub:", "hf-transformers:", "local-dir:")):
         return False
@@ -165,6 +166,11 @@ def _is_folder(name: str) -> bool:
             f"model: there is no such folder. Got {name!r}; expected a run or an export folder, or "
             f"a name. A repository on the Hugging Face Hub is hf-hub:OWNER/REPO, and a file of "
             f"weights goes with the name of its model: NAME --checkpoint FILE."
+        )
+    if exists and (names := runs_in(name)):
+        raise ValueError(
+            f"model: a folder of several runs. Got {name!r}, which holds {', '.join(names)}; "
+            f"expected one of them, such as {str(Path(name) / names[0])!r}."
         )
     if not exists or not is_known(name):
         return exists

@@ -12,6 +12,8 @@ from .cost import Cost as Cost
 from .cost import cost as cost
 from .launch import build as build
 from .launch import run as run
+from .launch_all import read_recipes as read_recipes
+from .launch_all import run_all as run_all
 from .open_images import open_data as open_data
 from .paper_runs import RUNS as RUNS
 from .recipe import Data as Data
@@ -48,8 +50,10 @@ __all__ = [
     "open_data",
     "parse_setting",
     "read_recipe",
+    "read_recipes",
     "recipe",
     "run",
+    "run_all",
     "run_chain",
     "stages_table",
     "to_json",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..distiller import Distiller, supported_weights
+from ..distiller import Distiller, TeacherAndStudent, supported_weights
 from ..files import write_whole
 from ..grids import common_grid
 from ..hub.card import versions
@@ -73,39 +73,30 @@ def run(
             going_on = False
             if folder is not None:  # first of all: a wrong folder must not cost a download
                 going_on = claim(folder, world, resume, overwrite)
-            trackers = _trackers(recipe, folder)
+            trackers = trackers_of(recipe, folder)
             tell = say if world.first else lambda text: None
             source = open_images(recipe, world, tell)
             if going_on and folder is not None and science.model.image_size is None:
-                recipe = world.once(lambda: _sized_as(recipe, folder))
+                recipe = world.once(lambda: sized_as(recipe, folder))
             torch.manual_seed(science.seed)  # of the student's first weights, alike everywhere
             model = build(recipe)
             if not science.model.image_size or model.teacher.grid != model.student.grid:
                 tell(told(model.teacher, model.student))
-            sizes = with_sizes(recipe.science.model, model.teacher, model.student)
-            recipe = replace(recipe, science=replace(recipe.science, model=sizes))
+            recipe = sized(recipe, model)
             data = open_data(recipe, world, tell, source, image_size=model.image_size[0])
             steps = count_steps(science, data)
             details = describe(recipe, data)
-            watch = _watch(recipe, model.image_size[0], tell)
+            watch = watch_of(recipe, model.image_size[0], tell)
             if folder is not None:  # an older run goes only now that all of this was found to fit
                 begin(folder, world, going_on)
             if folder is not None and world.first and not going_on:
-                found = {
-                    "recipe": to_json(recipe),
-                    "images": details["images"],
-                    "passed_over": passed_over_by(data),
-                    "versions": versions(),
-                    "system": platform.platform(),
-                }
-                text = json.dumps(found, indent=2, default=str) + "\n"
-                write_whole(folder / RUN, text)
+                record(folder, recipe, data)
         try:
             return fit(
                 model,
                 data,
                 steps=steps,
-                lr=_schedule(science, steps, data),
+                lr=schedule_of(science, steps, data),
                 seed=science.seed,
                 device=world.device,
                 out=folder,
@@ -114,13 +105,25 @@ def run(
                 trackers=trackers,
                 details=details,
                 progress=progress,
-                **_forwarded(recipe),
+                **forwarded(recipe),
             )
         finally:  # also of a run that was stopped
             if folder is not None and world.first:
                 count = note_skipped(folder, data.skipped)
                 if count:
                     say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
+
+
+def record(folder: Path, recipe: Recipe, data: Loader) -> None:
+    """Write `run.json`."""
+    found = {
+        "recipe": to_json(recipe),
+        "images": facts_of(data),
+        "passed_over": passed_over_by(data),
+        "versions": versions(),
+        "system": platform.platform(),
+    }
+    write_whole(folder / RUN, json.dumps(found, indent=2, default=str) + "\n")
 
 
 def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
@@ -142,8 +145,12 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
 
     The student's first weights come from torch's global generator.
     """
+    return objective_of(recipe, *open_pair(recipe.science.model))
+
+
+def objective_of(recipe: Recipe, teacher: Teacher, student: Student) -> Distiller | LogitDistiller:
+    """The objective of a recipe, of its models as `open_pair` gave them."""
     science = recipe.science
-    teacher, student = open_pair(science.model)
     if not student.architecture:
         raise ValueError(
             f"recipe: what is trained could not leave. Got the student {student.name!r}; expected "
@@ -176,7 +183,13 @@ def build(recipe: Recipe) -> Distiller | LogitDistiller:
     return Distiller(teacher, student, loss, masks)
 
 
-def _sized_as(recipe: Recipe, folder: Path) -> Recipe:
+def sized(recipe: Recipe, model: TeacherAndStudent) -> Recipe:
+    """With the sizes that its models have: a repetition must not depend on a default."""
+    sizes = with_sizes(recipe.science.model, model.teacher, model.student)
+    return replace(recipe, science=replace(recipe.science, model=sizes))
+
+
+def sized_as(recipe: Recipe, folder: Path) -> Recipe:
     """With the sizes that a run was started with, when the default may have been another."""
     path = folder / RUN
     if not path.is_file():
@@ -197,14 +210,15 @@ def _logit_distiller(teacher: Teacher, student: Student, logits: Logits) -> Logi
     return LogitDistiller(teacher, student, head, **settings)
 
 
-def _forwarded(recipe: Recipe) -> dict[str, Any]:
+def forwarded(recipe: Recipe) -> dict[str, Any]:
     """Settings that `fit` takes as they are; the rest is made into objects first."""
     settings = vars(recipe.science.optimizer) | vars(recipe.machine)
     names = set(signature(fit).parameters) - {"lr", "device", "watch"}
     return {name: value for name, value in settings.items() if name in names}
 
 
-def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedule:
+def schedule_of(science: Science, steps: int, data: Loader) -> float | EpochSchedule:
+    """The learning rate, as `fit` takes it."""
     chosen = science.optimizer
     if chosen.schedule == "cosine":
         return chosen.lr
@@ -223,7 +237,8 @@ def _schedule(science: Science, steps: int, data: Loader) -> float | EpochSchedu
     )
 
 
-def _watch(recipe: Recipe, image_size: int, say: Callable[[str], None]) -> Any:
+def watch_of(recipe: Recipe, image_size: int, say: Callable[[str], None]) -> Any:
+    """The recipe's watch, or None."""
     if not recipe.machine.watch:
         return None
     from ..training.watch import Watch, margin_of
@@ -242,7 +257,8 @@ def _watch(recipe: Recipe, image_size: int, say: Callable[[str], None]) -> Any:
     return watch
 
 
-def _trackers(recipe: Recipe, out: Path | None) -> list[Any]:
+def trackers_of(recipe: Recipe, out: Path | None) -> list[Any]:
+    """The recipe's trackers of the run in a folder."""
     if not recipe.machine.track:
         return []
     if out is None:

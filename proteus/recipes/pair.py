@@ -1,7 +1,8 @@
 """The two models of a recipe, each at the image size at which they can be compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -22,19 +23,41 @@ def open_pair(model: Models) -> tuple[Teacher, Student]:
         ValueError: If there are no models, or one takes no square images.
         ShapeError: If a model cannot take its image size.
     """
-    if not model.teacher or not model.student:
-        raise ValueError(
-            "recipe: no models. Set science.model.teacher and science.model.student, or start from "
-            "a recipe of `proteus recipes`."
-        )
-    teacher, student = _beside_student(model) if model.image_size else _beside_teacher(model)
-    for one in (teacher, student):
+    teacher, students = open_several([model])
+    return teacher, students[0]
+
+
+def open_several(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
+    """One teacher and several students of it, each with the first weights it would have alone.
+
+    The teacher has the size that it would have beside the first.
+
+    Args:
+        models: With the same teacher and sizes.
+
+    Raises:
+        ValueError: As `open_pair`.
+    """
+    for model in models:
+        check_models(model)
+    first = models[0]
+    opened = _beside_students(models) if first.image_size else _beside_teacher(models)
+    for one in (opened[0], *opened[1]):
         if one.image_size[0] != one.image_size[1]:
             raise ValueError(
                 f"recipe: images are square. Got {one.name} at {one.image_size[0]}x"
                 f"{one.image_size[1]}; expected one size for both sides (--image-size N)."
             )
-    return teacher, student
+    return opened
+
+
+def check_models(model: Models) -> None:
+    """Refuse a recipe that lacks one of its models."""
+    if not model.teacher or not model.student:
+        raise ValueError(
+            "recipe: no models. Set science.model.teacher and science.model.student, or start from "
+            "a recipe of `proteus recipes`."
+        )
 
 
 def told(teacher: Teacher, student: Student) -> str:
@@ -54,8 +77,9 @@ def with_sizes(model: Models, teacher: Teacher, student: Student) -> Models:
     return replace(model, image_size=size, teacher_image_size=None if size == other else other)
 
 
-def _beside_student(model: Models) -> tuple[Teacher, Student]:
-    """The student at the size that was asked for, the teacher where their grids agree."""
+def _beside_students(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
+    """Students at the size that was asked for, the teacher where its grid is the first one's."""
+    model = models[0]
     assert model.image_size is not None
     asked = model.teacher_image_size or model.image_size
     try:
@@ -64,24 +88,31 @@ def _beside_student(model: Models) -> tuple[Teacher, Student]:
         if model.teacher_image_size:
             raise
         teacher = _teacher(model, None)  # its patches may not divide the student's size
-    student = _student(model, model.image_size)
+    state = torch.get_rng_state()
+    students = []
+    for one in models:
+        torch.set_rng_state(state)
+        students.append(_student(one, one.image_size))
     if model.teacher_image_size or model.grids == "average":
         wanted = asked, asked
     else:
-        wanted = partner_size(student.image_size, student.grid, _patch(teacher))
-    return teacher if teacher.image_size == wanted else _teacher(model, wanted), student
+        wanted = partner_size(students[0].image_size, students[0].grid, _patch(teacher))
+    return teacher if teacher.image_size == wanted else _teacher(model, wanted), students
 
 
-def _beside_teacher(model: Models) -> tuple[Teacher, Student]:
-    """The teacher at its own size, the student where their grids agree."""
-    teacher = _teacher(model, model.teacher_image_size)
+def _beside_teacher(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
+    """The teacher at its own size, each student where their grids agree."""
+    teacher = _teacher(models[0], models[0].teacher_image_size)
     state = torch.get_rng_state()
 
-    def again(size: tuple[int, int] | None, grid: tuple[int, int] | None = None) -> Student:
+    def build(
+        model: Models, size: tuple[int, int] | None, grid: tuple[int, int] | None = None
+    ) -> Student:
         torch.set_rng_state(state)
         return _student(model, size, grid)
 
-    return teacher, _fitting(again, teacher, agree=model.grids == "agree")
+    agree = models[0].grids == "agree"
+    return teacher, [_fitting(partial(build, one), teacher, agree=agree) for one in models]
 
 
 def _fitting(build: Callable[..., Student], teacher: Teacher, *, agree: bool) -> Student:

@@ -15,6 +15,7 @@ from .objective import Objective as Objective
 from .results import compare as compare
 from .schedule import EpochSchedule as EpochSchedule
 from .schedule import learning_rate as learning_rate
+from .several import fit_all as fit_all
 
 __all__ = [
     "Engine",
@@ -28,6 +29,7 @@ __all__ = [
     "choose_device",
     "compare",
     "fit",
+    "fit_all",
     "join",
     "learning_rate",
     "leave",

@@ -6,12 +6,13 @@ under another name and renamed when complete, and `state.json` holds the checksu
 of itself, so that what is there under its own name is whole or known not to be.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,22 @@ def save(
     _remove(final)  # only there if it was found damaged
     staging.replace(final)
     sync(folder)
+    keep_newest(out, keep)
+    return final
+
+
+def keep_newest(out: Path, keep: int) -> None:
+    """Drop all but the newest few."""
     for old in all_steps(out)[:-keep]:
         _remove(old)
-    return final
+
+
+def drop_after(out: Path, step: int) -> None:
+    """Drop the whole ones of later steps."""
+    for folder in all_steps(out):
+        with contextlib.suppress(CheckpointError):
+            if _step_of(folder) > step and _read(folder):
+                _remove(folder)
 
 
 def set_aside_after(out: Path, step: int) -> None:
@@ -162,24 +176,39 @@ def _remove(folder: Path) -> None:
         doomed.unlink()  # not ours, but in our place
 
 
+def common_steps(outs: Sequence[Path]) -> set[int]:
+    """Steps after which all of these runs have a completed checkpoint."""
+    return set.intersection(*({_step_of(path) for path in all_steps(out)} for out in outs))
+
+
 def load(out: Path) -> Checkpoint:
     """The newest checkpoint that is whole; a damaged one is passed over with a warning.
 
     Raises:
         CheckpointError: If there is none, or none that is whole.
     """
+    return load_all([out])[0]
+
+
+def load_all(outs: Sequence[Path]) -> list[Checkpoint]:
+    """Those of the newest step whose checkpoints are whole in all of these runs.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
     damage = []
-    for folder in reversed(all_steps(out)):
+    for step in sorted(common_steps(outs), reverse=True):
         try:
-            found = _read(folder)
+            return [
+                _read(path) for out in outs for path in all_steps(out) if _step_of(path) == step
+            ]
         except CheckpointError as error:
             damage.append(str(error))
             _logger.warning("%s Going on from the one before.", error)
-            continue
-        return found
+    where = ", ".join(repr(str(out)) for out in outs)
     if damage:
-        raise CheckpointError(f"checkpoint: none in {str(out)!r} is whole. {' '.join(damage)}")
-    raise CheckpointError(f"checkpoint: none found in {str(out)!r}.")
+        raise CheckpointError(f"checkpoint: none in {where} is whole. {' '.join(damage)}")
+    raise CheckpointError(f"checkpoint: none found in {where}.")
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,14 @@ from . import checkpoint
 from .engine import Engine
 from .lock import FolderLock
 from .log import RunLog
-from .rows import LOG, NOTES, TIMING, WATCH, covered, go_back
-from .state import EngineState
+from .rows import LOG, NOTES, TIMING, WATCH, covered
 
 _logger = logging.getLogger(__name__)
 
 Resume = bool | Literal["auto"]
 _LAUNCH = ".launch"  # which torchrun the run belongs to
 _SKIPPED = "skipped.tsv"
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # names are bytes to the system
 _FOLDERS = ("checkpoint", "export", "export-ema", "trackers")
 _FILES = (
@@ -124,6 +125,25 @@ def begin(folder: Path, world: World, going_on: bool) -> None:
     world.once(take)
 
 
+def refuse_run(folder: Path, names: Iterable[str]) -> None:
+    """Make sure that a folder can hold the folders of several runs.
+
+    Raises:
+        ValueError: If it holds a run itself, or a name is none of a folder.
+    """
+    for name in names:
+        if not _NAME.fullmatch(name) or name in (*_FOLDERS, *_FILES):
+            raise ValueError(
+                f"run folder: no name of a run. Got {name!r}; expected letters, digits, '_', '-' "
+                f"and '.', no '.' first, and none of a file or folder that a run writes."
+            )
+    if holds_run(folder):
+        raise ValueError(
+            f"run folder: {str(folder)!r} holds a run itself. Got it as the folder of several; "
+            f"expected another one."
+        )
+
+
 def holds_run(folder: Path) -> bool:
     """Whether a run got as far as its first row."""
     log = folder / LOG
@@ -167,32 +187,6 @@ def _launch() -> str | None:
     if not dist.is_torchelastic_launched():
         return None
     return f"{os.environ['TORCHELASTIC_RUN_ID']}/{os.getppid()}"
-
-
-def resume_run(folder: Path, engine: Engine, settings: Mapping[str, Any]) -> int:
-    """Restore the newest whole checkpoint.
-
-    Returns:
-        Steps done.
-
-    Raises:
-        CheckpointError: If none is whole, or it was made with other settings or another model.
-    """
-    found = checkpoint.load(folder)
-    checkpoint.check_settings(found, settings)
-    try:
-        engine.load_state(EngineState(found.tensors, found.facts))
-    except ValueError as error:
-        raise checkpoint.CheckpointError(
-            f"checkpoint: {found.path} does not fit: {error}"
-        ) from error
-
-    def mend() -> None:
-        checkpoint.set_aside_after(folder, found.step)
-        go_back(folder, found.step, found.facts.get("logs"))
-
-    engine.world.once(mend)
-    return found.step
 
 
 def save_run(

@@ -24,6 +24,7 @@ from ..models.read import ImageInput
 from ..report.curves import NO_TERMS
 from ..world import World
 from . import checkpoint
+from .bars import Bar
 from .interrupt import decided, votes
 from .rows import LOG, TIMING, WATCH, Row, cut_rows, read_rows
 from .trackers import Tracker
@@ -56,6 +57,8 @@ class RunLog:
         trackers: Get the newest row at each flush.
         asked: Which signal asked this process to end the run, if any.
         inputs: What the models' images go through: a flush reads whether they were in [0, 1].
+        name: Of the run among several.
+        bar: What shows the progress of several; None = its own.
     """
 
     def __init__(
@@ -70,11 +73,14 @@ class RunLog:
         trackers: Sequence[Tracker] = (),
         asked: Callable[[], signal.Signals | None] = lambda: None,
         inputs: Sequence[ImageInput] = (),
+        name: str = "",
+        bar: Bar | None = None,
     ) -> None:
         from tqdm import tqdm
 
         self.world, self.step, self.overflows = world, start, overflows
         self.folder, self.inputs = folder, inputs
+        self._what = f"Training of {name}" if name else "Training"
         self.trackers = trackers if world.first else ()
         self.names: list[str] = []
         self._untracked = False
@@ -83,15 +89,15 @@ class RunLog:
         self._kept: list[Row] = []
         self._files: dict[str, IO[str]] = {}
         if folder is not None and world.first:
-            for name in (LOG, TIMING, WATCH):
-                cut_rows(folder / name, start)
-            for name in (LOG, TIMING):
-                self._files[name] = (folder / name).open("a", encoding="utf-8")
+            for file in (LOG, TIMING, WATCH):
+                cut_rows(folder / file, start)
+            for file in (LOG, TIMING):
+                self._files[file] = (folder / file).open("a", encoding="utf-8")
         self._pending: list[tuple[Tensor, float, int]] = []
         self._interval, self._skipped_in_a_row = 1, 0
         self._waited = 0.0
         self._watched: dict[str, str] = {}
-        self._bar = tqdm(
+        self._bar: Bar = bar or tqdm(
             initial=start, total=total, unit="step", disable=not (progress and world.first)
         )
         self._begin = self._since = time.perf_counter()
@@ -272,8 +278,8 @@ class RunLog:
         )
         numbers = ", ".join(f"{name}={value}" for name, value in values.items())
         raise NonFiniteLossError(
-            f"Training stopped: {what} at step {self.step}. Got {numbers}. {rescue} Lower the "
-            f"learning rate (--lr), or look at the images around that step."
+            f"{self._what} stopped: {what} at step {self.step}. Got {numbers}. {rescue} Lower "
+            f"the learning rate (--lr), or look at the images around that step."
         )
 
 

@@ -1,53 +1,34 @@
-"""fit: the minimal loop.
+"""fit: the minimal loop, for one run or for several on the same batches.
 
 Everything random in step n depends on the seed and on n only, so a resumed run needs no saved
 random state to repeat what an uninterrupted one would have done.
 """
 
 import contextlib
-import hashlib
-import json
 import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..ranges import check_numbers
-from ..settings import Machine, Optimizer, Parallel, Precision, numbers
+from ..settings import Parallel, Precision
 from ..world import join
-from .batches import Resumable, batches, check_data, count_steps, skipped_by
-from .engine import Engine
-from .folder import Resume, begin, claim, holding, resume_run, save_run
+from .bars import SharedBar
+from .batches import Resumable, batches, check_data
+from .folder import Resume, holding
 from .interrupt import Interrupt, RunStopped
-from .log import RunLog
-from .objective import Objective, check_objective
+from .objective import Objective
 from .results import write_results
 from .rows import Row
-from .schedule import EpochSchedule, Schedule, learning_rate
+from .run import Plan, Run, Watch, plan_run
+from .schedule import Schedule
+from .start import start_runs, trim
 from .trackers import Tracker
 
 History = list[Row]
-_DESCRIBED = ("weight_decay", "undecayed", "layer_decay", "frozen", "clip_grad", "ema", "precision")
 _FIRST_SAVE = 10  # whatever `save_every`: what a short run did is not lost
-
-
-class Watch(Protocol):
-    """A measurement now and then; see `proteus.training.watch.Watch`."""
-
-    every: int
-
-    def __call__(self, distiller: Any) -> dict[str, float]:
-        """Measure."""
-
-
-@runtime_checkable
-class _Sampled(Protocol):
-    """A watch that knows how sure its numbers are."""
-
-    def margins(self, values: Mapping[str, float]) -> dict[str, float]: ...
 
 
 def fit(
@@ -148,118 +129,116 @@ def fit(
         decayed (the authors decay them): `proteus.recipes` has their settings. Checkpoints hold no
         teacher.
     """
-    optimizer = Optimizer(
-        lr=0.0 if callable(lr) else lr, weight_decay=weight_decay, warmup=warmup,
-        undecayed=None if undecayed is None else tuple(sorted(undecayed)),
-        layer_decay=layer_decay, frozen=tuple(frozen or ()) or None,
-        clip_grad=clip_grad, ema=ema, precision=precision,
-    )  # fmt: skip
-    machine = Machine(
-        accumulate=accumulate, parallel=parallel, compile=compile,
+    plan = plan_run(
+        distiller, data, None if out is None else Path(out), steps=steps, epochs=epochs, lr=lr,
+        weight_decay=weight_decay, undecayed=undecayed, layer_decay=layer_decay, frozen=frozen,
+        warmup=warmup, clip_grad=clip_grad, ema=ema,
+        seed=seed, precision=precision, accumulate=accumulate, parallel=parallel, compile=compile,
         activation_checkpointing=activation_checkpointing, save_every=save_every, keep=keep,
-        watch_every=watch.every if watch else 1,
+        watch=watch, trackers=trackers, details=details,
     )  # fmt: skip
-    lengths = {"steps": steps, "epochs": epochs, "seed": seed}
-    check_numbers("fit", lengths | numbers(optimizer, machine))
-    check_objective(distiller)
-    teachers = tuple(distiller.teachers.values())
-    total = count_steps(data, steps, epochs)
-    schedule, described = _schedule(lr, warmup, total)
+    return train(
+        [plan], data, plan.folder, device=device, resume=resume, overwrite=overwrite,
+        preview=preview, progress=progress,
+    )[0]  # fmt: skip
+
+
+def train(
+    plans: Sequence[Plan],
+    data: Iterable[Any] | Resumable,
+    out: Path | None,
+    *,
+    device: str | torch.device,
+    resume: Resume,
+    overwrite: bool,
+    preview: Tensor | None,
+    progress: bool,
+) -> list[History]:
+    """Do what was planned, all of it on each batch; see `fit` and `fit_all`."""
+    first, total = plans[0], plans[0].total
+    inputs, seed = max(plan.distiller.num_inputs for plan in plans), first.seed
     world = join(device)
-    folder = None if out is None else Path(out)
-    with holding(folder, world):
+    with contextlib.ExitStack() as held:
+        for plan in plans:
+            held.enter_context(holding(plan.folder, world))
         with world.as_one():
-            check_data(data, world, total, accumulate)
-            settings = {
-                "steps": total, **described, "seed": seed,
-                **{name: value for name, value in vars(optimizer).items() if name in _DESCRIBED},
-                "teacher": " + ".join(t.name for t in teachers), "student": distiller.student.name,
-                "teacher_digest": world.once(lambda: "+".join(map(_digest, teachers))),
-                **distiller.describe(), **(details or {}),
-            }  # fmt: skip
-            _check_describable(settings)
-            going_on = folder is not None and claim(folder, world, resume, overwrite)
-            engine = Engine(distiller, world, optimizer, machine, seed=seed, lr=schedule(0))
-            start = resume_run(folder, engine, settings) if folder and going_on else 0
-            if folder is not None:
-                begin(folder, world, going_on)
-        images = preview
+            check_data(data, world, total, first.machine.accumulate)
+            start, begun = start_runs(plans, world, resume, overwrite)
         interrupt = Interrupt(say=world.first)
-        log = RunLog(
-            folder, start, total, world, progress=progress, overflows=precision == "fp16",
-            trackers=trackers, asked=lambda: interrupt.requested,
-            inputs=tuple(model.inputs for model in (*teachers, distiller.student)),
-        )  # fmt: skip
-        stream = batches(data, start, total, inputs=distiller.num_inputs, seed=seed)
+        bar = None
+        if len(plans) > 1:
+            names = [plan.name for plan in plans]
+            bar = SharedBar(names, start, total, shown=progress and world.first)
+        runs = [
+            Run(plan, *one, start, interrupt, progress=progress, bar=bar)
+            for plan, one in zip(plans, begun, strict=True)
+        ]
+        stream = batches(data, start, total, inputs=inputs, seed=seed)
         # Closed, because a traceback would keep it, and the processes that load images, alive.
-        with log, interrupt, world.as_one(unless=(RunStopped,)), contextlib.closing(stream):
-            for step, batch in enumerate(log.timed(stream), start):
-                rate = schedule(step)
-                inputs = [item.to(world.device, non_blocking=True) for item in batch]
-                names, values = engine.step(inputs, step, rate)
-                log.add(names, values, rate, len(batch[0]))
-                if watch is not None and (step + 1) % watch.every == 0:
-                    log.flush()  # a loss that is not finite is said first: nothing to measure
-                    seen = watch(distiller)
-                    log.watch(seen | (watch.margins(seen) if isinstance(watch, _Sampled) else {}))
-                done, images = step + 1, batch[0]
-                due = done % save_every == 0 or done in (min(_FIRST_SAVE, save_every), total)
-                if folder and (due or log.stop_agreed):
-                    save_run(
-                        folder, done, engine, log, skipped_by(data), settings=settings, keep=keep
-                    )
-                if log.stop_agreed and done < total:  # saving, too, is where processes agree
-                    raise RunStopped(
-                        _stopped(folder, done, total, log.stop_agreed), log.stop_agreed
-                    )
-            log.flush(durable=True)
-            if folder is not None:
+        one = world.as_one(unless=(RunStopped,))
+        with contextlib.ExitStack() as logs, interrupt, one, contextlib.closing(stream):
+            waits: Iterable[tuple[Tensor, ...]] = stream
+            for run in runs:
+                waits = logs.enter_context(run.log).timed(waits)
+            last = _go_through(runs, waits, start, data, out)
+            images = last if preview is None else preview
+            for run in runs:
+                run.log.flush(durable=True)
+                if run.plan.folder is None:
+                    continue
                 if images is None:  # resumed at its end, a run sees no batch
                     images = next(batches(data, total - 1, total, inputs=1, seed=seed))[0]
-                write_results(engine, log, folder, images if preview is None else preview, settings)
-        return log.rows()
+                write_results(run.engine, run.log, run.plan.folder, images, run.settings)
+        return [run.log.rows() for run in runs]
 
 
-def _digest(model: nn.Module) -> str:
-    """Of the first few numbers of each tensor: a name does not tell whose weights it got.
-
-    To three digits: resampled positions differ in their last bits among machines.
-    """
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):  # a module may keep other things in its state
-            rounded = value.flatten()[:16].cpu().to(torch.bfloat16) + 0  # -0 is 0
-            digest.update(rounded.double().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _check_describable(settings: Mapping[str, Any]) -> None:
-    """Now, and not at the first checkpoint."""
-    try:
-        json.dumps(settings, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"fit: details must be JSON-able, and numbers finite. Got {settings}, and: {error}. "
-            f"Leave out what is not, or pass its description."
-        ) from error
-
-
-def _schedule(
-    lr: float | Schedule, warmup: float | None, steps: int
-) -> tuple[Schedule, dict[str, Any]]:
-    """The rate of each step, and how the run's settings describe it."""
-    if not callable(lr):
-        share = 0.05 if warmup is None else warmup
-        peak = lr
-        return lambda step: learning_rate(step, steps, peak, share), {"lr": lr, "warmup": share}
-    if warmup is not None:
-        raise ValueError(
-            f"fit: warmup would be ignored. Got warmup={warmup} with a function for lr; leave "
-            f"warmup out, and let the function warm up."
+def _go_through(
+    runs: Sequence[Run],
+    stream: Iterable[tuple[Tensor, ...]],
+    start: int,
+    data: Any,
+    out: Path | None,
+) -> Tensor | None:
+    """Train on the batches from `start` on; the images of the last one."""
+    images, several = None, len(runs) > 1
+    world, plan = runs[0].engine.world, runs[0].plan
+    total, machine = plan.total, plan.machine
+    for step, batch in enumerate(stream, start):
+        inputs = [item.to(world.device, non_blocking=True) for item in batch]
+        with contextlib.ExitStack() as shared:
+            for teacher in plan.distiller.teachers.values() if several else ():
+                shared.enter_context(teacher.shared())
+            for run in runs:
+                run.step(inputs, step)
+        done, images = step + 1, batch[0]
+        for run in runs:
+            run.look(done)
+        due = done % machine.save_every == 0 or done in (
+            min(_FIRST_SAVE, machine.save_every),
+            total,
         )
-    described = dict(vars(lr)) if isinstance(lr, EpochSchedule) else lr.__class__.__name__
-    return lr, {"lr": described}
+        if out is not None and (due or _agreed(runs)):
+            _save(runs, done, data)
+        by = _agreed(runs)
+        if by and done < total:  # saving, too, is where processes agree
+            raise RunStopped(_stopped(out, done, total, by), by)
+    return images
+
+
+def _save(runs: Sequence[Run], done: int, data: Any) -> None:
+    """Checkpoints of all runs, or a step that all have saved before stays in each."""
+    keep, more = runs[0].plan.machine.keep, len(runs) > 1
+    for run in runs:  # a loss that is not finite ends all, and leaves them at the same step
+        run.log.flush(durable=True)
+    for run in runs:
+        run.save(done, data, keep + more)
+    if more:
+        trim([run.plan.folder for run in runs if run.plan.folder], runs[0].engine.world, keep)
+
+
+def _agreed(runs: Sequence[Run]) -> signal.Signals | None:
+    """The signal for which all stop, if any run's processes have agreed on one."""
+    return next((run.log.stop_agreed for run in runs if run.log.stop_agreed), None)
 
 
 def _stopped(folder: Path | None, done: int, total: int, by: signal.Signals) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from proteus.cli import _parser, main
-from proteus.cli.distill_command import recipe_of
+from proteus.cli.distill_command import recipes_of
 from proteus.data.datasets import StreamSource
 from proteus.distances import Distance
 from proteus.heads import Design
@@ -578,7 +578,7 @@ def test_losses_are_options_by_name_and_every_name_can_be_chosen():
     for option, names in choices.items():
         for name in get_args(names):
             arguments = parser.parse_args(["distill", option, name])
-            loss = recipe_of(arguments).science.loss
+            loss = recipes_of(arguments)[""].science.loss
             assert vars(loss)[option.removeprefix("--")] == name
     arguments = parser.parse_args(["distill", "--token-distance", "queue"])
-    assert recipe_of(arguments).science.loss.token_distance == "queue"
+    assert recipes_of(arguments)[""].science.loss.token_distance == "queue"

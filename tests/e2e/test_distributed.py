@@ -152,6 +152,38 @@ def stop_after(steps, out, **options):
     assert f"after {steps} of {STEPS}" in seen["stopped"][1]
 
 
+@pytest.mark.slow
+def test_several_students_are_those_of_runs_of_their_own_and_stop_together(tmp_path):
+    trouble = {"trouble": "sigterm", "at": 2, "on": 1, "pause": 0.4}
+    jobs = [
+        {"name": "one", "out": str(tmp_path / "one")},
+        {"name": "all", "out": str(tmp_path / "all"), "several": True},
+        {"name": "stop", "out": str(tmp_path / "stop"), "several": True, "trouble": trouble},
+        {"name": "go-on", "out": str(tmp_path / "go-on"), "several": True,
+         "copy_of": str(tmp_path / "stop"), "options": {"resume": True}},
+    ]  # fmt: skip
+    for job in jobs:
+        job["options"] = OPTIONS | {"accumulate": 2} | job.get("options", {})
+    _, seen = torchrun(tmp_path, jobs)
+    first, second = (rank["stopped"] for rank in seen["stop"])
+    assert first == second
+    assert first[0] == "RunStopped"
+    assert log_of(tmp_path / "all/a") == log_of(tmp_path / "one")
+    done = {len(log_of(tmp_path / "stop" / name)) for name in "ab"}
+    assert len(done) == 1
+    assert 3 <= done.pop() < STEPS
+    for name in "ab":
+        assert log_of(tmp_path / "go-on" / name) == log_of(tmp_path / "all" / name)
+    for file in ("weights", "ema", "optimizer"):
+        whole = weights_of(tmp_path / "all/a", file)
+        for other in (tmp_path / "one", tmp_path / "go-on/a"):
+            ours = weights_of(other, file)
+            assert all(torch.equal(ours[key], whole[key]) for key in whole)
+    alone(tmp_path / "alone", options=OPTIONS | {"accumulate": 2}, several=True)
+    for name in "ab":
+        assert_same_losses(log_of(tmp_path / "all" / name), log_of(tmp_path / "alone" / name))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 class TestTwoProcesses:
     def test_they_have_the_losses_and_weights_of_one(self, kind, shared, reference):

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 
 import proteus
 from proteus.data import ImageLoader, open_source
-from proteus.training import NonFiniteLossError, RunStopped, World, fit, join, leave
+from proteus.training import NonFiniteLossError, RunStopped, World, fit, fit_all, join, leave
 
 STEPS, IMAGES = 8, 8
 RESULTS = "proteus.training.loop.write_results"
@@ -94,7 +94,8 @@ def run_job(job, world):
     """Run one.
 
     Keys: `out`, and `copy_of`, the run's folder to start from; `options` of `fit`; `trouble` of
-    `Batches`; `student`, a name; `layers` of both models; `masks`; `folder` = train on the image
+    `Batches`; `several` = runs a and b, of this student and a second one;
+    `student`, a name; `layers` of both models; `masks`; `folder` = train on the image
     files there; `seeds` = how the ranks initialise their students; `uncaught` = die of what stops
     the run; `results` = write the export and the pictures, which take most of the time of runs this
     small.
@@ -116,7 +117,12 @@ def run_job(job, world):
     results = contextlib.nullcontext() if job.get("results") else patch(RESULTS)
     try:
         with results:
-            seen["rows"] = fit(distiller, data, out=job.get("out"), **options)
+            if job.get("several"):
+                second = proteus.Student(vit(30), image_size=32)
+                both = {"a": distiller, "b": proteus.Distiller(distiller.teacher, second)}
+                seen["rows"] = fit_all(both, data, out=job.get("out"), **options)
+            else:
+                seen["rows"] = fit(distiller, data, out=job.get("out"), **options)
     except (RunStopped, NonFiniteLossError, ValueError, OSError) as error:
         limit_files(None)
         if job.get("uncaught"):

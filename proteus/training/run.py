@@ -1,0 +1,236 @@
+"""One training run between two batches: what was asked of it, and what is done with a batch."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..ranges import check_numbers
+from ..settings import Machine, Optimizer, Parallel, Precision, numbers
+from ..world import World
+from .bars import SharedBar
+from .batches import Resumable, count_steps, skipped_by
+from .engine import Engine
+from .folder import save_run
+from .interrupt import Interrupt
+from .log import RunLog
+from .objective import Objective, check_objective
+from .schedule import EpochSchedule, Schedule, learning_rate
+from .trackers import Tracker
+
+_DESCRIBED = ("weight_decay", "undecayed", "layer_decay", "frozen", "clip_grad", "ema", "precision")
+
+
+class Watch(Protocol):
+    """A measurement now and then; see `proteus.training.watch.Watch`."""
+
+    every: int
+
+    def __call__(self, distiller: Any) -> dict[str, float]:
+        """Measure."""
+
+
+@runtime_checkable
+class _Sampled(Protocol):
+    """A watch that knows how sure its numbers are."""
+
+    def margins(self, values: Mapping[str, float]) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked of a run, found to make sense; see `fit`.
+
+    Attributes:
+        name: Among several; "" of one alone.
+        described: The learning rate, for the settings.
+    """
+
+    distiller: Objective
+    folder: Path | None
+    total: int
+    optimizer: Optimizer
+    machine: Machine
+    seed: int
+    schedule: Schedule
+    described: Mapping[str, Any]
+    watch: Watch | None
+    trackers: Sequence[Tracker]
+    details: Mapping[str, Any]
+    name: str
+
+    def settings(self, world: World) -> dict[str, Any]:
+        """JSON-able: what the run goes on with only.
+
+        Raises:
+            ValueError: If the details are not JSON-able.
+        """
+        distiller, teachers = self.distiller, tuple(self.distiller.teachers.values())
+        settings = {
+            "steps": self.total, **self.described, "seed": self.seed,
+            **{name: value for name, value in vars(self.optimizer).items() if name in _DESCRIBED},
+            "teacher": " + ".join(t.name for t in teachers), "student": distiller.student.name,
+            "teacher_digest": world.once(lambda: "+".join(map(_digest, teachers))),
+            **distiller.describe(), **self.details,
+        }  # fmt: skip
+        _check_describable(settings)
+        return settings
+
+
+def plan_run(
+    distiller: Objective,
+    data: Iterable[Any] | Resumable,
+    folder: Path | None,
+    *,
+    steps: int | None = None,
+    epochs: float | None = None,
+    lr: float | Schedule = 1e-3,
+    weight_decay: float = 0.05,
+    undecayed: Collection[str] | None = None,
+    layer_decay: float | None = None,
+    frozen: Sequence[str] | None = None,
+    warmup: float | None = None,
+    clip_grad: float | None = None,
+    ema: float | None = None,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    accumulate: int = 1,
+    parallel: Parallel = "auto",
+    compile: bool = False,
+    activation_checkpointing: bool = False,
+    save_every: int = 500,
+    keep: int = 2,
+    watch: Watch | None = None,
+    trackers: Sequence[Tracker] = (),
+    details: Mapping[str, Any] | None = None,
+    name: str = "",
+) -> Plan:
+    """The options of `fit` as a plan.
+
+    Raises:
+        ValueError: If they contradict each other.
+    """
+    optimizer = Optimizer(
+        lr=0.0 if callable(lr) else lr, weight_decay=weight_decay, warmup=warmup,
+        undecayed=None if undecayed is None else tuple(sorted(undecayed)),
+        layer_decay=layer_decay, frozen=tuple(frozen or ()) or None,
+        clip_grad=clip_grad, ema=ema, precision=precision,
+    )  # fmt: skip
+    machine = Machine(
+        accumulate=accumulate, parallel=parallel, compile=compile,
+        activation_checkpointing=activation_checkpointing, save_every=save_every, keep=keep,
+        watch_every=watch.every if watch else 1,
+    )  # fmt: skip
+    lengths = {"steps": steps, "epochs": epochs, "seed": seed}
+    check_numbers("fit", lengths | numbers(optimizer, machine))
+    check_objective(distiller)
+    total = count_steps(data, steps, epochs)
+    schedule, described = _schedule(lr, warmup, total)
+    return Plan(
+        distiller, folder, total, optimizer, machine, seed, schedule, described, watch, trackers,
+        details or {}, name,
+    )  # fmt: skip
+
+
+class Run:
+    """A run that has begun.
+
+    Args:
+        plan: What to do.
+        engine: With the run's weights.
+        settings: Of the plan.
+        start: Steps done.
+        interrupt: Tells whether a signal came.
+        progress: Show a bar.
+        bar: Of several runs, in place of an own one.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: Engine,
+        settings: dict[str, Any],
+        start: int,
+        interrupt: Interrupt,
+        *,
+        progress: bool,
+        bar: SharedBar | None = None,
+    ) -> None:
+        self.plan, self.engine, self.settings = plan, engine, settings
+        distiller, part = plan.distiller, None if bar is None else bar.part(plan.name)
+        self.log = RunLog(
+            plan.folder, start, plan.total, engine.world, progress=progress,
+            overflows=plan.optimizer.precision == "fp16", trackers=plan.trackers,
+            asked=lambda: interrupt.requested, name=plan.name, bar=part,
+            inputs=tuple(m.inputs for m in (*distiller.teachers.values(), distiller.student)),
+        )  # fmt: skip
+
+    def step(self, batch: Sequence[Tensor], step: int) -> None:
+        """Train on a batch, which is on the device."""
+        rate = self.plan.schedule(step)
+        names, values = self.engine.step(batch, step, rate)
+        self.log.add(names, values, rate, len(batch[0]))
+
+    def look(self, done: int) -> None:
+        """Measure the student, if it is time."""
+        watch = self.plan.watch
+        if watch is None or done % watch.every:
+            return
+        self.log.flush()  # a loss that is not finite is said first: nothing to measure
+        seen = watch(self.plan.distiller)
+        self.log.watch(seen | (watch.margins(seen) if isinstance(watch, _Sampled) else {}))
+
+    def save(self, done: int, data: Any, keep: int) -> None:
+        """Write a checkpoint; all processes must call it together."""
+        if self.plan.folder is not None:
+            save_run(
+                self.plan.folder, done, self.engine, self.log, skipped_by(data),
+                settings=self.settings, keep=keep,
+            )  # fmt: skip
+
+
+def _digest(model: nn.Module) -> str:
+    """Of the first few numbers of each tensor: a name does not tell whose weights it got.
+
+    To three digits: resampled positions differ in their last bits among machines.
+    """
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):  # a module may keep other things in its state
+            rounded = value.flatten()[:16].cpu().to(torch.bfloat16) + 0  # -0 is 0
+            digest.update(rounded.double().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_describable(settings: Mapping[str, Any]) -> None:
+    """Now, and not at the first checkpoint."""
+    try:
+        json.dumps(settings, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"fit: details must be JSON-able, and numbers finite. Got {settings}, and: {error}. "
+            f"Leave out what is not, or pass its description."
+        ) from error
+
+
+def _schedule(
+    lr: float | Schedule, warmup: float | None, steps: int
+) -> tuple[Schedule, dict[str, Any]]:
+    """The rate of each step, and how the run's settings describe it."""
+    if not callable(lr):
+        share = 0.05 if warmup is None else warmup
+        peak = lr
+        return lambda step: learning_rate(step, steps, peak, share), {"lr": lr, "warmup": share}
+    if warmup is not None:
+        raise ValueError(
+            f"fit: warmup would be ignored. Got warmup={warmup} with a function for lr; leave "
+            f"warmup out, and let the function warm up."
+        )
+    described = dict(vars(lr)) if isinstance(lr, EpochSchedule) else lr.__class__.__name__
+    return lr, {"lr": described}
