@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from .features import Features
 from .grids import spread
 from .masking import check_hidden
-from .models.build import Backbone, ImageModel, load_backbone
+from .models.build import load_backbone
 from .models.fused import Layers
+from .models.image_model import Backbone, ImageModel
 from .models.parts import batch_norms, names_of
 from .models.probes import equal, graph_of, hidden_is_unseen, noise, reached
 from .models.read import TokenModel, averages_beside_class_token, evaluating

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .features import Features
-from .models.build import ImageModel, load_backbone
+from .models.build import load_backbone
 from .models.fused import Layers
+from .models.image_model import ImageModel
 from .weights.description import Statistics
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ..features import IMAGENET, ShapeError
 from ..grids import partner_size
-from ..models.build import ImageModel
+from ..models.image_model import ImageModel
 from ..student import Student
 from ..teacher import Teacher
 from .recipe import Models

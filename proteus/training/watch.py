@@ -13,7 +13,7 @@ from ..data.places import join, number_labels
 from ..evaluation import knn_predict
 from ..evaluation.agreement import add_weighted, compare_projected, mean_over
 from ..features import FeatureExtractor, Features, ShapeError
-from ..models.build import ImageModel
+from ..models.image_model import ImageModel
 from ..models.read import evaluating
 from ..teacher import Teacher
 
