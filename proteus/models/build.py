@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import Tensor, nn
 
 from ..features import IMAGENET, Features
+from ..traits import Trait
 from ..weights import load_checkpoint
 from ..weights.description import Statistics, choose_statistics, read_config
 from ..weights.positions import (
@@ -57,7 +58,7 @@ class Backbone:
 
 
 @runtime_checkable
-class _HasConfig(Protocol):
+class _HasConfig(Trait, Protocol):
     pretrained_cfg: Any
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..features import IMAGENET, FeatureExtractor, Features
+from ..traits import Trait
 from ..weights.description import Description, Statistics, choose_statistics, read_config
 from ..weights.positions import (
     FAILURES,
@@ -31,7 +32,7 @@ _Function = FunctionType | BuiltinFunctionType
 
 
 @runtime_checkable
-class _Wrapped(Protocol):
+class _Wrapped(Trait, Protocol):
     """`Teacher`, `Student`: a plain model and its way in. Known by shape, not by class."""
 
     backbone: nn.Module
@@ -39,14 +40,14 @@ class _Wrapped(Protocol):
 
 
 @runtime_checkable
-class _HasConfig(Protocol):
+class _HasConfig(Trait, Protocol):
     """timm's models say what they are and how their images were normalised."""
 
     pretrained_cfg: Any
 
 
 @runtime_checkable
-class _Plain(Protocol):
+class _Plain(Trait, Protocol):
     """timm's models and DINOv2's own, which take normalised images (and may have `embed_dim`)."""
 
     def forward_features(self, x: Tensor) -> Any: ...

@@ -6,11 +6,12 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from ..features import Features
+from ..traits import Trait
 from .read import Reader, TimmModel, TokenModel, norms_after_pooling, read_vector
 
 
 @runtime_checkable
-class _Layered(Protocol):
+class _Layered(Trait, Protocol):
     """timm's models that return what their blocks or stages give."""
 
     def forward_intermediates(self, x: Tensor) -> Any: ...
@@ -26,7 +27,7 @@ class _LayeredTokens(TimmModel, TokenModel, Protocol):
 
 
 @runtime_checkable
-class _Dinov2(Protocol):
+class _Dinov2(Trait, Protocol):
     """DINOv2's own classes."""
 
     n_blocks: int

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..features import Features, ShapeError
+from ..traits import Trait
 from ..weights.description import Statistics
 
 _LOWEST, _HIGHEST = -0.01, 1.01  # of images in [0, 1] that were resized
@@ -118,14 +119,14 @@ class _PatchEmbed(Protocol):
 
 
 @runtime_checkable
-class _HasGrid(Protocol):
+class _HasGrid(Trait, Protocol):
     """A model whose patch embedding tells its grid."""
 
     patch_embed: _PatchEmbed
 
 
 @runtime_checkable
-class TimmModel(Protocol):
+class TimmModel(Trait, Protocol):
     """timm's models: features, and a head that makes the family's own vector of them."""
 
     num_features: int
@@ -138,7 +139,7 @@ class TimmModel(Protocol):
 
 
 @runtime_checkable
-class TokenModel(Protocol):
+class TokenModel(Trait, Protocol):
     """timm's transformers with a class token, or none, before the patches: ViT, EVA, BEiT, DeiT."""
 
     patch_embed: nn.Module
@@ -150,7 +151,7 @@ class TokenModel(Protocol):
 
 
 @runtime_checkable
-class _FeatureModel(Protocol):
+class _FeatureModel(Trait, Protocol):
     """DINOv2's own classes (`torch.hub`): a dictionary of normed tokens."""
 
     def forward_features(self, x: Tensor) -> Any: ...

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..ranges import check_numbers
 from ..settings import Machine, Optimizer, Parallel, Precision, numbers
+from ..traits import Trait
 from ..world import join
 from .batches import Resumable, batches, check_data, count_steps, skipped_by
 from .engine import Engine
@@ -44,7 +45,7 @@ class Watch(Protocol):
 
 
 @runtime_checkable
-class _Sampled(Protocol):
+class _Sampled(Trait, Protocol):
     """A watch that knows how sure its numbers are."""
 
     def margins(self, values: Mapping[str, float]) -> dict[str, float]: ...

@@ -33,7 +33,7 @@ def test_the_losses_load_torch_and_nothing_else():
     ours = loaded_by("from proteus import ProteusLoss, Features") - loaded_by("import torch")
     assert ours == {
         *("proteus", "proteus.version", "proteus.features", "proteus.heads", "proteus.losses"),
-        "proteus.ranges",
+        *("proteus.ranges", "proteus.traits"),
     }
 
 
