@@ -4,15 +4,16 @@ The straightforward step is what the paper's words say, written plainly: teacher
 student on all images, student on all images again with patches hidden, then the losses. Ours sends
 only the masked images through the masked view, together with the whole ones. Same losses and
 gradients (checked here first), same optimizer, fp32; rounds of both alternate, so that a noisy
-machine disturbs both alike. Memory is measured in a process of its own for each.
+machine disturbs both alike. On the CPU memory is measured in a process of its own for each.
 
     python benchmarks/step.py                       # ViT-Ti/14 <- ViT-S/14, 224 px, batch 16
-    python benchmarks/step.py --device cuda --batch-size 128 --precision bf16
+    python benchmarks/step.py --device cuda --batch-size 128 --precision bf16 --json step.json
 """
 
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -121,6 +122,14 @@ def peak_memory(name: str, args: argparse.Namespace) -> float:
     return resident_peak() - base
 
 
+def memory_of(name: str, args: argparse.Namespace) -> float:
+    """`peak_memory`: here on a GPU, whose allocator counts, else in a process of its own."""
+    if args.device.startswith("cuda"):
+        return peak_memory(name, args)
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def resident_peak(reset: bool = False) -> float:
     """Peak resident memory, MiB, of this process since the last reset (Linux).
 
@@ -141,6 +150,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--json", type=Path, help="a file for all numbers")
     parser.add_argument("--memory-of", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
@@ -154,17 +164,7 @@ def main() -> None:
             elapsed = one_step(name, args, parts)
             if number >= 2:  # the first two rounds warm up
                 seconds[name].append(elapsed)
-    memory = {
-        name: float(
-            subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], "--memory-of", name],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )
-        for name in STEPS
-    }
+    memory = {name: memory_of(name, args) for name in STEPS}
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["straightforward"], strict=True)]
     hardware = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     print(f"{args.student} <- {args.teacher}, {args.image_size} px, batch {args.batch_size}")
@@ -173,9 +173,10 @@ def main() -> None:
         f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
     )
     print(f"largest relative difference of a gradient: {difference:.1e}")
+    milliseconds = {name: statistics.median(seconds[name]) * 1e3 for name in STEPS}
     for name in STEPS:
         print(
-            f"{name:16} {statistics.median(seconds[name]) * 1e3:8.1f} ms a step (median of "
+            f"{name:16} {milliseconds[name]:8.1f} ms a step (median of "
             f"{args.rounds}), {memory[name]:7.0f} MiB"
         )
     result = {
@@ -183,6 +184,25 @@ def main() -> None:
         "memory": memory["straightforward"] / memory["ours"],
     }
     print("straightforward / ours:", json.dumps({k: round(v, 2) for k, v in result.items()}))
+    if args.json:
+        facts = {
+            "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
+            "hardware": hardware,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "settings": {
+                name: value
+                for name, value in vars(args).items()
+                if name not in ("json", "memory_of")
+            },
+            "gradient_difference": difference,
+            "seconds": seconds,
+            "milliseconds": milliseconds,
+            "mebibytes": memory,
+            "straightforward_to_ours": result,
+        }
+        args.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

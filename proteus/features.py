@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from .traits import Trait
+
 # Mean and std of ImageNet, RGB in [0, 1]: the statistics of most models, and of the recipe.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -41,7 +43,7 @@ class Features(NamedTuple):
 
 
 @runtime_checkable
-class FeatureExtractor(Protocol):
+class FeatureExtractor(Trait, Protocol):
     """What evaluations and pictures need of a model, and all they may use.
 
     `Teacher` and `Student` satisfy it; so does any callable with an `embed_dim`.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .features import ShapeError
 from .student import Student
 from .teacher import Teacher
+from .traits import Trait
 
 Heads = Literal["elements", "whole"]
 
@@ -38,7 +39,7 @@ class Inherited(NamedTuple):
 
 
 @runtime_checkable
-class _Transformer(Protocol):
+class _Transformer(Trait, Protocol):
     """timm's ViT and EVA / DINOv3: a row of equal blocks."""
 
     blocks: Any

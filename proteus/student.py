@@ -18,20 +18,21 @@ from .models.parts import batch_norms, names_of
 from .models.probes import equal, graph_of, hidden_is_unseen, noise, reached
 from .models.read import TokenModel, averages_beside_class_token, evaluating
 from .ranges import check_numbers
+from .traits import Trait
 from .weights.description import Statistics, check_statistics
 
 _logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class _EmbedsPatches(Protocol):
+class _EmbedsPatches(Trait, Protocol):
     """A model that turns the image into patch embeddings first, and adds positions afterwards."""
 
     patch_embed: nn.Module
 
 
 @runtime_checkable
-class _HasMaskToken(Protocol):
+class _HasMaskToken(Trait, Protocol):
     """DINOv2's own models, and what `proteus.weights` makes of their files."""
 
     mask_token: Tensor | None

@@ -17,13 +17,14 @@ from ..grids import meet, partner_size, resize
 from ..losses import ProteusLoss
 from ..models.frozen import Extractor, as_extractor
 from ..models.read import evaluating
+from ..traits import Trait
 from .feature_set import Resized, check_finite, default_workers, probe_resize
 from .result import Result, plain
 from .sets.labelled import open_labelled
 
 
 @runtime_checkable
-class Distilling(Protocol):
+class Distilling(Trait, Protocol):
     """`Distiller`: it has a loss and is the whole step."""
 
     loss: nn.Module

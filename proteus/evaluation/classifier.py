@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.frozen import Extractor
+from ..traits import Trait
 from .feature_set import read_vectors
 from .linear_heads import probe_inputs
 
 
 @runtime_checkable
-class Classifier(Protocol):
+class Classifier(Trait, Protocol):
     """What a fitted probe offers.
 
     Attributes:

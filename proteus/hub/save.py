@@ -15,6 +15,7 @@ from ..models.probes import equal, noise
 from ..models.read import evaluating
 from ..student import Student
 from ..teacher import Teacher
+from ..traits import Trait
 from ..weights.state_dicts import apart, refuse_not_finite
 from ..weights.timm_folder import load_folder
 from .card import model_card, teacher_facts, versions
@@ -23,7 +24,7 @@ _STAGING = ".tmp-save-"
 
 
 @runtime_checkable
-class HasStudent(Protocol):
+class HasStudent(Trait, Protocol):
     """A `Distiller`, or another objective that trains a student."""
 
     teacher: Teacher

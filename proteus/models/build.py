@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import nn
 
 from ..features import ShapeError
+from ..traits import Trait
 from ..weights import load_checkpoint
 from ..weights.description import read_config
 from ..weights.installed import installed_weights
@@ -32,7 +33,7 @@ _TRAINING = ("num_classes", "drop_path_rate")  # arguments that no saved model n
 
 
 @runtime_checkable
-class _HasConfig(Protocol):
+class _HasConfig(Trait, Protocol):
     pretrained_cfg: Any
 
 

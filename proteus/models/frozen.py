@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..features import IMAGENET, FeatureExtractor, Features
+from ..traits import Trait
 from ..weights.description import Description, Statistics, choose_statistics, read_config
 from ..weights.positions import (
     FAILURES,
@@ -33,7 +34,7 @@ _Function = FunctionType | BuiltinFunctionType
 
 
 @runtime_checkable
-class _Wrapped(Protocol):
+class _Wrapped(Trait, Protocol):
     """`Teacher`, `Student`: a plain model, its way in and out. Known by shape, not by class."""
 
     backbone: nn.Module
@@ -43,21 +44,21 @@ class _Wrapped(Protocol):
 
 
 @runtime_checkable
-class _HasConfig(Protocol):
+class _HasConfig(Trait, Protocol):
     """timm's models say what they are and how their images were normalised."""
 
     pretrained_cfg: Any
 
 
 @runtime_checkable
-class _Plain(Protocol):
+class _Plain(Trait, Protocol):
     """timm's models and DINOv2's own, which take normalised images (and may have `embed_dim`)."""
 
     def forward_features(self, x: Tensor) -> Any: ...
 
 
 @runtime_checkable
-class _SaysSize(Protocol):
+class _SaysSize(Trait, Protocol):
     """A callable that knows the size it is made for."""
 
     image_size: tuple[int, int]

@@ -6,6 +6,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import Tensor, nn
 
 from ..features import Features
+from ..traits import Trait
 from .read import (
     TimmModel,
     TokenModel,
@@ -17,7 +18,7 @@ from .read import (
 
 
 @runtime_checkable
-class _Layered(Protocol):
+class _Layered(Trait, Protocol):
     """timm's models that return what their blocks or stages give."""
 
     def forward_intermediates(self, x: Tensor) -> Any: ...
@@ -33,7 +34,7 @@ class _LayeredTokens(TimmModel, TokenModel, Protocol):
 
 
 @runtime_checkable
-class _Dinov2(Protocol):
+class _Dinov2(Trait, Protocol):
     """DINOv2's own classes."""
 
     n_blocks: int

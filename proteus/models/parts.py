@@ -7,13 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..traits import Trait
 from ..words import nearest
 
 _EMBEDDINGS = ("patch_embed.", "pos_embed", "cls_token", "reg_token", "mask_token")
 
 
 @runtime_checkable
-class _Grouped(Protocol):
+class _Grouped(Trait, Protocol):
     """timm's models, which tell their layers from the stem up."""
 
     def group_matcher(self, coarse: bool = False) -> Mapping[str, Any]: ...

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..features import Features, ShapeError
+from ..traits import Trait
 from ..weights.description import Statistics
 from .read_transformers import TransformersModel, read_transformers
 
@@ -119,14 +120,14 @@ class _PatchEmbed(Protocol):
 
 
 @runtime_checkable
-class _HasGrid(Protocol):
+class _HasGrid(Trait, Protocol):
     """A model whose patch embedding tells its grid."""
 
     patch_embed: _PatchEmbed
 
 
 @runtime_checkable
-class TimmModel(Protocol):
+class TimmModel(Trait, Protocol):
     """timm's models: features, and a head that makes the family's own vector of them."""
 
     num_features: int
@@ -139,7 +140,7 @@ class TimmModel(Protocol):
 
 
 @runtime_checkable
-class TokenModel(Protocol):
+class TokenModel(Trait, Protocol):
     """timm's transformers with a class token, or none, before the patches: ViT, EVA, BEiT, DeiT."""
 
     patch_embed: nn.Module
@@ -151,7 +152,7 @@ class TokenModel(Protocol):
 
 
 @runtime_checkable
-class _FeatureModel(Protocol):
+class _FeatureModel(Trait, Protocol):
     """DINOv2's own classes (`torch.hub`): a dictionary of normed tokens."""
 
     def forward_features(self, x: Tensor) -> Any: ...

@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 from torch import Tensor, nn
 
 from ..features import IMAGENET, Features, ShapeError
+from ..traits import Trait
 from ..weights.description import Statistics
 from ..weights.positions import check_image_size
 
@@ -37,7 +38,7 @@ _HALF = ((0.5,) * 3, (0.5,) * 3)
 
 
 @runtime_checkable
-class TransformersModel(Protocol):
+class TransformersModel(Trait, Protocol):
     """A `transformers.PreTrainedModel`: what it has and other modules do not."""
 
     config: Any

@@ -15,12 +15,13 @@ from torch.utils.data import (
 )
 
 from ..ranges import check_numbers
+from ..traits import Trait
 from ..world import World
 from .engine import seed_everything
 
 
 @runtime_checkable
-class Resumable(Protocol):
+class Resumable(Trait, Protocol):
     """Data that can start at any batch, such as `proteus.data.ImageLoader`."""
 
     def batches(self, start: int) -> Iterator[Any]:
@@ -28,7 +29,7 @@ class Resumable(Protocol):
 
 
 @runtime_checkable
-class _Shared(Protocol):
+class _Shared(Trait, Protocol):
     """Data that knows how many processes share it, such as `proteus.data.ImageLoader`."""
 
     rank: int
@@ -36,7 +37,7 @@ class _Shared(Protocol):
 
 
 @runtime_checkable
-class _Skips(Protocol):
+class _Skips(Trait, Protocol):
     """Data that leave out what they cannot read, such as `proteus.data.ImageLoader`."""
 
     skipped: Mapping[str, str]

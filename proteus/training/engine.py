@@ -17,6 +17,7 @@ from ..models.parts import batch_norms, layer_rates
 from ..ranges import check_numbers
 from ..settings import Machine, Optimizer, Parallel, Precision, numbers
 from ..student import Student
+from ..traits import Trait
 from ..world import World
 from .ema import Ema
 from .groups import parameter_groups
@@ -33,7 +34,7 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @runtime_checkable
-class _Checkpointable(Protocol):
+class _Checkpointable(Trait, Protocol):
     """timm's models."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None: ...

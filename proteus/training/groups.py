@@ -5,11 +5,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from ..traits import Trait
+
 TOKENS = ("pos_embed", "cls_token", "reg_token", "dist_token", "mask_token", "register_tokens")
 
 
 @runtime_checkable
-class _NamesUndecayed(Protocol):
+class _NamesUndecayed(Trait, Protocol):
     def no_weight_decay(self) -> set[str]: ...
 
 

@@ -10,10 +10,11 @@ from ..losses import ProteusLoss
 from ..masking import Hidden
 from ..student import Student
 from ..teacher import Teacher
+from ..traits import Trait
 
 
 @runtime_checkable
-class Objective(Protocol):
+class Objective(Trait, Protocol):
     """A module whose forward is one step: `Distiller`, `LogitDistiller`, or a user's own.
 
     `forward(*inputs, [hidden,] generator=, part=)` gives a named tuple of scalars with `total`.

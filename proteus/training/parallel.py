@@ -8,11 +8,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..settings import Parallel
+from ..traits import Trait
 from ..world import World
 
 
 @runtime_checkable
-class _HasBlocks(Protocol):
+class _HasBlocks(Trait, Protocol):
     """Transformers of timm and of DINOv2: blocks that are called one after the other."""
 
     blocks: Iterable[nn.Module]

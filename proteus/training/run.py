@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..ranges import check_numbers
 from ..settings import Machine, Optimizer, Parallel, Precision, numbers
+from ..traits import Trait
 from ..world import World
 from .bars import SharedBar
 from .batches import Resumable, count_steps, skipped_by
@@ -36,7 +37,7 @@ class Watch(Protocol):
 
 
 @runtime_checkable
-class _Sampled(Protocol):
+class _Sampled(Trait, Protocol):
     """A watch that knows how sure its numbers are."""
 
     def margins(self, values: Mapping[str, float]) -> dict[str, float]: ...

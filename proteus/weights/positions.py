@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..features import ShapeError
+from ..traits import Trait
 
 Rule = Literal["dinov2", "timm"]
 # What the plain models raise for images that they cannot take.
@@ -73,14 +74,14 @@ def resample_positions(
 
 
 @runtime_checkable
-class _PatchEmbed(Protocol):
+class _PatchEmbed(Trait, Protocol):
     img_size: tuple[int, int] | None
     patch_size: tuple[int, int]
     grid_size: tuple[int, int]
 
 
 @runtime_checkable
-class Resizable(Protocol):
+class Resizable(Trait, Protocol):
     """A timm transformer whose input size is fixed when it is built, and can be changed."""
 
     patch_embed: _PatchEmbed
@@ -95,7 +96,7 @@ def is_resizable(model: object) -> TypeGuard[Any]:  # `Resizable`, and what it w
 
 
 @runtime_checkable
-class _HasPositions(Protocol):
+class _HasPositions(Trait, Protocol):
     pos_embed: nn.Parameter
     num_prefix_tokens: int
     no_embed_class: bool

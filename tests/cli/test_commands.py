@@ -42,7 +42,7 @@ def test_the_losses_load_torch_and_nothing_else():
     assert ours == {
         *("proteus", "proteus.version", "proteus.features", "proteus.heads", "proteus.losses"),
         *("proteus.distances", "proteus.hadamard", "proteus.ranges", "proteus.target_maps"),
-        *("proteus.token_queue", "proteus.world"),
+        *("proteus.token_queue", "proteus.traits", "proteus.world"),
     }
 
 
