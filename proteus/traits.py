@@ -15,11 +15,18 @@ class _Asked(_ProtocolMeta):
         if super().__instancecheck__(instance):
             return True
         return is_protocol(cls) and all(
-            # A method that is None is one that the class does without, as for `isinstance` itself.
-            getattr(instance, name, None) is not None
-            or (hasattr(instance, name) and not callable(getattr(cls, name, None)))
+            _has(instance, name, method=any(callable(vars(base).get(name)) for base in cls.__mro__))
             for name in get_protocol_members(cls)
         )
+
+
+def _has(instance: Any, name: str, *, method: bool) -> bool:
+    try:
+        value = getattr(instance, name)
+    except AttributeError:
+        return False
+    # A method that is None is one that the class does without, as for `isinstance` itself.
+    return value is not None or not method
 
 
 class Trait(Protocol, metaclass=_Asked):
