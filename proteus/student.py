@@ -174,8 +174,10 @@ class Student(ImageModel):
         if hidden is not None:
             if self.mask_token is None:
                 raise ValueError(self.cannot_hide())
-            own = self.grid if hidden.ndim < 3 else (hidden.shape[1], hidden.shape[2])
-            check_hidden("Student", hidden.flatten(1), images.shape[0], own)
+            flat, own = hidden, self.grid
+            if hidden.ndim == 3:
+                flat, own = hidden.flatten(1), (hidden.shape[1], hidden.shape[2])
+            check_hidden("Student", flat, images.shape[0], own)
         return self.features(self.inputs(images), hidden)
 
     def cannot_hide(self) -> str:

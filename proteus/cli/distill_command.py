@@ -169,7 +169,8 @@ def _run_chain(arguments: argparse.Namespace, recipes: Mapping[str, Any]) -> int
 
     if arguments.student:
         raise ValueError(
-            f"--student would be ignored. Got {arguments.student!r} and --chain; give one of them."
+            f"--student would be ignored. Got {', '.join(map(repr, arguments.student))} and "
+            f"--chain; give one of them."
         )
     recipe = recipes[""]
     stages = _stages(arguments.chain, arguments.set_stage)

