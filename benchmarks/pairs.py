@@ -264,7 +264,12 @@ def work(jobs: Any, results: Any, args: argparse.Namespace) -> None:
             break
         if time.time() > args.until:
             continue
-        results.put(one_run(pair, seed, sets, args))
+        try:
+            results.put(one_run(pair, seed, sets, args))
+        except Exception as error:  # said, and the others go on
+            results.put(
+                {"pair": pair.key, "seed": seed, "error": f"{type(error).__name__}: {error}"}
+            )
     results.put(None)
 
 
@@ -352,6 +357,9 @@ def run(args: argparse.Namespace) -> None:
         row = found.get()
         if row is None:
             left -= 1
+            continue
+        if "error" in row:
+            print(row, flush=True)
             continue
         row |= {"hardware": hardware(args), "images": args.images, "precision": args.precision}
         with results.open("a") as file:
