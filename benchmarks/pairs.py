@@ -32,9 +32,10 @@ import timm
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from proteus import Distiller, Features, ProteusLoss, Student, Teacher, save_pretrained
+from proteus import Distiller, Features, ProteusLoss, Student, Teacher
 from proteus.data import center_resize, decode
 from proteus.evaluation import knn_predict
 from proteus.evaluation.agreement import compare_projected
@@ -162,11 +163,21 @@ def crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images.float() / 255, grid, padding_mode="reflection", align_corners=False)
 
 
+def small(name: str, out: Path | None = None) -> Any:
+    """A ViT-S of a patch size of its own; with a folder, as `make_teacher` left it there."""
+    patch, size = SMALL[name]
+    model = timm.create_model(
+        "vit_small_patch16_224", patch_size=patch, img_size=size, num_classes=0
+    )
+    if out is not None:
+        model.load_state_dict(load_file(out / f"{name}.safetensors"))
+    return model
+
+
 def build(pair: Pair, out: Path) -> Distiller:
     """The two models and their loss; the student's weights from torch's generator."""
     (name, size), (student_name, student_size) = pair.teacher, pair.student
-    source = f"local-dir:{out / name}" if name in SMALL else name
-    teacher = Teacher(source, image_size=size)
+    teacher = Teacher(small(name, out) if name in SMALL else name, image_size=size)
     options = dict(pair.options)
     layers = {"layers": options.pop("layers")} if "layers" in options else {}
     student = Student(STUDENTS[student_name](student_size), image_size=student_size, **layers)
@@ -299,15 +310,15 @@ def one_run(
     }
 
 
-def make_teacher(name: str, sets: dict[str, Any], args: argparse.Namespace) -> None:
+def make_teacher(name: str, args: argparse.Namespace) -> None:
     """A ViT-S of the public teacher, as an export."""
-    if (args.out / name / "model.safetensors").exists():
+    file = args.out / f"{name}.safetensors"
+    if file.exists():
         return
     torch.manual_seed(0)
-    patch, size = SMALL[name]
-    model = timm.create_model(
-        "vit_small_patch16_224", patch_size=patch, img_size=size, num_classes=0
-    )
+    sets = torch.load(args.out / "images.pt", map_location=args.device, weights_only=True)
+    size = SMALL[name][1]
+    model = small(name)
     distiller = Distiller(
         Teacher("efficientnet_lite0", image_size=SIDE), Student(model, image_size=size)
     )
@@ -318,7 +329,7 @@ def make_teacher(name: str, sets: dict[str, Any], args: argparse.Namespace) -> N
         0,
         args.precision,
     )
-    save_pretrained(distiller.student.cpu(), args.out / name)
+    save_file(distiller.student.backbone.state_dict(), file)
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
@@ -339,10 +350,14 @@ def run(args: argparse.Namespace) -> None:
     results = args.out / "results.jsonl"
     done = {(row["pair"], row["seed"]) for row in rows_of(results)}
     sets = prepare(args)
-    for name in SMALL:
-        make_teacher(name, sets, args)
-        print(f"teacher {name}: k-NN {knn_of(name, sets, args):.3f}", flush=True)
     context = mp.get_context("spawn")
+    makers = [context.Process(target=make_teacher, args=(name, args)) for name in SMALL]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    for name in SMALL:
+        print(f"teacher {name}: k-NN {knn_of(name, sets, args):.3f}", flush=True)
     jobs, found = context.Queue(), context.Queue()
     wanted = [(pair, seed) for seed in range(args.seeds) for pair in PAIRS]
     for job in wanted:
@@ -375,7 +390,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def knn_of(name: str, sets: dict[str, Any], args: argparse.Namespace) -> float:
-    teacher = Teacher(f"local-dir:{args.out / name}").to(args.device)
+    teacher = Teacher(small(name, args.out)).to(args.device)
     return knn(teacher, sets, teacher.image_size[0])
 
 
@@ -413,6 +428,8 @@ def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
                 f"| {pair.rule} | {student}, {teacher}: {common} | {' | '.join(cells)} | "
                 f"{len(found)} |"
             )
+        if not any(pair.group == group and pair.key in by_key for pair in PAIRS):
+            continue
         some = next(by_key[p.key][0] for p in PAIRS if p.group == group and p.key in by_key)
         for name, what in (("teacher", "teacher"), ("before", "untrained student")):
             yield (
