@@ -10,9 +10,9 @@ Teachers: `efficientnet_lite0`, public (`pip install proteus-distill[teachers]`)
 (patches of 14 and of 16 pixels), made here first by distilling it.
 
     python benchmarks/pairs.py --data ../shared/data --out build/pairs --device cuda --jobs 8
-    python benchmarks/pairs.py --out build/pairs --page docs/pairs.md    # tables, from results
 
-A run that was done is not done again; `--minutes` stops before the next one.
+A run that was done is not done again; `--minutes` stops before the next one. The tables of
+docs/pairs.md are written by benchmarks/pairs_page.py.
 """
 
 import argparse
@@ -21,11 +21,10 @@ import json
 import platform
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
-from statistics import mean, stdev
 from typing import Any
 
 import timm
@@ -268,6 +267,7 @@ def work(jobs: Any, results: Any, args: argparse.Namespace) -> None:
     """One process: runs from the queue until it is empty, or time is up."""
     torch.set_num_threads(max(1, args.threads))
     sets = torch.load(args.out / "images.pt", map_location=args.device, weights_only=True)
+    teachers: dict[tuple[str, int, int], dict[str, float]] = {}
     while True:
         try:
             pair, seed = jobs.get_nowait()
@@ -276,7 +276,7 @@ def work(jobs: Any, results: Any, args: argparse.Namespace) -> None:
         if time.time() > args.until:
             continue
         try:
-            results.put(one_run(pair, seed, sets, args))
+            results.put(one_run(pair, seed, sets, args, teachers))
         except Exception as error:  # said, and the others go on
             results.put(
                 {"pair": pair.key, "seed": seed, "error": f"{type(error).__name__}: {error}"}
@@ -285,19 +285,25 @@ def work(jobs: Any, results: Any, args: argparse.Namespace) -> None:
 
 
 def one_run(
-    pair: Pair, seed: int, sets: dict[str, Any], args: argparse.Namespace
+    pair: Pair,
+    seed: int,
+    sets: dict[str, Any],
+    args: argparse.Namespace,
+    teachers: dict[tuple[str, int, int], dict[str, float]],
 ) -> dict[str, Any]:
-    """Train and measure one student."""
+    """Train and measure one student; `teachers` keeps what was measured of theirs."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     distiller = build(pair, args.out).to(args.device)
     before = measure(distiller, sets)
     teacher = distiller.teacher
     size = max(distiller.image_size)
-    of_teacher = {
-        "knn": knn(teacher, sets, size),
-        "segmentation": segmentation(teacher, sets, size),
-    }
+    if (*pair.teacher, size) not in teachers:
+        scores = {
+            "knn": knn(teacher, sets, size),
+            "segmentation": segmentation(teacher, sets, size),
+        }
+        teachers[(*pair.teacher, size)] = scores
     train(distiller, sets["train"]["jpg"], args.images // BATCH, seed, args.precision)
     return {
         "pair": pair.key,
@@ -305,7 +311,7 @@ def one_run(
         "grids": [[*distiller.student.grid], [*distiller.teacher.grid], [*distiller.grid]],
         "student": measure(distiller, sets),
         "before": before,
-        "teacher": of_teacher,
+        "teacher": teachers[(*pair.teacher, size)],
         "seconds": time.perf_counter() - started,
     }
 
@@ -315,7 +321,7 @@ def make_teacher(name: str, args: argparse.Namespace) -> None:
     file = args.out / f"{name}.safetensors"
     if file.exists():
         return
-    torch.manual_seed(0)
+    torch.manual_seed(args.seeds[0])
     sets = torch.load(args.out / "images.pt", map_location=args.device, weights_only=True)
     size = SMALL[name][1]
     model = small(name)
@@ -326,7 +332,7 @@ def make_teacher(name: str, args: argparse.Namespace) -> None:
         distiller.to(args.device),
         sets["train"]["jpg"],
         args.teacher_images // BATCH,
-        0,
+        args.seeds[0],
         args.precision,
     )
     save_file(distiller.student.backbone.state_dict(), file)
@@ -351,15 +357,17 @@ def run(args: argparse.Namespace) -> None:
     done = {(row["pair"], row["seed"]) for row in rows_of(results)}
     sets = prepare(args)
     context = mp.get_context("spawn")
-    makers = [context.Process(target=make_teacher, args=(name, args)) for name in SMALL]
+    wanted = [(p, seed) for seed in args.seeds for p in PAIRS if args.only in p.key]
+    wanted.sort(key=lambda job: (job[1], bool(job[0].options)))  # those of one more rule: last
+    needed = [name for name in SMALL if any(pair.teacher[0] == name for pair, _ in wanted)]
+    makers = [context.Process(target=make_teacher, args=(name, args)) for name in needed]
     for maker in makers:
         maker.start()
     for maker in makers:
         maker.join()
-    for name in SMALL:
+    for name in needed:
         print(f"teacher {name}: k-NN {knn_of(name, sets, args):.3f}", flush=True)
     jobs, found = context.Queue(), context.Queue()
-    wanted = [(pair, seed) for seed in range(args.seeds) for pair in PAIRS]
     for job in wanted:
         if (job[0].key, job[1]) not in done:
             jobs.put(job)
@@ -377,6 +385,8 @@ def run(args: argparse.Namespace) -> None:
             print(row, flush=True)
             continue
         row |= {"hardware": hardware(args), "images": args.images, "precision": args.precision}
+        made = any(pair.key == row["pair"] and pair.teacher[0] in SMALL for pair in PAIRS)
+        row["teacher_seed"] = args.seeds[0] if made else None
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(
@@ -406,56 +416,6 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """One Markdown table a group; mean ± standard deviation over the seeds."""
-    by_key: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_key.setdefault(row["pair"], []).append(row)
-    columns = ("cls_cosine", "patch_cosine", "knn", "segmentation")
-    for group in dict.fromkeys(pair.group for pair in PAIRS):
-        yield f"\n**{group}**\n"
-        yield "| rule | grids | cosine, class token | cosine, patches | k-NN | mIoU | seeds |"
-        yield "| --- | --- | --- | --- | --- | --- | --- |"
-        for pair in PAIRS:
-            found = by_key.get(pair.key, [])
-            if pair.group != group or not found:
-                continue
-            student, teacher, common = ("x".join(map(str, g)) for g in found[0]["grids"])
-            cells = [
-                show([row["student"][c] for row in found if c in row["student"]]) for c in columns
-            ]
-            yield (
-                f"| {pair.rule} | {student}, {teacher}: {common} | {' | '.join(cells)} | "
-                f"{len(found)} |"
-            )
-        if not any(pair.group == group and pair.key in by_key for pair in PAIRS):
-            continue
-        some = next(by_key[p.key][0] for p in PAIRS if p.group == group and p.key in by_key)
-        for name, what in (("teacher", "teacher"), ("before", "untrained student")):
-            yield (
-                f"| *{what}* | | | | {some[name]['knn']:.3f} | {some[name]['segmentation']:.3f} | |"
-            )
-
-
-def show(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def write_page(page: Path, results: Path) -> None:
-    """Put the tables between the page's two marks."""
-    rows = rows_of(results)
-    start, end = "<!-- tables: benchmarks/pairs.py -->\n", "<!-- end of tables -->\n"
-    text = page.read_text()
-    head, rest = text.split(start)
-    tail = rest.split(end)[1]
-    said = sorted({row["hardware"] for row in rows})
-    images = sorted({row["images"] for row in rows})
-    note = f"\n{images[0]:,} images a run, {rows[0]['precision']}; {'; '.join(said)}.\n"
-    page.write_text(head + start + note + "\n".join(tables(rows)) + "\n\n" + end + tail)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -465,17 +425,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64_000, help="seen by a student")
     parser.add_argument("--teacher-images", type=int, default=400_000)
     parser.add_argument("--limit", type=int, default=None, help="images of the training pack")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", help="pairs with this in their name")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6)
-    parser.add_argument("--page", type=Path, help="write the tables into this page and stop")
     args = parser.parse_args()
     args.until = time.time() + 60 * args.minutes
-    if args.page:
-        write_page(args.page, args.out / "results.jsonl")
-    else:
-        run(args)
+    run(args)
 
 
 if __name__ == "__main__":
