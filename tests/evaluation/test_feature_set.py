@@ -217,6 +217,8 @@ try:
 except (ValueError, OSError) as error:
     print(error)
 print(extract_features(model, Images(False), image_size=8, batch_size=1).labels.tolist())
+distributed.barrier()
+distributed.destroy_process_group()
 """
 
 

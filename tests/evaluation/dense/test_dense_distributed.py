@@ -56,6 +56,9 @@ assert refused == ("one process cannot score its own" if sys.argv[2] == "2" else
 rows = [found.to_dict(), deep.to_dict(), kept.to_dict()]
 with open(sys.argv[1] + "/" + sys.argv[2] + sys.argv[3] + ".json", "w") as file:
     json.dump(rows, file)
+if distributed.is_initialized():
+    distributed.barrier()  # one that ends while the other still talks to it can abort the other
+    distributed.destroy_process_group()
 """
 
 
