@@ -2,11 +2,12 @@
 
 A ViT-Ti, a ViT-S and a ResNet-18 (class token alone) learn from one ViT-B: with `fit_all`, where
 the teacher sees each batch once, and with `fit` one after the other, where it sees it three times.
-The same loop, optimizers and images in memory: decoding, which `fit_all` saves as well, is left
-out. Rounds of both alternate, so that a noisy machine disturbs both alike; the losses of both are
-compared, and must be equal.
+The same loop and optimizers; images in memory, or decoded and augmented in this process, which
+`fit_all` does once as well (`--images`). Rounds of both alternate, so that a noisy machine disturbs
+both alike; the losses of both are compared, and must be equal.
 
     python benchmarks/students.py                          # ViT-B/14, 112 px, batch 16
+    python benchmarks/students.py --images "../shared/data/proxy-imagenet1k-sample-train-000.tar"
     python benchmarks/students.py --device cuda --image-size 224 --batch-size 128 --precision bf16
 """
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from proteus import Distiller, ProteusLoss, Student, Teacher
+from proteus.data import ImageLoader, open_source
 from proteus.training import fit, fit_all
 
 WAYS = ("one run", "three runs")
@@ -52,15 +54,28 @@ def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
     return cpu_seconds() - cpu, time.perf_counter() - wall, result
 
 
-def one_round(way: str, args: argparse.Namespace, teacher: Teacher, images: list[Tensor]) -> Any:
+def batches(args: argparse.Namespace) -> list[Tensor] | ImageLoader:
+    """The same batches whenever they are asked for."""
+    if args.images:
+        return ImageLoader(
+            open_source(args.images), batch_size=args.batch_size, image_size=args.image_size,
+            augment="fast", workers=0, device=args.device,
+        )  # fmt: skip
+    shape = (args.batch_size, 3, args.image_size, args.image_size)
+    numbers = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, shape, dtype=torch.uint8, generator=numbers) for _ in range(2)]
+
+
+def one_round(way: str, args: argparse.Namespace, teacher: Teacher) -> Any:
     """Seconds and losses of one way, with new students, whose building is not timed."""
     distillers = build(args, teacher)
     options = {"steps": args.steps, "device": args.device, "precision": args.precision}
     if way == "one run":
-        return timed(lambda: fit_all(distillers, images, progress=False, **options))
+        return timed(lambda: fit_all(distillers, batches(args), progress=False, **options))
     return timed(
         lambda: {
-            name: fit(one, images, progress=False, **options) for name, one in distillers.items()
+            name: fit(one, batches(args), progress=False, **options)
+            for name, one in distillers.items()
         }
     )
 
@@ -70,6 +85,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="vit_base_patch14")
     students = ["vit_tiny_patch14", "vit_small_patch14", "resnet18"]
     parser.add_argument("--students", nargs="+", default=students)
+    parser.add_argument("--images", help="decode these instead of images in memory")
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=4)
@@ -78,14 +94,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     args = parser.parse_args()
     teacher = Teacher(args.teacher, pretrained=False, image_size=args.image_size)
-    shape = (args.batch_size, 3, args.image_size, args.image_size)
-    images = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(2)]
     cpu: dict[str, list[float]] = {way: [] for way in WAYS}
     wall: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(args.rounds + 1):
         rows = {}
         for way in WAYS if number % 2 else reversed(WAYS):
-            *seconds, rows[way] = one_round(way, args, teacher, images)
+            *seconds, rows[way] = one_round(way, args, teacher)
             if number:  # the first round warms up
                 cpu[way].append(seconds[0])
                 wall[way].append(seconds[1])
@@ -93,7 +107,8 @@ def main() -> None:
             raise SystemExit("The two ways gave different losses.")
     hardware = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     print(f"{', '.join(args.students)} <- {args.teacher}, {args.image_size} px, ", end="")
-    print(f"batch {args.batch_size}, {args.steps} steps, {args.rounds} rounds")
+    print(f"batch {args.batch_size}, {args.steps} steps, {args.rounds} rounds, ", end="")
+    print(args.images or "images in memory")
     print(
         f"{hardware}, {torch.get_num_threads()} threads, {args.precision}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
