@@ -94,7 +94,8 @@ class World:
             return
         board = _Board()
         over = threading.Event()
-        threading.Thread(target=board.watch, args=(self.rank, over), daemon=True).start()
+        watcher = threading.Thread(target=board.watch, args=(self.rank, over), daemon=True)
+        watcher.start()
         try:
             yield
         except unless:
@@ -111,6 +112,7 @@ class World:
             raise
         finally:
             over.set()
+            watcher.join(_GRACE)  # Python that ends while a thread asks the store is aborted
 
 
 class OtherProcessError(ChildProcessError):
