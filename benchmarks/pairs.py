@@ -162,21 +162,27 @@ def crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images.float() / 255, grid, padding_mode="reflection", align_corners=False)
 
 
-def small(name: str, out: Path | None = None) -> Any:
-    """A ViT-S of a patch size of its own; with a folder, as `make_teacher` left it there."""
+def file_of(name: str, args: argparse.Namespace) -> Path:
+    """Where the teacher made with the first seed is; another seed makes another one."""
+    return args.out / f"{name}-seed{args.seeds[0]}.safetensors"
+
+
+def small(name: str, file: Path | None = None) -> Any:
+    """A ViT-S of a patch size of its own; with a file, as `make_teacher` left it there."""
     patch, size = SMALL[name]
     model = timm.create_model(
         "vit_small_patch16_224", patch_size=patch, img_size=size, num_classes=0
     )
-    if out is not None:
-        model.load_state_dict(load_file(out / f"{name}.safetensors"))
+    if file is not None:
+        model.load_state_dict(load_file(file))
     return model
 
 
-def build(pair: Pair, out: Path) -> Distiller:
+def build(pair: Pair, args: argparse.Namespace) -> Distiller:
     """The two models and their loss; the student's weights from torch's generator."""
     (name, size), (student_name, student_size) = pair.teacher, pair.student
-    teacher = Teacher(small(name, out) if name in SMALL else name, image_size=size)
+    model = small(name, file_of(name, args)) if name in SMALL else name
+    teacher = Teacher(model, image_size=size)
     options = dict(pair.options)
     layers = {"layers": options.pop("layers")} if "layers" in options else {}
     student = Student(STUDENTS[student_name](student_size), image_size=student_size, **layers)
@@ -294,16 +300,16 @@ def one_run(
     """Train and measure one student; `teachers` keeps what was measured of theirs."""
     started = time.perf_counter()
     torch.manual_seed(seed)
-    distiller = build(pair, args.out).to(args.device)
+    distiller = build(pair, args).to(args.device)
     before = measure(distiller, sets)
     teacher = distiller.teacher
     size = max(distiller.image_size)
-    if (*pair.teacher, size) not in teachers:
-        scores = {
+    key = (*pair.teacher, size)
+    if key not in teachers:
+        teachers[key] = {
             "knn": knn(teacher, sets, size),
             "segmentation": segmentation(teacher, sets, size),
         }
-        teachers[(*pair.teacher, size)] = scores
     train(distiller, sets["train"]["jpg"], args.images // BATCH, seed, args.precision)
     return {
         "pair": pair.key,
@@ -311,14 +317,15 @@ def one_run(
         "grids": [[*distiller.student.grid], [*distiller.teacher.grid], [*distiller.grid]],
         "student": measure(distiller, sets),
         "before": before,
-        "teacher": teachers[(*pair.teacher, size)],
+        "teacher": teachers[key],
+        "teacher_seed": args.seeds[0] if pair.teacher[0] in SMALL else None,
         "seconds": time.perf_counter() - started,
     }
 
 
 def make_teacher(name: str, args: argparse.Namespace) -> None:
     """A ViT-S of the public teacher, as an export."""
-    file = args.out / f"{name}.safetensors"
+    file = file_of(name, args)
     if file.exists():
         return
     torch.manual_seed(args.seeds[0])
@@ -385,8 +392,6 @@ def run(args: argparse.Namespace) -> None:
             print(row, flush=True)
             continue
         row |= {"hardware": hardware(args), "images": args.images, "precision": args.precision}
-        made = any(pair.key == row["pair"] and pair.teacher[0] in SMALL for pair in PAIRS)
-        row["teacher_seed"] = args.seeds[0] if made else None
         with results.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(
@@ -400,7 +405,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def knn_of(name: str, sets: dict[str, Any], args: argparse.Namespace) -> float:
-    teacher = Teacher(small(name, args.out)).to(args.device)
+    teacher = Teacher(small(name, file_of(name, args))).to(args.device)
     return knn(teacher, sets, teacher.image_size[0])
 
 

@@ -67,14 +67,16 @@ def batches(args: argparse.Namespace) -> list[Tensor] | ImageLoader:
 
 
 def one_round(way: str, args: argparse.Namespace, teacher: Teacher) -> Any:
-    """Seconds and losses of one way, with new students, whose building is not timed."""
+    """Seconds and losses of one way; building students and opening images is not timed."""
     distillers = build(args, teacher)
+    images = {name: batches(args) for name in distillers}
     options = {"steps": args.steps, "device": args.device, "precision": args.precision}
     if way == "one run":
-        return timed(lambda: fit_all(distillers, batches(args), progress=False, **options))
+        first, *_ = images.values()
+        return timed(lambda: fit_all(distillers, first, progress=False, **options))
     return timed(
         lambda: {
-            name: fit(one, batches(args), progress=False, **options)
+            name: fit(one, images[name], progress=False, **options)
             for name, one in distillers.items()
         }
     )
