@@ -181,6 +181,7 @@ from torch import distributed
 sys.path.insert(0, sys.argv[4])
 from conftest import vit
 from proteus.evaluate import extract_features, linear_probe
+from proteus.world import leave
 torch.set_num_threads(1)
 if int(sys.argv[3]) > 1:
     distributed.init_process_group("gloo")
@@ -191,8 +192,7 @@ options = dict(image_size=32, iterations=3, batch_size=5, learning_rates=[0.1])
 probe = linear_probe(model, sys.argv[1] + "/..", sys.argv[1] + "/..", **options)
 if not distributed.is_initialized() or distributed.get_rank() == 0:
     torch.save((found.cls, found.blocks, found.labels, probe.weight, probe.score), sys.argv[2])
-if distributed.is_initialized():
-    distributed.destroy_process_group()
+leave()
 """
 
 
@@ -201,6 +201,7 @@ import sys, torch
 from PIL import Image
 from torch import distributed
 from proteus.evaluation import extract_features
+from proteus.world import leave
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
 distributed.init_process_group("gloo", sys.argv[2], rank=rank, world_size=2)
@@ -217,8 +218,7 @@ try:
 except (ValueError, OSError) as error:
     print(error)
 print(extract_features(model, Images(False), image_size=8, batch_size=1).labels.tolist())
-distributed.barrier()
-distributed.destroy_process_group()
+leave()
 """
 
 
