@@ -69,15 +69,13 @@ def batches(args: argparse.Namespace) -> list[Tensor] | ImageLoader:
 def one_round(way: str, args: argparse.Namespace, teacher: Teacher) -> Any:
     """Seconds and losses of one way; building students and opening images is not timed."""
     distillers = build(args, teacher)
-    images = {name: batches(args) for name in distillers}
+    images = batches(args)
     options = {"steps": args.steps, "device": args.device, "precision": args.precision}
     if way == "one run":
-        first, *_ = images.values()
-        return timed(lambda: fit_all(distillers, first, progress=False, **options))
+        return timed(lambda: fit_all(distillers, images, progress=False, **options))
     return timed(
         lambda: {
-            name: fit(one, images[name], progress=False, **options)
-            for name, one in distillers.items()
+            name: fit(one, images, progress=False, **options) for name, one in distillers.items()
         }
     )
 

@@ -17,6 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _GRACE = 4.0  # seconds that a process has to fail on its own when another one did
+_ANSWER = 4.0  # seconds that the store has to answer before the run goes on without
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class World:
             raise
         finally:
             over.set()
-            watcher.join(_GRACE)  # Python that ends while a thread asks the store is aborted
+            watcher.join(_ANSWER)  # Python that ends while a thread asks the store is aborted
 
 
 class OtherProcessError(ChildProcessError):

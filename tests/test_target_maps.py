@@ -9,6 +9,7 @@ from proteus import Distiller, Features, ProteusLoss
 from proteus.evaluation.agreement import compare_projected
 from proteus.hadamard import even_rotation, hadamard
 from proteus.target_maps import AnglePreserving, PhiS, Standardized
+from proteus.world import leave
 
 MAPPED = ["standardized", "phi_s", "angle"]
 
@@ -192,7 +193,7 @@ def in_one_of_two_processes(rank, folder):
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = {kind: after_two_steps(kind, rank, 2) for kind in ("standardized", "phi_s")}
     torch.save(found, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def after_two_steps(targets, rank, size):
