@@ -107,11 +107,33 @@ class TeacherAndStudent(nn.Module):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         part: tuple[int, int] = (0, 1),
+        image_size: tuple[int, int] | None = None,
     ) -> Hidden | None:
-        """As `MaskGenerator.draw`; None = nothing is hidden, and forward takes no masks."""
+        """As `MaskGenerator.draw`, for student images of a size; None = nothing is hidden."""
         if self.masks is None:
             return None
-        return self.masks.draw(batch_size, generator, device, part)
+        return self.masks.on(self._grid_at(image_size)).draw(batch_size, generator, device, part)
+
+    def also_take(self, image_size: int | tuple[int, int]) -> None:
+        """Let steps show the student smaller images, see `ImageModel.also_take`.
+
+        The teacher keeps its own size; patches are compared on the student's coarser grid.
+
+        Raises:
+            ShapeError: If the student cannot take them, or would have no patches to compare.
+        """
+        grid = self.student.also_take(image_size)
+        if self.grid[0] and not grid[0]:
+            raise ShapeError(
+                f"{type(self).__name__}: at this size there are no patches to compare. Got "
+                f"{image_size} for {self.student.name!r}; expected a larger one."
+            )
+
+    def _grid_at(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
+        """The grid of the comparison where the student gets images of this size."""
+        if image_size is None or not self.grid[0]:
+            return self.grid
+        return common_grid(self.student.also_take(image_size), self.grid)
 
     def see(
         self,
@@ -119,9 +141,10 @@ class TeacherAndStudent(nn.Module):
         hidden: Tensor | Hidden | None = None,
         generator: torch.Generator | None = None,
         part: tuple[int, int] = (0, 1),
+        image_size: tuple[int, int] | None = None,
     ) -> "Views":
         """The student's two views of a batch, in one call; see `Distiller.forward`."""
-        images = self.student.fit(images)
+        images, grid = self.student.fit(images, image_size), self._grid_at(image_size)
         if self.masks is None:
             if hidden is not None:
                 raise ValueError(
@@ -130,9 +153,9 @@ class TeacherAndStudent(nn.Module):
                 )
             return Views(self.student(images))
         if hidden is None:
-            hidden = self.masks.draw(images.shape[0], generator, images.device, part)
+            hidden = self.masks.on(grid).draw(images.shape[0], generator, images.device, part)
         elif isinstance(hidden, Tensor):
-            check_hidden(type(self).__name__, hidden, images.shape[0], self.grid)
+            check_hidden(type(self).__name__, hidden, images.shape[0], grid)
             hidden = Hidden(hidden, hidden.any(dim=1).nonzero().squeeze(1))
         masks, chosen = hidden.hidden.to(images.device, non_blocking=True), hidden.images
         if isinstance(chosen, Tensor):
@@ -140,7 +163,7 @@ class TeacherAndStudent(nn.Module):
         # One call for both views: the whole images first, then the masked ones once more.
         views = torch.cat([images, images[chosen]])
         cells = torch.cat([torch.zeros_like(masks), masks[chosen]])
-        both = average_to(self.student(views, cells.reshape(-1, *self.grid)), self.grid)
+        both = average_to(self.student(views, cells.reshape(-1, *grid)), grid)
         count = images.shape[0]
         student = Features(both.cls[:count], both.patches[:count], both.grid)
         masked = Features(both.cls[count:], both.patches[count:], both.grid)
@@ -152,10 +175,11 @@ class TeacherAndStudent(nn.Module):
         return features
 
     def compare(self, loss: ProteusLoss, views: "Views", target: Features) -> Losses:
-        """The loss of one teacher's features; patches meet on `grid`."""
+        """The loss of one teacher's features; patches meet on `grid`, or a coarser student's."""
         student, masked, hidden = views
         if loss.feature or loss.patch:
-            student, target = average_to(student, self.grid), average_to(target, self.grid)
+            grid = common_grid(student.grid, self.grid)
+            student, target = average_to(student, grid), average_to(target, grid)
         if masked is None or hidden is None or not loss.patch:
             return cast("Losses", loss(student, target))
         losses = loss(
@@ -249,6 +273,7 @@ class Distiller(TeacherAndStudent):
         *,
         generator: torch.Generator | None = None,
         part: tuple[int, int] = (0, 1),
+        image_size: tuple[int, int] | None = None,
     ) -> Losses:
         """One distillation step, up to `.backward()`.
 
@@ -261,12 +286,15 @@ class Distiller(TeacherAndStudent):
             part: (n, of): the images are every `of`-th one of a larger batch, which processes or
                 accumulated steps share. The mean of the parts' losses is the larger batch's, if
                 all parts seed `generator` alike.
+            image_size: (height, width) at which the student sees the images, where it is smaller
+                than its own: a cheaper step. The teacher sees them at its own size.
 
         Returns:
             `Losses`; call `.total.backward()`.
         """
         target = self.target(self.teacher, images)
-        return self.compare(self.loss, self.see(images, hidden, generator, part), target)
+        views = self.see(images, hidden, generator, part, image_size)
+        return self.compare(self.loss, views, target)
 
     @property
     def heads(self) -> ProteusLoss:

@@ -205,6 +205,7 @@ class LogitDistiller(TeacherAndStudent):
         *,
         generator: torch.Generator | None = None,
         part: tuple[int, int] = (0, 1),
+        image_size: tuple[int, int] | None = None,
     ) -> LogitLosses:
         """One distillation step, up to `.backward()`.
 
@@ -213,6 +214,7 @@ class LogitDistiller(TeacherAndStudent):
             labels: int64 [B], 0 … num_classes - 1. Needed for `ce`, not looked at without.
             generator: Taken as `Distiller` takes it, and unused: nothing here is random.
             part: Taken as `Distiller` takes it, and unused: every term is a mean over the images.
+            image_size: Of the student's images, as `Distiller` takes it.
 
         Returns:
             `LogitLosses`; call `.total.backward()`.
@@ -223,7 +225,7 @@ class LogitDistiller(TeacherAndStudent):
         """
         if self.ce:
             self._check_labels(images, labels)
-        logits = at_least_float32(self.head(self.student(self.student.fit(images)).cls))
+        logits = at_least_float32(self.head(self.student(self.student.fit(images, image_size)).cls))
         kl = ce = logits.new_zeros(())
         if self.kl:
             kl = self._distance(logits, at_least_float32(self._target(images)))

@@ -107,6 +107,15 @@ class MaskGenerator:
         self.strategy: Strategy = strategy
         self.shuffle = shuffle
 
+    def on(self, grid: tuple[int, int]) -> "MaskGenerator":
+        """The same settings on another grid; itself where it is its own."""
+        if grid == self.grid:
+            return self
+        return MaskGenerator(
+            grid, ratio=self.ratio, probability=self.probability,
+            strategy=self.strategy, shuffle=self.shuffle,
+        )  # fmt: skip
+
     def masks(
         self,
         batch_size: int,

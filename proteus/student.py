@@ -174,7 +174,7 @@ class Student(ImageModel):
         if hidden is not None:
             if self.mask_token is None:
                 raise ValueError(self.cannot_hide())
-            flat, own = hidden, self.grid
+            flat, own = hidden, self._grid_of(images)
             if hidden.ndim == 3:
                 flat, own = hidden.flatten(1), (hidden.shape[1], hidden.shape[2])
             check_hidden("Student", flat, images.shape[0], own)
@@ -268,12 +268,13 @@ class Student(ImageModel):
         """As a call, for images that are normalised already; nothing is checked."""
         if hidden is None or self.mask_token is None:
             return self._features(images)
-        cells = hidden if hidden.ndim == 3 else hidden.reshape(-1, *self.grid)
+        own = self._grid_of(images)
+        cells = hidden if hidden.ndim == 3 else hidden.reshape(-1, *own)
         if self.hides == "pixels":
             unseen = spread(cells, (images.shape[-2], images.shape[-1]))[:, None]
             colour = self.mask_token.to(images.dtype).view(1, 3, 1, 1)
             return self._features(torch.where(unseen, colour, images))
-        self._hide.hidden, self._hide.token = spread(cells, self.grid), self.mask_token
+        self._hide.hidden, self._hide.token = spread(cells, own), self.mask_token
         try:
             return self._features(images)
         finally:

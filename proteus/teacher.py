@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from .models.build import load_backbone
 from .models.fused import Layers
 from .models.image_model import ImageModel
 from .weights.description import Statistics
+
+Half = Literal["bf16", "fp16"]
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher(ImageModel):
@@ -40,6 +43,8 @@ class Teacher(ImageModel):
         normalize: True = the model's own statistics (ImageNet's for a module that does not say);
             (mean, std) in [0, 1] units = these; False = images arrive normalised.
         layers: Where the patches come from, a number or several; None = the output. See `Student`.
+        precision: `bf16` or `fp16` = its forward computes in it (autocast), whatever the student
+            does: for a step of float32 whose teacher costs less. None = as what is around it.
 
     Attributes:
         backbone: The plain model.
@@ -85,7 +90,13 @@ class Teacher(ImageModel):
         grid: tuple[int, int] | None = None,
         normalize: bool | Statistics = True,
         layers: Layers | None = None,
+        precision: Half | None = None,
     ) -> None:
+        if precision not in (None, *_HALF):
+            raise ValueError(
+                f"Teacher: unknown precision. Got {precision!r}; expected {', '.join(_HALF)}, or "
+                f"None to compute as what is around it."
+            )
         loaded = load_backbone(
             model,
             subject="Teacher",
@@ -98,6 +109,7 @@ class Teacher(ImageModel):
         super().__init__(loaded, normalize, layers)
         self.objectives = loaded.objectives if self.grid[0] else ("token",)
         self.license, self.origin = loaded.license, loaded.origin
+        self.precision = precision
         self.backbone.requires_grad_(False)
         self.train(False)
         self._shared: dict[tuple[Any, ...], _Shared] | None = None
@@ -113,10 +125,11 @@ class Teacher(ImageModel):
             shared[place] = _Shared(images, super().__call__(images))
         return shared[place].features()
 
-    def fit(self, images: Tensor) -> Tensor:
+    def fit(self, images: Tensor, image_size: tuple[int, int] | None = None) -> Tensor:
         """As of any model; within `shared` the same images are resized once."""
-        if self._shared is None or (images.shape[-2], images.shape[-1]) == self.image_size:
-            return super().fit(images)
+        own = image_size in (None, self.image_size)
+        if not own or self._shared is None or images.shape[-2:] == self.image_size:
+            return super().fit(images, image_size)
         place = _place_of(images)
         if place not in self._fitted:
             self._fitted[place] = images, super().fit(images)  # which holds their memory
@@ -151,7 +164,11 @@ class Teacher(ImageModel):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """RGB images [B, 3, H, W], uint8 or float in [0, 1], to `Features`, without a graph."""
-        return self._features(self.inputs(images))
+        images = self.inputs(images)
+        if self.precision is None:
+            return self._features(images)
+        with torch.autocast(images.device.type, _HALF[self.precision]):
+            return self._features(images)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval whatever is asked, dropout and batch norm included."""

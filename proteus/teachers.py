@@ -120,6 +120,7 @@ class MultiTeacherDistiller(TeacherAndStudent):
         *,
         generator: torch.Generator | None = None,
         part: tuple[int, int] = (0, 1),
+        image_size: tuple[int, int] | None = None,
     ) -> Any:
         """One step, up to `.backward()`; arguments as `Distiller.forward` takes them.
 
@@ -127,7 +128,7 @@ class MultiTeacherDistiller(TeacherAndStudent):
             A named tuple of scalars: `total`, and each teacher's terms, unweighted, as
             `NAME_token`, `NAME_feature`, `NAME_patch`.
         """
-        views = self.see(images, hidden, generator, part)
+        views = self.see(images, hidden, generator, part, image_size)
         found = {
             name: self.compare(
                 cast("ProteusLoss", self.loss[name]), views, self.target(teacher, images)

@@ -294,3 +294,60 @@ def test_a_student_whose_patches_have_a_width_of_their_own(teacher, images):
     assert student.backbone.embed.weight.grad.abs().sum() > 0
     with pytest.raises(ShapeError, match=r"ProteusLoss\(\(6, 10\), 36\)"):
         proteus.Distiller(teacher, student, proteus.ProteusLoss(6, 36, patch=0))
+
+
+@pytest.mark.parametrize(
+    ("student", "size"),
+    [(vit(24), 16), ("test_resnet", 64), ("test_vit", 64), ("vit_small_patch16_dinov3", 32)],
+    ids=["vit", "cnn", "timm vit", "rope"],
+)
+def test_a_step_of_a_smaller_size_teaches_the_same_weights(student, size):
+    student = proteus.Student(student, image_size=2 * size)
+    distiller = proteus.Distiller(
+        proteus.Teacher(vit(36, size=4 * size, patch=size), image_size=4 * size), student
+    )
+    images = torch.rand(4, 3, 4 * size, 4 * size)
+    own, keys = student.grid, student.backbone.state_dict().keys()
+    before = distiller(images, generator=torch.Generator().manual_seed(0))
+    distiller.also_take((size, size))
+    views = distiller.see(images, image_size=(size, size))
+    assert views.student.patches.shape[1] < own[0] * own[1]
+    small = distiller(images, image_size=(size, size))
+    small.total.backward()
+    assert all(p.grad is not None for p in distiller.trainable_parameters())
+    assert student.grid == own and student.backbone.state_dict().keys() == keys
+    after = distiller(images, generator=torch.Generator().manual_seed(0))
+    assert not isinstance(student.backbone, type(vit())) or after == before
+
+
+def test_a_smaller_size_hides_patches_of_its_own_grid(distiller):
+    distiller.also_take(16)
+    masks = distiller.draw(4, image_size=(16, 16))
+    assert masks.hidden.shape == (4, 4)
+    torch.manual_seed(1)
+    whole = distiller.see(torch.rand(4, 3, 32, 32), masks, image_size=(16, 16))
+    assert whole.student.grid == (2, 2) and whole.masked.patches.shape == (2, 4, 24)
+
+
+def test_a_smaller_size_is_what_the_model_makes_of_smaller_images(teacher):
+    """A CNN has no positions: the step is that of a student built for the smaller size."""
+    torch.manual_seed(3)
+    own = proteus.Student("test_resnet", image_size=64)
+    small = proteus.Student(copy.deepcopy(own.backbone), image_size=32)
+    images = torch.rand(2, 3, 64, 64)
+    distiller = proteus.Distiller(teacher, own).eval()
+    distiller.also_take(32)
+    found = distiller.see(images, image_size=(32, 32)).student
+    plain = small.eval()(small.fit(images))
+    assert torch.equal(found.cls, plain.cls) and found.grid == plain.grid
+
+
+@pytest.mark.parametrize("size", [32, 64, (16, 32)])
+def test_a_size_that_is_not_smaller_or_of_another_form_is_refused(distiller, size):
+    with pytest.raises(ShapeError, match=r"smaller size|do not fit"):
+        distiller.also_take(size)
+
+
+def test_a_size_that_the_model_cannot_take_is_refused(distiller):
+    with pytest.raises(ShapeError, match=r"cannot take images of this size. Got 15x15"):
+        distiller.also_take(15)

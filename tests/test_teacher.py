@@ -173,3 +173,22 @@ class TestShared:
             teacher(images).cls.zero_()
             with pytest.raises(ValueError, match="changed in place"):
                 teacher(images)
+
+
+def test_a_teacher_of_half_precision_beside_a_student_of_float32(images):
+    model = vit(36)
+    half = proteus.Teacher(model, image_size=32, precision="bf16")
+    plain = proteus.Teacher(model, image_size=32)
+    seen = []
+    hook = model.blocks[0].attn.qkv.register_forward_hook(lambda m, a, o: seen.append(o.dtype))
+    low, full = half(images), plain(images)
+    hook.remove()
+    assert seen == [torch.bfloat16, torch.float32]
+    assert 0 < float((low.patches - full.patches).norm() / full.patches.norm()) < 0.02
+    losses = proteus.Distiller(half, proteus.Student(vit(24), image_size=32))(images)
+    assert losses.total.dtype == torch.float32
+
+
+def test_an_unknown_precision_of_a_teacher_is_refused():
+    with pytest.raises(ValueError, match=r"Teacher: unknown precision. Got 'int8'; expected bf16"):
+        proteus.Teacher(vit(36), image_size=32, precision="int8")

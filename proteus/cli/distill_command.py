@@ -21,6 +21,7 @@ _SETTINGS = {
     "student_layers": "science.model.student_layers",
     "image_size": "science.model.image_size",
     "teacher_image_size": "science.model.teacher_image_size",
+    "teacher_precision": "science.model.teacher_precision",
     "grids": "science.model.grids",
     "data": "science.data.paths",
     "augment": "science.data.augment",
@@ -37,7 +38,10 @@ _SETTINGS = {
     "seed": "science.seed",
 }
 # Fields that are options by their own names.
-_OPTIMIZER = ("lr", "weight_decay", "layer_decay", "frozen", "warmup", "precision", "ema")
+_OPTIMIZER = (
+    "lr", "weight_decay", "layer_decay", "frozen", "warmup", "first_size", "first_share",
+    "precision", "ema",
+)  # fmt: skip
 _MACHINE = (
     "device", "workers", "accumulate", "parallel", "compile", "save_every",
     "watch", "watch_labels", "watch_every", "track",
@@ -109,6 +113,8 @@ def add(commands: Commands) -> None:
         type=int,
         help="pixels of the teacher's (default: where its grid is the student's, if near)",
     )
+    add("--teacher-precision", choices=["bf16", "fp16"],
+        help="the teacher alone computes in it (default: --precision)")  # fmt: skip
     add("--grids", choices=["agree", "average"],
         help="sizes where grids agree, or one size and finer tokens averaged (agree)")  # fmt: skip
     supported = "(default 1 if the teacher supports it, else 0)"

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..features import IMAGENET, Features
-from ..grids import resize
+from ..features import IMAGENET, Features, ShapeError
+from ..grids import check_fits, resize
 from ..heads import Width, width_of
 from ..weights.description import Statistics, choose_statistics
-from ..weights.positions import FAILURES, refuse_size
+from ..weights.positions import FAILURES, refuse_size, to_pair
 from .fused import Layers, choose
 from .probes import noise
 from .read import ImageInput, Reader, probe, reader_for
+from .sizes import let_take_sizes
 
 OBJECTIVES = ("token", "feature", "patch")
 
@@ -86,24 +87,65 @@ class ImageModel(nn.Module):
         self.embed_dim: int = sample.cls.shape[-1]
         self.patch_dim: int = sample.patches.shape[-1]
         self.grid = sample.grid
+        self._grids = {self.image_size: self.grid}  # of the sizes it takes
 
     @property
     def width(self) -> Width:
         """What `ProteusLoss` takes: D, or (of the class token, of patches) where they differ."""
         return width_of(self.embed_dim, self.patch_dim)
 
-    def fit(self, images: Tensor) -> Tensor:
+    def fit(self, images: Tensor, image_size: tuple[int, int] | None = None) -> Tensor:
         """Images as they arrive, at this model's own size: itself, or antialiased on their device.
 
         Args:
             images: RGB [B, 3, H, W], uint8 or float, of this size or of a larger one of its form.
+            image_size: (height, width) instead of its own, see `also_take`.
 
         Raises:
             ShapeError: If they are smaller, or of another form.
         """
         if images.dtype == torch.uint8 and not self.inputs.normalizes:
             return images  # which the model refuses, and resizing would turn into floats
-        return resize(images, self.image_size, type(self).__name__)
+        return resize(images, image_size or self.image_size, type(self).__name__)
+
+    def also_take(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Take images of a smaller size, too, in the same weights; its grid there.
+
+        For steps that cost less, see `proteus.training.fit(first_size=)`. A transformer's positions
+        are then resampled in each forward of that size; what it exports does not change.
+
+        Args:
+            image_size: Pixels, a number or (height, width), smaller than the model's own and of
+                the same form.
+
+        Raises:
+            ShapeError: If the model cannot take it.
+
+        Examples:
+            >>> from proteus import Student
+            >>> student = Student("vit_tiny_patch16_224", image_size=64)
+            >>> student.also_take(32)
+            (2, 2)
+        """
+        size = to_pair(image_size)
+        if max(own / new for own, new in zip(self.image_size, size, strict=True)) <= 1:
+            raise ShapeError(
+                f"{type(self).__name__}: steps of a smaller size need a smaller size. Got "
+                f"{size[0]}x{size[1]} for a model at {self.image_size[0]}x{self.image_size[1]}."
+            )
+        check_fits(type(self).__name__, self.image_size, size)
+        if size not in self._grids:
+            let_take_sizes(self.backbone)
+            try:
+                sample = probe(self.reader, self.backbone, self.inputs, size)
+            except FAILURES as error:
+                refuse_size(error, type(self).__name__, self.name, size, self.image_size)
+                raise
+            self._grids[size] = sample.grid
+        return self._grids[size]
+
+    def _grid_of(self, images: Tensor) -> tuple[int, int]:
+        return self._grids.get((images.shape[-2], images.shape[-1]), self.grid)
 
     def _probe(self) -> Features:
         """`Features` of one grey image."""

@@ -33,9 +33,15 @@ from .open_images import (
     passed_over_by,
 )
 from .pair import open_pair, told, with_sizes
-from .recipe import Logits, Loss, Masks, Models, Recipe, Science, layers_ignored, to_json
+from .recipe import Logits, Masks, Recipe, Science, layers_ignored, to_json
 
 RUN = "run.json"
+# Fields that came later: told only where they are set.
+_LATER = {
+    "loss": ("token_distance", "queue_size", "temperature", "targets"),
+    "model": ("grids", "teacher_precision"),
+    "optimizer": ("first_size", "first_share"),
+}
 
 
 def run(
@@ -128,13 +134,11 @@ def record(folder: Path, recipe: Recipe, data: Loader) -> None:
 
 def describe(recipe: Recipe, data: Loader) -> dict[str, Any]:
     """What a run goes on with only, and its card tells: the science and the images."""
-    plain = to_json(recipe)
-    loss, untouched = plain["science"]["loss"], asdict(Loss())
-    for name in ("token_distance", "queue_size", "temperature", "targets"):
-        if loss[name] == untouched[name]:
-            del loss[name]  # the checkpoints of before do not know it
-    if plain["science"]["model"]["grids"] == Models().grids:
-        del plain["science"]["model"]["grids"]  # likewise
+    plain, untouched = to_json(recipe), asdict(Science())
+    for part, names in _LATER.items():
+        for name in names:
+            if plain["science"][part][name] == untouched[part][name]:
+                del plain["science"][part][name]  # the checkpoints of before do not know it
     return {
         "data": ", ".join(recipe.science.data.paths),
         "recipe": {key: plain[key] for key in ("name", "preset", "science")},

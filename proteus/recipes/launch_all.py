@@ -34,10 +34,11 @@ _OWN_SCIENCE = ("loss", "logits", "masks", "optimizer", "model")
 _SHARED = (
     "science.model.teacher", "science.model.teacher_checkpoint", "science.model.teacher_layers",
     "science.model.image_size", "science.model.teacher_image_size", "science.model.grids",
-    "science.model.statistics", "science.optimizer.precision",
+    "science.model.statistics", "science.model.teacher_precision", "science.optimizer.precision",
 )  # fmt: skip
 _OWN_OPTIONS = (
-    "weight_decay", "undecayed", "layer_decay", "frozen", "warmup", "clip_grad", "ema"
+    "weight_decay", "undecayed", "layer_decay", "frozen", "warmup", "first_size", "first_share",
+    "clip_grad", "ema",
 )  # fmt: skip
 
 

@@ -158,6 +158,7 @@ def _teacher(model: Models, size: int | tuple[int, int] | None) -> Teacher:
         image_size=size,
         normalize=IMAGENET if model.statistics == "imagenet" else True,
         layers=model.teacher_layers,
+        precision=model.teacher_precision,
     )
 
 

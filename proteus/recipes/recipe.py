@@ -39,6 +39,8 @@ class Models:
         student_layers: Likewise of the student.
         image_size: Pixels of the student's images, square; None = the teacher's own size, or that
             at which the student's grid is the teacher's.
+        teacher_precision: `bf16` or `fp16` = the teacher computes in it, whatever the student does;
+            None = as the step.
         teacher_image_size: Pixels of the teacher's; None = that at which its grid is the student's
             if it is within a third of the student's size, else the student's size.
         grids: `agree` = sizes are chosen so; `average` = one size for both. Unequal grids meet on
@@ -54,6 +56,7 @@ class Models:
     teacher_layers: tuple[int, ...] | None = None
     student_layers: tuple[int, ...] | None = None
     image_size: int | None = None
+    teacher_precision: Literal["bf16", "fp16"] | None = None
     teacher_image_size: int | None = None
     grids: Literal["agree", "average"] = "agree"
     statistics: Literal["own", "imagenet"] = "own"

@@ -100,13 +100,20 @@ class Engine:
         self.ema = None if decay is None else Ema(model.student.backbone, decay, still)
         self._parameters = [p for group in groups for p in group["params"]]
 
-    def step(self, batch: Sequence[Tensor], step: int, lr: float) -> tuple[list[str], Tensor]:
+    def step(
+        self,
+        batch: Sequence[Tensor],
+        step: int,
+        lr: float,
+        image_size: tuple[int, int] | None = None,
+    ) -> tuple[list[str], Tensor]:
         """Forward, backward, update.
 
         Args:
             batch: Images, and what else the model takes, of this process.
             step: Number of the step; with the seed it fixes everything random in it.
             lr: Learning rate of this step, where `layer_decay` does not lower it.
+            image_size: (height, width) of the student's images, where smaller than its own.
 
         Returns:
             Names and values [n] (on the device, float32) of this process's losses and of the
@@ -122,9 +129,10 @@ class Engine:
         seed_everything(self.seed, step, self.world.rank)
         names: list[str] = []
         total = torch.zeros((), device=self.world.device)
-        masks = self._draw(len(batch[0]), step)
+        sized = {} if image_size is None else {"image_size": image_size}
+        masks = self._draw(len(batch[0]), step, sized)
         for part in range(self.accumulate):
-            losses = self._forward_backward(batch, step, part, masks)
+            losses = self._forward_backward(batch, step, part, masks, sized)
             names = list(losses._fields)
             total = total + torch.stack([term.detach().float() for term in losses])
         self.scaler.unscale_(self.optimizer)
@@ -140,16 +148,21 @@ class Engine:
         """Seeded alike for every part and process: each draws for the whole batch."""
         return torch.Generator(self.world.device).manual_seed(_hash(self.seed, step))
 
-    def _draw(self, images: int, step: int) -> Hidden | None:
+    def _draw(self, images: int, step: int, sized: Mapping[str, Any]) -> Hidden | None:
         """The masks of a step, drawn once for all of its parts."""
         place = (self.world.rank, self.world.size)
         masks: Hidden | None = self.plain.draw(
-            images, self._generator(step), self.world.device, place
+            images, self._generator(step), self.world.device, place, **sized
         )
         return masks
 
     def _forward_backward(
-        self, batch: Sequence[Tensor], step: int, part: int, masks: Hidden | None
+        self,
+        batch: Sequence[Tensor],
+        step: int,
+        part: int,
+        masks: Hidden | None,
+        sized: Mapping[str, Any],
     ) -> Any:
         count = self.accumulate
         inputs: list[Any] = [item[part::count] for item in batch[: self.plain.num_inputs]]
@@ -158,7 +171,7 @@ class Engine:
         place = (self.world.rank + self.world.size * part, self.world.size * count)
         with self._last_part(part == count - 1):
             with self._autocast():
-                losses = self.model(*inputs, generator=self._generator(step), part=place)
+                losses = self.model(*inputs, generator=self._generator(step), part=place, **sized)
             self.scaler.scale(losses.total / count).backward()
         return losses
 

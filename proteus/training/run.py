@@ -64,6 +64,19 @@ class Plan:
     trackers: Sequence[Tracker]
     details: Mapping[str, Any]
     name: str
+    first_size: tuple[int, int] | None = None
+
+    @property
+    def first_steps(self) -> int:
+        """Steps in which the student sees smaller images."""
+        share = self.optimizer.first_share
+        if self.optimizer.first_size is None:
+            return 0
+        return round(self.total * (0.5 if share is None else share))
+
+    def image_size(self, step: int) -> tuple[int, int] | None:
+        """(height, width) of the student's images in a step; None = its own."""
+        return self.first_size if step < self.first_steps else None
 
     def settings(self, world: World) -> dict[str, Any]:
         """JSON-able: what the run goes on with only.
@@ -75,6 +88,8 @@ class Plan:
         settings = {
             "steps": self.total, **self.described, "seed": self.seed,
             **{name: value for name, value in vars(self.optimizer).items() if name in _DESCRIBED},
+            **({"first_size": self.first_size, "first_steps": self.first_steps}
+               if self.first_size else {}),
             "teacher": " + ".join(t.name for t in teachers), "student": distiller.student.name,
             "teacher_digest": world.once(lambda: "+".join(map(_digest, teachers))),
             **distiller.describe(), **self.details,
@@ -96,6 +111,8 @@ def plan_run(
     layer_decay: float | None = None,
     frozen: Sequence[str] | None = None,
     warmup: float | None = None,
+    first_size: int | None = None,
+    first_share: float | None = None,
     clip_grad: float | None = None,
     ema: float | None = None,
     seed: int = 0,
@@ -120,6 +137,7 @@ def plan_run(
         lr=0.0 if callable(lr) else lr, weight_decay=weight_decay, warmup=warmup,
         undecayed=None if undecayed is None else tuple(sorted(undecayed)),
         layer_decay=layer_decay, frozen=tuple(frozen or ()) or None,
+        first_size=first_size, first_share=first_share,
         clip_grad=clip_grad, ema=ema, precision=precision,
     )  # fmt: skip
     machine = Machine(
@@ -131,11 +149,41 @@ def plan_run(
     check_numbers("fit", lengths | numbers(optimizer, machine))
     check_objective(distiller)
     total = count_steps(data, steps, epochs)
+    size = _first_size(distiller, optimizer)
     schedule, described = _schedule(lr, warmup, total)
     return Plan(
         distiller, folder, total, optimizer, machine, seed, schedule, described, watch, trackers,
-        details or {}, name,
+        details or {}, name, size,
     )  # fmt: skip
+
+
+@runtime_checkable
+class _TakesSizes(Trait, Protocol):
+    """An objective whose student can see smaller images in some steps."""
+
+    def also_take(self, image_size: tuple[int, int]) -> None: ...
+
+
+def _first_size(distiller: Objective, optimizer: Optimizer) -> tuple[int, int] | None:
+    """(height, width) of the student's images in the first steps, found to be possible."""
+    side = optimizer.first_size
+    if side is None:
+        if optimizer.first_share is not None:
+            raise ValueError(
+                f"fit: first_share would be ignored. Got first_share={optimizer.first_share} and "
+                f"no first_size; give the pixels of the first steps, or leave both out."
+            )
+        return None
+    if not isinstance(distiller, _TakesSizes):
+        raise ValueError(
+            f"fit: this objective has no steps of a smaller size. Got first_size={side} for a "
+            f"{type(distiller).__name__} without also_take; leave first_size out."
+        )
+    height, width = distiller.student.image_size
+    shorter = min(height, width)
+    size = (round(height * side / shorter), round(width * side / shorter))
+    distiller.also_take(size)
+    return size
 
 
 class Run:
@@ -174,7 +222,7 @@ class Run:
     def step(self, batch: Sequence[Tensor], step: int) -> None:
         """Train on a batch, which is on the device."""
         rate = self.plan.schedule(step)
-        names, values = self.engine.step(batch, step, rate)
+        names, values = self.engine.step(batch, step, rate, self.plan.image_size(step))
         self.log.add(names, values, rate, len(batch[0]))
 
     def look(self, done: int) -> None:

@@ -5,11 +5,14 @@ import os
 import signal
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import proteus
+from conftest import vit
+from proteus.features import ShapeError
 from proteus.training import NonFiniteLossError, RunStopped, World, checkpoint, compare
 from proteus.training import folder as training_folder
 from proteus.training.checkpoint import CheckpointError
@@ -461,3 +464,41 @@ class Failing(list):
     def __iter__(self):
         yield from self[: self.at]
         raise RuntimeError("stop")
+
+
+def test_the_first_steps_are_of_a_smaller_size(teacher, batches, tmp_path):
+    distiller = proteus.Distiller(teacher, proteus.Student("vit_tiny_patch16_224", image_size=32))
+    sizes = []
+    distiller.student.backbone.patch_embed.register_forward_hook(
+        lambda module, args, output: sizes.append(args[0].shape[-1])
+    )
+    distiller.fit(batches, out=tmp_path, steps=4, first_size=16, first_share=0.75, **QUIET)
+    assert [size for size in sizes if size != 32] == [16] * 4  # one of them to find its grid
+    export = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(export.eval()(images), distiller.student.backbone.eval()(images))
+    assert not export.dynamic_img_size
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_run_resumes_within_and_behind_its_smaller_steps(
+    teacher, batches, tmp_path, without_results, at
+):
+    def fresh():
+        torch.manual_seed(5)
+        return proteus.Distiller(teacher, proteus.Student(vit(24), image_size=32))
+
+    options = {"steps": 6, "first_size": 16, "save_every": 2, **QUIET}
+    whole = fresh().fit(batches, **options)
+    with pytest.raises(RuntimeError, match="stop"):
+        fresh().fit(Failing(batches, at=at), out=tmp_path, **options)
+    assert fresh().fit(batches, out=tmp_path, resume=True, **options) == whole
+    with pytest.raises(CheckpointError, match=r"first_size"):
+        fresh().fit(batches, out=tmp_path, resume=True, **options | {"first_size": None})
+
+
+def test_a_share_of_no_size_and_an_objective_without_sizes_are_refused(distiller, batches):
+    with pytest.raises(ValueError, match=r"first_share would be ignored. Got first_share=0.3"):
+        distiller.fit(batches, steps=1, first_share=0.3, **QUIET)
+    with pytest.raises(ShapeError, match=r"smaller size. Got 32x32 for a model at 32x32"):
+        distiller.fit(batches, steps=1, first_size=32, **QUIET)
