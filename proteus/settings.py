@@ -67,7 +67,7 @@ class Machine:
         accumulate: Parts of a process's batch that go through the model one after the other.
         parallel: `auto`, `ddp` or `fsdp`. The first is DDP where there are several processes; FSDP2
             shards student, heads and teacher.
-        compile: Compile teacher and student with `torch.compile`.
+        compile: Compile the whole step with `torch.compile`; with FSDP, block by block.
         activation_checkpointing: Compute the blocks' activations twice instead of keeping them.
         save_every: Steps between checkpoints.
         keep: How many checkpoints stay.

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,9 +117,13 @@ class Teacher(ImageModel):
 
     def __call__(self, images: Tensor) -> Features:
         """`forward`, or within `shared` what it gave for the same images."""
-        shared = self._shared
-        if shared is None:
+        if self._shared is None:
             return super().__call__(images)  # type: ignore[no-any-return]
+        return cast("Features", self._computed_once(images, self._shared))
+
+    # No graph holds what was computed before; but the forward itself may be a compiled one.
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
+    def _computed_once(self, images: Tensor, shared: "dict[tuple[Any, ...], _Shared]") -> Features:
         place = _place_of(images)
         if place not in shared:
             shared[place] = _Shared(images, super().__call__(images))

@@ -275,7 +275,15 @@ def _keep_few_activations(student: Student) -> None:
 
 
 def _compile(model: Any, *, blocks_only: bool) -> None:
-    """In place, so that names in state dicts stay as they are."""
-    for part in (*model.teachers.values(), model.student):
-        for module in blocks_of(part.backbone) if blocks_only else [part]:
-            module.compile()
+    """In place, so that names in state dicts stay as they are.
+
+    The whole step is one graph, losses included. The teachers are compiled for themselves, too:
+    several students share what a teacher gave, which no graph can hold (`Teacher.shared`).
+    """
+    if blocks_only:
+        for part in (*model.teachers.values(), model.student):
+            for block in blocks_of(part.backbone):
+                block.compile()
+        return
+    for module in (*model.teachers.values(), model):
+        module.compile()

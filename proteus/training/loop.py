@@ -94,7 +94,7 @@ def fit(
             gradient in less memory.
         parallel: `auto`, `ddp` or `fsdp`; see `proteus.settings.Machine`. Processes come from
             torchrun.
-        compile: Compile teacher and student.
+        compile: Compile the whole step with `torch.compile`; with FSDP, block by block.
         activation_checkpointing: Less memory for a second forward pass.
         device: `auto` = the accelerator if there is one, else the CPU.
         out: Folder for `log.jsonl`, `checkpoint/`, `export/` (timm layout; only for timm models),

@@ -1,12 +1,15 @@
 """One step: whatever the precision and however the batch is cut, it is that of a plain loop."""
 
 import copy
+import functools
 import itertools
 import math
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch._dynamo.utils import counters
 
 import proteus
 from conftest import vit
@@ -331,6 +334,28 @@ def test_a_state_of_another_model_is_refused(teacher, distiller, batches):
 def test_settings_that_make_no_sense_are_refused(distiller, options, match):
     with pytest.raises(ValueError, match=match):
         Engine(distiller, CPU, lr=1e-3, **options)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_step_is_one_graph_of_each_size(teacher, batches, monkeypatch):
+    """Both views, the heads and the losses; nothing is built anew from step to step."""
+    traced = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(2)
+    distiller = proteus.Distiller(teacher, proteus.Student(vit(24), image_size=32))
+    distiller.also_take(16)
+    found = []
+    for on in (True, False):
+        engine = Engine(copy.deepcopy(distiller), CPU, lr=1e-3, compile=on)
+        found.append([
+            engine.step([batch], step, 1e-3, (16, 16) if step < 2 else None)[1].tolist()
+            for step, batch in enumerate(batches)
+        ])  # fmt: skip
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 2
+    for ours, theirs in zip(*found, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Several students from one teacher pass are the separate runs, bit for bit."""
 
 import copy
+import functools
 import json
 import os
 import signal
@@ -305,3 +306,21 @@ def test_models_that_make_no_sense_are_refused(ours, batches):
     ):
         with pytest.raises(ValueError, match=match):
             fit_all(pair, batches, steps=1, **QUIET)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_students_share_what_the_teacher_gave(teacher, batches, monkeypatch):
+    traced = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    torch._dynamo.reset()
+    counts = []
+    once = torch.compiler.disable(lambda *_: counts.append(1))
+    teacher.backbone.patch_embed.register_forward_hook(once)
+    ours = {name: one for name, one in distillers(teacher).items() if name != "cnn"}
+    expected = fit_all(copy.deepcopy(ours), batches, steps=3, **QUIET)
+    counts.clear()
+    found = fit_all(ours, batches, steps=3, compile=True, **QUIET)
+    assert len(counts) == 3
+    for name, rows in found.items():
+        for ours_row, row in zip(rows, expected[name], strict=True):
+            assert ours_row == pytest.approx(row, rel=1e-3)
