@@ -18,6 +18,7 @@ the CPU memory is measured in a process of its own for each.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -43,7 +44,7 @@ from proteus.training import parameter_groups
 from proteus.training.engine import Engine
 from proteus.world import join
 
-WAYS = ("ours", "straightforward", "authors", "timm")
+WAYS = ("ours", "prepared", "straightforward", "authors", "timm")
 Step = Callable[[], None]
 
 
@@ -80,13 +81,14 @@ def draw(distiller: Distiller, images: Tensor) -> Tensor:
 def make(way: str, args: argparse.Namespace) -> Step:
     """One step, to be called again and again."""
     made: dict[str, Callable[[argparse.Namespace], Step]] = {
-        "ours": make_ours, "straightforward": make_straightforward,
+        "ours": make_ours, "prepared": functools.partial(make_ours, prepared=True),
+        "straightforward": make_straightforward,
         "authors": make_authors, "timm": make_timm,
     }  # fmt: skip
     return made[way](args)
 
 
-def make_ours(args: argparse.Namespace) -> Step:
+def make_ours(args: argparse.Namespace, *, prepared: bool = False) -> Step:
     distiller, images = build(args)
     engine = Engine(
         distiller,
@@ -97,9 +99,10 @@ def make_ours(args: argparse.Namespace) -> Step:
         lr=1e-4,
     )
     numbers = iter(range(10**9))
+    target = distiller.target(distiller.teacher, images) if prepared else None
 
     def step() -> None:
-        engine.step([images], next(numbers), 1e-4)
+        engine.step([images], next(numbers), 1e-4, target=target)
 
     return step
 

@@ -56,6 +56,7 @@ class TeacherAndStudent(nn.Module):
     teachers: Mapping[str, Teacher]
     num_inputs: int = 1  # what a loop takes from each batch: the images alone
     masks: MaskGenerator | None = None  # of the patches that a step hides
+    takes_target = False  # whether a step can do without the teacher, given its features
 
     def __init__(
         self, teacher: Teacher | Mapping[str, Teacher], student: Student, **frozen: nn.Module
@@ -248,6 +249,8 @@ class Distiller(TeacherAndStudent):
         Image sizes and grids may differ, see `proteus.grids`; theirs may not.
     """
 
+    takes_target = True
+
     def __init__(
         self,
         teacher: Teacher,
@@ -274,6 +277,7 @@ class Distiller(TeacherAndStudent):
         generator: torch.Generator | None = None,
         part: tuple[int, int] = (0, 1),
         image_size: tuple[int, int] | None = None,
+        target: Features | None = None,
     ) -> Losses:
         """One distillation step, up to `.backward()`.
 
@@ -288,11 +292,14 @@ class Distiller(TeacherAndStudent):
                 all parts seed `generator` alike.
             image_size: (height, width) at which the student sees the images, where it is smaller
                 than its own: a cheaper step. The teacher sees them at its own size.
+            target: The teacher's features of these images, prepared; None = it is asked. See
+                `proteus.prepared`.
 
         Returns:
             `Losses`; call `.total.backward()`.
         """
-        target = self.target(self.teacher, images)
+        if target is None:
+            target = self.target(self.teacher, images)
         views = self.see(images, hidden, generator, part, image_size)
         return self.compare(self.loss, views, target)
 

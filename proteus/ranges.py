@@ -36,6 +36,7 @@ RANGES: dict[str, Range] = {
     "batch_size": _COUNT,
     "accumulate": _COUNT,
     "repeats": _COUNT,
+    "views": _COUNT._replace(optional=True),
     "save_every": _COUNT,
     "watch_every": _COUNT,
     "keep": _COUNT,

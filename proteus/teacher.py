@@ -1,6 +1,7 @@
 """Teacher: a model that is frozen, stays in eval, and never builds a graph."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -173,6 +174,19 @@ class Teacher(ImageModel):
             return self._features(images)
         with torch.autocast(images.device.type, _HALF[self.precision]):
             return self._features(images)
+
+    def digest(self) -> str:
+        """Of the first few numbers of each tensor: a name does not tell whose weights it got.
+
+        To three digits: resampled positions differ in their last bits among machines.
+        """
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            digest.update(name.encode())
+            if isinstance(value, Tensor):  # a module may keep other things in its state
+                rounded = value.flatten()[:16].cpu().to(torch.bfloat16) + 0  # -0 is 0
+                digest.update(rounded.double().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval whatever is asked, dropout and batch norm included."""

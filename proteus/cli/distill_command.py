@@ -26,6 +26,7 @@ _SETTINGS = {
     "data": "science.data.paths",
     "augment": "science.data.augment",
     "repeats": "science.data.repeats",
+    "prepared": "science.data.prepared",
     "batch_size": "science.data.batch_size",
     "token": "science.loss.token",
     "feature": "science.loss.feature",
@@ -97,6 +98,8 @@ def add(commands: Commands) -> None:
     augment = ["crop", "fast", "official", "none"]
     add("--augment", choices=augment, help="see the docs on images (default crop)")
     add("--repeats", type=int, help="samples of an image in a row (default 1)")
+    add("--prepared", metavar="FOLDER",
+        help="targets of `proteus prepare`, in place of the teacher in each step")  # fmt: skip
     length = distill.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, help="passes over the images")
     length.add_argument("--steps", type=int, help="optimizer steps")
@@ -303,6 +306,11 @@ def _recipe_of(
     settings: dict[str, Any] = {
         path: given[name] for name, path in _SETTINGS.items() if given[name] is not None
     }
+    if arguments.prepared is not None and arguments.augment is None:
+        from ..prepared import PreparedTargets
+
+        targets = PreparedTargets(arguments.prepared).settings
+        settings |= {"science.data.augment": targets.augment, "science.data.repeats": 1}
     if any(given[name] is not None for name in _LENGTHS):
         settings |= {f"science.data.{name}": given[name] for name in _LENGTHS}
     if arguments.pretrained_student:

@@ -1,9 +1,10 @@
 """An endless, seeded, resumable stream of uint8 batches."""
 
+import copy
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,16 @@ from .decoding import CorruptImageError
 from .on_device import finish
 from .order import Repeated, Shuffled
 from .places import ImageSource, number_labels
-from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Batch, Faults, Key, Samples
+from .samples import (
+    CORRUPT_SHARE,
+    Augmentation,
+    Augmenter,
+    Batch,
+    Beside,
+    Faults,
+    Key,
+    Samples,
+)
 from .workers import ignore_interrupt, load
 
 _logger = logging.getLogger(__name__)
@@ -48,6 +58,9 @@ class ImageLoader:
             own label (`source.label`) among all of its labels, sorted, by value where all are whole
             numbers. A list of names = their order instead, for a part of the classes that must be
             numbered as the whole. A batch holds the same images as without.
+        views: Views of each image that take turns: epoch e shows view e % `views`, pixel for pixel
+            whatever the batch and the device, so that a teacher's features of them can be prepared
+            (`proteus.prepared`). None = a new view in each epoch.
 
     Attributes:
         skipped: Name -> reason, of the corrupt images met so far.
@@ -84,16 +97,20 @@ class ImageLoader:
         world_size: int = 1,
         device: str | torch.device = "cpu",
         labels: bool | Sequence[str] = False,
+        views: int | None = None,
     ) -> None:
         check_rank(rank, world_size)
         check_numbers("images", {
             "batch_size": batch_size, "image_size": image_size, "seed": seed, "repeats": repeats,
-            "workers": workers,
+            "workers": workers, "views": views,
         })  # fmt: skip
         self.device = torch.device(device)
-        augmenter = Augmenter(
-            augment, size=image_size, seed=seed, scale=scale, whole=self.device.type == "cpu"
-        )
+        _check_views(views, augment, repeats)
+        self.views = views
+        self._beside: Prepared | None = None
+        # Views that come again are done here: on a device they would hang on the batch.
+        whole = self.device.type == "cpu" or views is not None
+        augmenter = Augmenter(augment, size=image_size, seed=seed, scale=scale, whole=whole)
         if repeats > 1 and augment == "none":
             raise ValueError(
                 f"images: got repeats={repeats} with augment={augment!r}; expected 1 where nothing "
@@ -122,6 +139,18 @@ class ImageLoader:
         if labels is not False:
             self.classes, numbers = number_labels(source, None if labels is True else labels)
         self.samples = Samples(source, augmenter, workers=self.workers, labels=numbers)
+
+    def beside(self, prepared: "Prepared") -> "ImageLoader":
+        """The same images in the same order, in views that were prepared, with what was.
+
+        Batches are then `(images, *prepared)`. See `proteus.prepared.PreparedTargets`.
+        """
+        other = copy.copy(self)
+        other.views, other._beside = prepared.views, prepared
+        other.samples = Samples(
+            self.source, prepared.augmenter(), workers=self.workers, beside=prepared
+        )
+        return other
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -170,9 +199,11 @@ class ImageLoader:
             if batch.draws is not None:
                 generator = torch.Generator(self.device).manual_seed(batch.seed)
                 images = finish(images, batch.draws, generator)
-        if batch.labels is None:
-            return images
-        return images, batch.labels.to(self.device, non_blocking=True)
+        more = [] if batch.labels is None else [batch.labels.to(self.device, non_blocking=True)]
+        if self._beside is not None:
+            sent = [part.to(self.device, non_blocking=True) for part in batch.beside]
+            more += self._beside.ready(sent)
+        return (images, *more) if more else images
 
     def _note(self, faults: Faults) -> None:
         for name, reason in faults:
@@ -192,6 +223,31 @@ class ImageLoader:
         at = {int(pid): int(place) for pid, place in self.samples.reading}
         names = ", ".join(self.source.name(at[pid]) for pid in pids if pid in at)
         return f" while it was at {names}" if names else ""
+
+
+class Prepared(Beside, Protocol):
+    """What `ImageLoader.beside` needs to know of what was prepared."""
+
+    @property
+    def views(self) -> int:
+        """Views of each image."""
+
+    def augmenter(self) -> Augmenter:
+        """What made them."""
+
+
+def _check_views(views: int | None, augment: Augmentation, repeats: int) -> None:
+    if views is not None and repeats > 1:
+        raise ValueError(
+            f"images: views and repeats exclude each other. Got views={views} and "
+            f"repeats={repeats}: repeated augmentation shows an image several times in an epoch, "
+            f"each time anew; expected repeats=1."
+        )
+    if views is not None and views > 1 and augment == "none":
+        raise ValueError(
+            f"images: all views would be the same. Got views={views} with augment='none'; expected "
+            f"views=1."
+        )
 
 
 def check_rank(rank: int, world_size: int) -> None:
@@ -218,8 +274,9 @@ class Keys(Sampler[list[Key]]):
             if epoch != current:
                 current, numbers = epoch, loader.indices(epoch).tolist()
             first = place * loader.batch_size
+            view = epoch if loader.views is None else epoch % loader.views
             yield [
-                Key(epoch, numbers[at], self._copy(at))
+                Key(view, numbers[at], self._copy(at))
                 for at in range(first, first + loader.batch_size)
             ]
             batch += 1

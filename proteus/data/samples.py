@@ -4,7 +4,7 @@ import itertools
 import os
 import random
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ CORRUPT_SHARE = 0.05
 class Key(NamedTuple):
     """Which sample: the copy counts how often the image has come in this epoch."""
 
-    epoch: int
+    epoch: int  # or the view, where they come again
     image: int
     copy: int
 
@@ -50,6 +50,7 @@ class Batch(NamedTuple):
         seed: Of what is left to do.
         faults: Corrupt images met on the way.
         labels: int64 [B], where they were asked for.
+        beside: What was prepared of these samples, as it is stored; see `Beside`.
     """
 
     images: Tensor
@@ -57,6 +58,17 @@ class Batch(NamedTuple):
     seed: int
     faults: Faults
     labels: Tensor | None = None
+    beside: tuple[Tensor, ...] = ()
+
+
+class Beside(Protocol):
+    """What was prepared of each sample and comes with it, see `proteus.prepared`."""
+
+    def stored(self, keys: Sequence[Key]) -> tuple[Tensor, ...]:
+        """Of a batch, as it lies on the disk; called where images are decoded."""
+
+    def ready(self, stored: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The same as float32; called on the device of the batch."""
 
 
 def random_resized_crop(
@@ -213,6 +225,7 @@ class Samples(Dataset[Batch]):
         augmenter: What is done to them.
         workers: Number of processes, for the record of who reads what.
         labels: int64, the class of each image of the source; None = not asked for.
+        beside: What comes with each sample.
     """
 
     def __init__(
@@ -222,8 +235,10 @@ class Samples(Dataset[Batch]):
         *,
         workers: int,
         labels: Tensor | None = None,
+        beside: Beside | None = None,
     ) -> None:
         self.source, self.augmenter, self.labels = source, augmenter, labels
+        self.beside = beside
         # (pid, image) of each worker, in shared memory: a dead one cannot say any more.
         self.reading = torch.full((max(1, workers), 2), -1, dtype=torch.long)
         self.reading.share_memory_()  # type: ignore[no-untyped-call]
@@ -241,7 +256,9 @@ class Samples(Dataset[Batch]):
             packed = pack([drawn for _, drawn in samples if drawn is not None])
         noise = random.Random(f"{self.augmenter.seed}/{keys[0]}/noise").getrandbits(32)
         labels = None if self.labels is None else self.labels[places]
-        return Batch(torch.stack([image for image, _ in samples]), packed, noise, faults, labels)
+        images = torch.stack([image for image, _ in samples])
+        beside = () if self.beside is None else self.beside.stored(keys)
+        return Batch(images, packed, noise, faults, labels, beside)
 
     def _copies(self, keys: Sequence[Key], faults: Faults) -> tuple[list[Sample], int]:
         """All copies of one image, and which it is: a corrupt one is replaced by its neighbour."""

@@ -18,6 +18,7 @@ from ..inheritance import select_weights
 from ..logits import LogitDistiller, load_linear_head
 from ..losses import ProteusLoss
 from ..masking import MaskGenerator
+from ..prepared import PreparedTargets
 from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, fit, join
@@ -39,6 +40,7 @@ RUN = "run.json"
 # Fields that came later: told only where they are set.
 _LATER = {
     "loss": ("token_distance", "queue_size", "temperature", "targets"),
+    "data": ("prepared",),
     "model": ("grids", "teacher_precision"),
     "optimizer": ("first_size", "first_share"),
 }
@@ -91,6 +93,7 @@ def run(
             recipe = sized(recipe, model)
             data = open_data(recipe, world, tell, source, image_size=model.image_size[0])
             steps = count_steps(science, data)
+            targets = targets_of(recipe)
             details = describe(recipe, data)
             watch = watch_of(recipe, model.image_size[0], tell)
             if folder is not None:  # an older run goes only now that all of this was found to fit
@@ -110,6 +113,7 @@ def run(
                 watch=watch,
                 trackers=trackers,
                 details=details,
+                targets=targets,
                 progress=progress,
                 **forwarded(recipe),
             )
@@ -118,6 +122,12 @@ def run(
                 count = note_skipped(folder, data.skipped)
                 if count:
                     say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
+
+
+def targets_of(recipe: Recipe) -> PreparedTargets | None:
+    """What stands in for the teacher, if anything."""
+    folder = recipe.science.data.prepared
+    return None if folder is None else PreparedTargets(folder)
 
 
 def record(folder: Path, recipe: Recipe, data: Loader) -> None:

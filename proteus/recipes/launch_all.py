@@ -22,6 +22,7 @@ from .launch import (
     schedule_of,
     sized,
     sized_as,
+    targets_of,
     trackers_of,
     watch_of,
 )
@@ -118,7 +119,8 @@ def run_all(
         try:
             return fit_all(
                 models, data, each=each, steps=steps, seed=science.seed, device=world.device,
-                out=folder, resume=going_on, watch=watch, progress=progress, **shared,
+                out=folder, resume=going_on, watch=watch, targets=targets_of(first),
+                progress=progress, **shared,
             )  # fmt: skip
         finally:  # also of runs that were stopped
             if world.first:

@@ -30,6 +30,15 @@ def open_pair(model: Models) -> tuple[Teacher, Student]:
     return teacher, student
 
 
+def open_teacher(model: Models) -> tuple[Teacher, int]:
+    """The teacher alone, and pixels of a run's images; a student, where named, decides on sizes."""
+    if model.student:
+        teacher, student = open_pair(model)
+        return teacher, max(*teacher.image_size, *student.image_size)
+    teacher = _teacher(model, model.teacher_image_size or model.image_size)
+    return teacher, model.image_size or teacher.image_size[0]
+
+
 def open_several(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
     """One teacher and several students of it, each with the first weights it would have alone.
 

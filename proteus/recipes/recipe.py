@@ -132,6 +132,8 @@ class Data:
             one large image), `sub-data:F` (that fraction of each class) or `sub-class:F`.
         augment: See `ImageLoader`.
         repeats: Samples of an image in a row.
+        prepared: Folder of `proteus prepare`, whose targets stand in for the teacher; None = the
+            teacher is asked in each step.
         batch_size: Images a step, on all processes together.
         epochs: Passes over the images.
         steps: Optimizer steps.
@@ -142,6 +144,7 @@ class Data:
     proxy: str = "all"
     augment: Augmentation = "crop"
     repeats: int = 1
+    prepared: str | None = None
     batch_size: int = 64
     epochs: float | None = None
     steps: int | None = None

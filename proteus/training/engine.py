@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..features import Features
 from ..heads import ProjectionHead
 from ..masking import Hidden
 from ..models.parts import batch_norms, layer_rates
@@ -106,6 +107,7 @@ class Engine:
         step: int,
         lr: float,
         image_size: tuple[int, int] | None = None,
+        target: Features | None = None,
     ) -> tuple[list[str], Tensor]:
         """Forward, backward, update.
 
@@ -114,6 +116,7 @@ class Engine:
             step: Number of the step; with the seed it fixes everything random in it.
             lr: Learning rate of this step, where `layer_decay` does not lower it.
             image_size: (height, width) of the student's images, where smaller than its own.
+            target: The teacher's features of the batch, where they were prepared.
 
         Returns:
             Names and values [n] (on the device, float32) of this process's losses and of the
@@ -130,9 +133,10 @@ class Engine:
         names: list[str] = []
         total = torch.zeros((), device=self.world.device)
         sized = {} if image_size is None else {"image_size": image_size}
+        more = sized if target is None else {**sized, "target": target}
         masks = self._draw(len(batch[0]), step, sized)
         for part in range(self.accumulate):
-            losses = self._forward_backward(batch, step, part, masks, sized)
+            losses = self._forward_backward(batch, step, part, masks, more)
             names = list(losses._fields)
             total = total + torch.stack([term.detach().float() for term in losses])
         self.scaler.unscale_(self.optimizer)
@@ -162,16 +166,19 @@ class Engine:
         step: int,
         part: int,
         masks: Hidden | None,
-        sized: Mapping[str, Any],
+        more: Mapping[str, Any],
     ) -> Any:
         count = self.accumulate
         inputs: list[Any] = [item[part::count] for item in batch[: self.plain.num_inputs]]
         if masks is not None:
             inputs.append(masks.part(part, count))
+        if "target" in more:
+            cls, patches, grid = more["target"]
+            more = {**more, "target": Features(cls[part::count], patches[part::count], grid)}
         place = (self.world.rank + self.world.size * part, self.world.size * count)
         with self._last_part(part == count - 1):
             with self._autocast():
-                losses = self.model(*inputs, generator=self._generator(step), part=place, **sized)
+                losses = self.model(*inputs, generator=self._generator(step), part=place, **more)
             self.scaler.scale(losses.total / count).backward()
         return losses
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..prepared import PreparedTargets
 from ..settings import Parallel, Precision
 from ..world import join
 from .bars import SharedBar
@@ -63,6 +64,7 @@ def fit(
     trackers: Sequence[Tracker] = (),
     preview: Tensor | None = None,
     details: Mapping[str, Any] | None = None,
+    targets: PreparedTargets | None = None,
     progress: bool = True,
 ) -> History:
     """Train the student. The minimal loop: AdamW, a schedule per step, log, checkpoints.
@@ -108,6 +110,8 @@ def fit(
         preview: Images [B, 3, H, W] for `pca.png`; None = some of the last batch.
         details: JSON-able facts about the run (data, batch size, …), kept in checkpoints and the
             export; `resume` refuses to go on with others.
+        targets: The teacher's features of these images, prepared: the steps do without the teacher.
+            `data` must be the `ImageLoader` of what was prepared; see `proteus.prepared`.
         progress: Show a progress bar with the terms, images/s and the time left.
 
     Returns:
@@ -140,7 +144,7 @@ def fit(
         warmup=warmup, first_size=first_size, first_share=first_share, clip_grad=clip_grad, ema=ema,
         seed=seed, precision=precision, accumulate=accumulate, parallel=parallel, compile=compile,
         activation_checkpointing=activation_checkpointing, save_every=save_every, keep=keep,
-        watch=watch, trackers=trackers, details=details,
+        watch=watch, trackers=trackers, details=details, targets=targets,
     )  # fmt: skip
     return train(
         [plan], data, plan.folder, device=device, resume=resume, overwrite=overwrite,
@@ -162,6 +166,9 @@ def train(
     """Do what was planned, all of it on each batch; see `fit` and `fit_all`."""
     first, total = plans[0], plans[0].total
     inputs, seed = max(plan.distiller.num_inputs for plan in plans), first.seed
+    if first.targets is not None:
+        data = first.targets.check_fits(first.distiller.teacher, data).beside(first.targets)
+        inputs += len(first.targets.parts)
     world = join(device)
     with contextlib.ExitStack() as held:
         for plan in plans:
@@ -213,8 +220,12 @@ def _go_through(
         with contextlib.ExitStack() as shared:
             for teacher in plan.distiller.teachers.values() if several else ():
                 shared.enter_context(teacher.shared())
+            target = None
+            if plan.targets is not None:
+                inputs, parts = inputs[:1], inputs[1:]
+                target = plan.targets.features(parts)
             for run in runs:
-                run.step(inputs, step)
+                run.step(inputs, step, target)
         done, images = step + 1, batch[0]
         for run in runs:
             run.look(done)

@@ -1,15 +1,15 @@
 """One training run between two batches: what was asked of it, and what is done with a batch."""
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..features import Features
+from ..prepared import PreparedTargets
 from ..ranges import check_numbers
 from ..settings import Machine, Optimizer, Parallel, Precision, numbers
 from ..traits import Trait
@@ -65,6 +65,7 @@ class Plan:
     details: Mapping[str, Any]
     name: str
     first_size: tuple[int, int] | None = None
+    targets: PreparedTargets | None = None
 
     @property
     def first_steps(self) -> int:
@@ -91,7 +92,8 @@ class Plan:
             **({"first_size": self.first_size, "first_steps": self.first_steps}
                if self.first_size else {}),
             "teacher": " + ".join(t.name for t in teachers), "student": distiller.student.name,
-            "teacher_digest": world.once(lambda: "+".join(map(_digest, teachers))),
+            "teacher_digest": world.once(lambda: "+".join(t.digest() for t in teachers)),
+            **({"targets": self.targets.describe()} if self.targets else {}),
             **distiller.describe(), **self.details,
         }  # fmt: skip
         _check_describable(settings)
@@ -126,6 +128,7 @@ def plan_run(
     watch: Watch | None = None,
     trackers: Sequence[Tracker] = (),
     details: Mapping[str, Any] | None = None,
+    targets: PreparedTargets | None = None,
     name: str = "",
 ) -> Plan:
     """The options of `fit` as a plan.
@@ -148,12 +151,14 @@ def plan_run(
     lengths = {"steps": steps, "epochs": epochs, "seed": seed}
     check_numbers("fit", lengths | numbers(optimizer, machine))
     check_objective(distiller)
+    if targets is not None:
+        _check_targets(targets, distiller, data)
     total = count_steps(data, steps, epochs)
     size = _first_size(distiller, optimizer)
     schedule, described = _schedule(lr, warmup, total)
     return Plan(
         distiller, folder, total, optimizer, machine, seed, schedule, described, watch, trackers,
-        details or {}, name, size,
+        details or {}, name, size, targets,
     )  # fmt: skip
 
 
@@ -184,6 +189,30 @@ def _first_size(distiller: Objective, optimizer: Optimizer) -> tuple[int, int] |
     size = (round(height * side / shorter), round(width * side / shorter))
     distiller.also_take(size)
     return size
+
+
+@runtime_checkable
+class _TakesTarget(Trait, Protocol):
+    """An objective that says whether a step can do without the teacher."""
+
+    takes_target: bool
+
+
+def _check_targets(targets: PreparedTargets, distiller: Objective, data: Any) -> None:
+    """Refuse targets of another teacher, of other images, or that lack what the loss compares."""
+    if not isinstance(distiller, _TakesTarget) or not distiller.takes_target:
+        raise ValueError(
+            f"fit: this objective asks its teachers in each step. Got targets with a "
+            f"{type(distiller).__name__}; expected a Distiller. Leave targets out."
+        )
+    targets.check_fits(distiller.teacher, data)
+    loss = distiller.heads
+    if targets.settings.tokens == "cls" and loss is not None and (loss.feature or loss.patch):
+        raise ValueError(
+            f"fit: the targets hold class tokens alone. Got {targets.folder} and a loss with "
+            f"feature={loss.feature}, patch={loss.patch}; expected tokens='all', or a loss with "
+            f"feature=0, patch=0."
+        )
 
 
 class Run:
@@ -219,10 +248,10 @@ class Run:
             inputs=tuple(m.inputs for m in (*distiller.teachers.values(), distiller.student)),
         )  # fmt: skip
 
-    def step(self, batch: Sequence[Tensor], step: int) -> None:
-        """Train on a batch, which is on the device."""
+    def step(self, batch: Sequence[Tensor], step: int, target: Features | None = None) -> None:
+        """Train on a batch, which is on the device; without the teacher, given its features."""
         rate = self.plan.schedule(step)
-        names, values = self.engine.step(batch, step, rate, self.plan.image_size(step))
+        names, values = self.engine.step(batch, step, rate, self.plan.image_size(step), target)
         self.log.add(names, values, rate, len(batch[0]))
 
     def look(self, done: int) -> None:
@@ -241,20 +270,6 @@ class Run:
                 self.plan.folder, done, self.engine, self.log, skipped_by(data),
                 settings=self.settings, keep=keep,
             )  # fmt: skip
-
-
-def _digest(model: nn.Module) -> str:
-    """Of the first few numbers of each tensor: a name does not tell whose weights it got.
-
-    To three digits: resampled positions differ in their last bits among machines.
-    """
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):  # a module may keep other things in its state
-            rounded = value.flatten()[:16].cpu().to(torch.bfloat16) + 0  # -0 is 0
-            digest.update(rounded.double().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_describable(settings: Mapping[str, Any]) -> None:

@@ -579,3 +579,41 @@ def test_losses_are_options_by_name_and_every_name_can_be_chosen():
             assert vars(loss)[option.removeprefix("--")] == name
     arguments = parser.parse_args(["distill", "--token-distance", "queue"])
     assert recipes_of(arguments)[""].science.loss.token_distance == "queue"
+
+
+def prepare(images, out, **options):
+    words = {"--teacher": "demo-teacher", "--data": images, "--out": out, "--workers": 0, **options}
+    return main(["prepare", *(str(w) for pair in words.items() for w in pair if w is not None)])
+
+
+def test_targets_are_prepared_once_and_used_by_runs(images, tmp_path, capsys):
+    targets = tmp_path / "targets"
+    options = {"--augment": "fast", "--views": 2, "--dtype": "int8"}
+    assert prepare(images, targets, **options, **{"--part": "1/2"}) == 0
+    assert "is made" in capsys.readouterr().out  # one shard: the first part has it
+    assert prepare(images, targets, **options) == 0
+    assert "Go on with: proteus distill --prepared" in capsys.readouterr().out
+    run = {"--prepared": targets, "--teacher": "demo-teacher", "--student": "demo-student"}
+    assert distill(images, tmp_path / "run", **run) == 0
+    found = read_recipe(tmp_path / "run").science.data
+    assert (found.prepared, found.augment) == (str(targets), "fast")
+    assert distill(images, tmp_path / "other", **run, **{"--augment": "crop"}) == 2
+    assert "augment was 'fast', is 'crop'" in capsys.readouterr().err
+    assert main(["prepare", "--out", str(targets), "--check"]) == 0
+    assert "are what was written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"--part": "half"}, "--part: got 'half'; expected a number and how many"),
+        ({"--views": 0}, "views is out of range. Got 0"),
+        ({"--teacher": None}, "missing --teacher"),
+    ],
+)
+def test_prepare_refuses_what_makes_no_sense(images, tmp_path, capsys, options, words):
+    if options.get("--teacher", "") is None:
+        assert main(["prepare", "--data", str(images), "--out", str(tmp_path / "t")]) == 2
+    else:
+        assert prepare(images, tmp_path / "t", **options) == 2
+    assert words in capsys.readouterr().err

@@ -20,6 +20,7 @@ SLOW = {
     "03_cnn_student", "04_weights", "07_lightning", "08_accelerate", "09_many_gpus",
     "11_other_losses", "13_three_students",
     "12_transformers_teacher", "14_chain", "15_two_patch_sizes", "16_two_teachers",
+    "17_prepared_targets",
 }  # fmt: skip
 NEEDS = {"07_lightning": "lightning", "08_accelerate": "accelerate"}
 
