@@ -55,7 +55,9 @@ RANGES: dict[str, Range] = {
     "warmup": Range(
         0, 1 - 2**-53, optional=True, said="a share of the steps in [0, 1), such as 0.05"
     ),
-    "first_size": Range(1, 2**16, whole=True, optional=True),
+    "first_scale": Range(
+        0, 1, open=True, optional=True, said="a share of the side between 0 and 1, such as 0.5"
+    ),
     "first_share": Range(
         0, 1, open=True, optional=True, said="a share of the steps between 0 and 1, such as 0.5"
     ),

@@ -31,9 +31,10 @@ class Optimizer:
         warmup_epochs: Epochs; None = 5. Only with `deit` and `official`, as the next two.
         warmup_lr: Where the warm-up starts; None = 1e-6.
         min_lr: Where the cosine ends; None = 1e-5.
-        first_size: Pixels of the student's images in the first part of the run, fewer than its own,
-            for steps that cost less; None = its own throughout. The teacher keeps its size.
-        first_share: Share of the steps with `first_size`; None = 0.5.
+        first_scale: Side of the student's images in the first part, as a share of its own
+            (to whole patches), for steps that cost less; None = its own throughout. The teacher
+            keeps its size.
+        first_share: Share of the steps with `first_scale`; None = 0.5.
         clip_grad: Largest norm of the gradient; None = no clipping, as in the paper.
         ema: Decay of a moving average of the student; None = none.
         precision: `fp32`, `bf16` or `fp16`. The last two are autocast, `fp16` with a gradient
@@ -50,7 +51,7 @@ class Optimizer:
     warmup_epochs: float | None = None
     warmup_lr: float | None = None
     min_lr: float | None = None
-    first_size: int | None = None
+    first_scale: float | None = None
     first_share: float | None = None
     clip_grad: float | None = None
     ema: float | None = None

@@ -40,7 +40,7 @@ _SETTINGS = {
 }
 # Fields that are options by their own names.
 _OPTIMIZER = (
-    "lr", "weight_decay", "layer_decay", "frozen", "warmup", "first_size", "first_share",
+    "lr", "weight_decay", "layer_decay", "frozen", "warmup", "first_scale", "first_share",
     "precision", "ema",
 )  # fmt: skip
 _MACHINE = (

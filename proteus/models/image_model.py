@@ -111,7 +111,7 @@ class ImageModel(nn.Module):
     def also_take(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
         """Take images of a smaller size, too, in the same weights; its grid there.
 
-        For steps that cost less, see `proteus.training.fit(first_size=)`. A transformer's positions
+        For steps that cost less, see `fit(first_scale=)`. A transformer's positions
         are then resampled in each forward of that size; what it exports does not change.
 
         Args:

@@ -42,7 +42,7 @@ _LATER = {
     "loss": ("token_distance", "queue_size", "temperature", "targets"),
     "data": ("prepared",),
     "model": ("grids", "teacher_precision"),
-    "optimizer": ("first_size", "first_share"),
+    "optimizer": ("first_scale", "first_share"),
 }
 
 

@@ -38,7 +38,7 @@ _SHARED = (
     "science.model.statistics", "science.model.teacher_precision", "science.optimizer.precision",
 )  # fmt: skip
 _OWN_OPTIONS = (
-    "weight_decay", "undecayed", "layer_decay", "frozen", "warmup", "first_size", "first_share",
+    "weight_decay", "undecayed", "layer_decay", "frozen", "warmup", "first_scale", "first_share",
     "clip_grad", "ema",
 )  # fmt: skip
 

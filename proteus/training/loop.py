@@ -44,7 +44,7 @@ def fit(
     layer_decay: float | None = None,
     frozen: Sequence[str] | None = None,
     warmup: float | None = None,
-    first_size: int | None = None,
+    first_scale: float | None = None,
     first_share: float | None = None,
     clip_grad: float | None = None,
     ema: float | None = None,
@@ -85,9 +85,10 @@ def fit(
         frozen: Patterns of names of parameters that stay as they are, see `Student.freeze`.
         warmup: Share of the steps with linearly growing learning rate, in [0, 1), by default 0.05.
             The cosine ends at a hundredth of the peak. Not with a function for `lr`.
-        first_size: Pixels of the student's images in the first part of the run, fewer than its own,
-            for steps that cost less; None = its own throughout. The teacher keeps its size.
-        first_share: Share of the steps with `first_size`, by default half of them.
+        first_scale: Side of the student's images in the first part, as a share of its own
+            (to whole patches), for steps that cost less; None = its own throughout. The teacher
+            keeps its size.
+        first_share: Share of the steps with `first_scale`, by default half of them.
         clip_grad: Largest norm of the gradient; None = no clipping, as in the paper.
         ema: Decay of a moving average of the student, exported too; None = none.
         seed: Of masks, drop path and data. The global generators are seeded anew in every step.
@@ -141,7 +142,8 @@ def fit(
     plan = plan_run(
         distiller, data, None if out is None else Path(out), steps=steps, epochs=epochs, lr=lr,
         weight_decay=weight_decay, undecayed=undecayed, layer_decay=layer_decay, frozen=frozen,
-        warmup=warmup, first_size=first_size, first_share=first_share, clip_grad=clip_grad, ema=ema,
+        warmup=warmup, first_scale=first_scale, first_share=first_share, clip_grad=clip_grad,
+        ema=ema,
         seed=seed, precision=precision, accumulate=accumulate, parallel=parallel, compile=compile,
         activation_checkpointing=activation_checkpointing, save_every=save_every, keep=keep,
         watch=watch, trackers=trackers, details=details, targets=targets,

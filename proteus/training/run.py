@@ -71,7 +71,7 @@ class Plan:
     def first_steps(self) -> int:
         """Steps in which the student sees smaller images."""
         share = self.optimizer.first_share
-        if self.optimizer.first_size is None:
+        if self.optimizer.first_scale is None:
             return 0
         return round(self.total * (0.5 if share is None else share))
 
@@ -113,7 +113,7 @@ def plan_run(
     layer_decay: float | None = None,
     frozen: Sequence[str] | None = None,
     warmup: float | None = None,
-    first_size: int | None = None,
+    first_scale: float | None = None,
     first_share: float | None = None,
     clip_grad: float | None = None,
     ema: float | None = None,
@@ -140,7 +140,7 @@ def plan_run(
         lr=0.0 if callable(lr) else lr, weight_decay=weight_decay, warmup=warmup,
         undecayed=None if undecayed is None else tuple(sorted(undecayed)),
         layer_decay=layer_decay, frozen=tuple(frozen or ()) or None,
-        first_size=first_size, first_share=first_share,
+        first_scale=first_scale, first_share=first_share,
         clip_grad=clip_grad, ema=ema, precision=precision,
     )  # fmt: skip
     machine = Machine(
@@ -171,24 +171,30 @@ class _TakesSizes(Trait, Protocol):
 
 def _first_size(distiller: Objective, optimizer: Optimizer) -> tuple[int, int] | None:
     """(height, width) of the student's images in the first steps, found to be possible."""
-    side = optimizer.first_size
-    if side is None:
+    scale = optimizer.first_scale
+    if scale is None:
         if optimizer.first_share is not None:
             raise ValueError(
                 f"fit: first_share would be ignored. Got first_share={optimizer.first_share} and "
-                f"no first_size; give the pixels of the first steps, or leave both out."
+                f"no first_scale; give the scale of the first steps, or leave both out."
             )
         return None
     if not isinstance(distiller, _TakesSizes):
         raise ValueError(
-            f"fit: this objective has no steps of a smaller size. Got first_size={side} for a "
-            f"{type(distiller).__name__} without also_take; leave first_size out."
+            f"fit: this objective has no steps of a smaller size. Got first_scale={scale} for a "
+            f"{type(distiller).__name__} without also_take; leave first_scale out."
         )
-    height, width = distiller.student.image_size
-    shorter = min(height, width)
-    size = (round(height * side / shorter), round(width * side / shorter))
-    distiller.also_take(size)
-    return size
+    student = distiller.student
+    height, width = (
+        (
+            max(1, round(scale * patches)) * (side // patches)
+            for side, patches in zip(student.image_size, student.grid, strict=True)
+        )
+        if student.grid[0]
+        else (round(scale * side) for side in student.image_size)
+    )
+    distiller.also_take((height, width))
+    return height, width
 
 
 @runtime_checkable

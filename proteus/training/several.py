@@ -17,7 +17,7 @@ from .run import plan_run
 
 # What may differ among the runs; the rest is said once.
 _OWN = (
-    "lr", "weight_decay", "undecayed", "layer_decay", "frozen", "warmup", "first_size",
+    "lr", "weight_decay", "undecayed", "layer_decay", "frozen", "warmup", "first_scale",
     "first_share", "clip_grad", "ema", "watch", "trackers", "details",
 )  # fmt: skip
 
@@ -45,7 +45,7 @@ def fit_all(
         distillers: Name -> what to train, in place. All with the same `Teacher` object.
         data: See `fit`; of a batch each objective takes as many items as it needs.
         each: Name -> options of `fit` of that run alone: lr, weight_decay, undecayed, layer_decay,
-            frozen, warmup, first_size, first_share, clip_grad, ema, watch, trackers, details.
+            frozen, warmup, first_scale, first_share, clip_grad, ema, watch, trackers, details.
         out: Folder of the runs' folders. None = write nothing.
         device: See `fit`.
         resume: All go on from the newest step that all have saved: what one had saved beyond it,

@@ -472,7 +472,7 @@ def test_the_first_steps_are_of_a_smaller_size(teacher, batches, tmp_path):
     distiller.student.backbone.patch_embed.register_forward_hook(
         lambda module, args, output: sizes.append(args[0].shape[-1])
     )
-    distiller.fit(batches, out=tmp_path, steps=4, first_size=16, first_share=0.75, **QUIET)
+    distiller.fit(batches, out=tmp_path, steps=4, first_scale=0.5, first_share=0.75, **QUIET)
     assert [size for size in sizes if size != 32] == [16] * 4  # one of them to find its grid
     export = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True)
     images = torch.rand(2, 3, 32, 32)
@@ -488,17 +488,19 @@ def test_a_run_resumes_within_and_behind_its_smaller_steps(
         torch.manual_seed(5)
         return proteus.Distiller(teacher, proteus.Student(vit(24), image_size=32))
 
-    options = {"steps": 6, "first_size": 16, "save_every": 2, **QUIET}
+    options = {"steps": 6, "first_scale": 0.5, "save_every": 2, **QUIET}
     whole = fresh().fit(batches, **options)
     with pytest.raises(RuntimeError, match="stop"):
         fresh().fit(Failing(batches, at=at), out=tmp_path, **options)
     assert fresh().fit(batches, out=tmp_path, resume=True, **options) == whole
-    with pytest.raises(CheckpointError, match=r"first_size"):
-        fresh().fit(batches, out=tmp_path, resume=True, **options | {"first_size": None})
+    with pytest.raises(CheckpointError, match=r"first_scale"):
+        fresh().fit(batches, out=tmp_path, resume=True, **options | {"first_scale": None})
 
 
 def test_a_share_of_no_size_and_an_objective_without_sizes_are_refused(distiller, batches):
     with pytest.raises(ValueError, match=r"first_share would be ignored. Got first_share=0.3"):
         distiller.fit(batches, steps=1, first_share=0.3, **QUIET)
     with pytest.raises(ShapeError, match=r"smaller size. Got 32x32 for a model at 32x32"):
-        distiller.fit(batches, steps=1, first_size=32, **QUIET)
+        distiller.fit(batches, steps=1, first_scale=0.9, **QUIET)  # all four patches of a side
+    with pytest.raises(ValueError, match=r"first_scale is out of range. Got 1"):
+        distiller.fit(batches, steps=1, first_scale=1, **QUIET)
