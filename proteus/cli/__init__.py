@@ -12,6 +12,7 @@ from . import demo_command as demo
 from . import distill_command as distill
 from . import evaluate_command as evaluate
 from . import info_command as info
+from . import plan_command as plan
 from . import recipes_command as recipes
 from . import report_command as report
 from . import visualize_command as visualize
@@ -65,6 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, distill, recipes, report, evaluate, visualize, data, weights, info):
+    for module in (demo, distill, plan, recipes, report, evaluate, visualize, data, weights, info):
         module.add(commands)
     return parser

@@ -17,7 +17,7 @@ _SIZES = {
     "vit_base_patch14_clip": (768, 12), "deit_small_patch16_224.fb_in1k": (384, 12),
     "deit_tiny_patch16_224": (192, 12),
 }  # fmt: skip
-_IMAGENET = 1_281_167
+IMAGENET = 1_281_167
 
 
 class Cost(NamedTuple):
@@ -53,7 +53,7 @@ def cost(recipe: Recipe) -> Cost | None:
     if teacher is None or student is None or size is None:
         return None
     if data.epochs is not None:
-        images = round(data.epochs * _IMAGENET)
+        images = round(data.epochs * IMAGENET)
     elif data.steps is not None or data.images is not None:
         images = data.images or (data.steps or 0) * data.batch_size
     else:

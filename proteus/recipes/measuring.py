@@ -57,22 +57,23 @@ class Probe:
     def step(self, images: int, least: int = 1, seconds: float = 0.0) -> Step:
         """Steps of a batch of noise: at least so many, then until the time is used up."""
         shape = (images, 3, *self.size)
-        # Of a generator of its own, and small numbers made large: the step looks at no pixel.
         drawn = torch.Generator().manual_seed(0)
         noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn).to(self.device)
         labels = torch.zeros(images, dtype=torch.long, device=self.device)
         batch = [noise, labels][: self.inputs]
         reset_peak(self.device)
-        begun, walls, cores = time.perf_counter(), [], []
+        walls: list[float] = []
+        spent: list[float] = []
+        begun = time.perf_counter()
         with untouched():
             while len(walls) < least or time.perf_counter() - begun < seconds:
                 wall, core = time.perf_counter(), time.process_time()
                 self.engine.step(batch, self._steps, 0.0)
                 wait_for(self.device)
                 walls.append(time.perf_counter() - wall)
-                cores.append(time.process_time() - core)
+                spent.append(time.process_time() - core)
                 self._steps += 1
-        return Step(images, statistics.median(walls), statistics.median(cores), peak(self.device))
+        return Step(images, statistics.median(walls), statistics.median(spent), peak(self.device))
 
 
 def measure(probe: Probe, sizes: Sequence[int], seconds: float) -> list[Step]:
@@ -83,7 +84,8 @@ def measure(probe: Probe, sizes: Sequence[int], seconds: float) -> list[Step]:
         sizes: Batches, growing.
         seconds: To use, about.
     """
-    begun, found = time.perf_counter(), []
+    found: list[Step] = []
+    begun = time.perf_counter()
     for size in sizes:
         left = seconds - (time.perf_counter() - begun)
         if found and 3.5 * found[-1].seconds * size / found[-1].images > left:
@@ -151,7 +153,7 @@ def measure_loader(loader: ImageLoader, seconds: float) -> Reading:
 def untouched() -> Iterator[None]:
     """Put Python's, NumPy's and torch's global generators back afterwards."""
     ours, numpys = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices):
         try:
             yield

@@ -1,0 +1,58 @@
+"""One line before a run begins: how long it will take."""
+
+import torch
+
+from ..data import ImageLoader
+from ..distiller import Distiller
+from ..logits import LogitDistiller
+from ..text import size_text, time_text
+from ..training import World
+from .measuring import Probe, copy_of, cores, measure, measure_loader, reset_peak
+from .open_images import Loader
+from .recipe import Recipe
+from .reckoning import line_of, wall_of_a_step
+
+_FEWEST = 20  # steps: shorter runs are over as soon as said
+_SECONDS = 1.5
+
+
+def foretell(
+    model: Distiller | LogitDistiller, recipe: Recipe, data: Loader, steps: int, world: World
+) -> str:
+    """How long the steps will take, from a few of noise; "" where that is not known cheaply.
+
+    A copy is trained, so that nothing of the run changes: no weight, no statistics, no generator.
+    The exchange between processes and what comes after the last step are not in it.
+
+    Args:
+        model: What will be trained; moved to the run's device.
+        recipe: The run's.
+        data: Its loader.
+        steps: That are left.
+        world: The processes.
+    """
+    machine, size = recipe.machine, recipe.science.data.batch_size // world.size
+    if steps < _FEWEST or machine.parallel == "fsdp" or not isinstance(data, ImageLoader):
+        return ""
+    device, parts = world.device, machine.accumulate
+    growing = [] if device.type != "cpu" else [parts * 2**n for n in range(1, 13)]
+    try:
+        probe = Probe(copy_of(model.to(device)), recipe.science.optimizer, machine, device)
+        found = measure(probe, [n for n in growing if n < size] + [size], _SECONDS)
+    except torch.OutOfMemoryError:
+        return ""  # the run will say so itself, with what to do
+    images = [step.images for step in found]
+    seconds = line_of(images, [step.seconds for step in found]).at(size)
+    step = wall_of_a_step(
+        seconds, measure_loader(data, 0.3), size, workers=data.workers,
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
+        cores=max(1, cores() // world.size),
+    )  # fmt: skip
+    known = [one.memory for one in found if one.memory is not None]
+    said = f"{time_text(step)} a step of {recipe.science.data.batch_size} images"
+    if len(known) == len(found):
+        copied = sum(p.nbytes for p in model.parameters())
+        said += f", {size_text(line_of(images, known).at(size) - copied)}"
+    del probe
+    reset_peak(device)
+    return f"About {time_text(step * steps)} on this machine ({said})."
