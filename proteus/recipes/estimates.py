@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -91,18 +92,22 @@ class Length:
         return self.recipe.science.data.batch_size
 
 
-def here(
-    length: Length, steps: Sequence[Step], device: torch.device, starting: float, saving: float
-) -> Estimate:
-    """On this machine, from steps measured on it.
+class Fixed(NamedTuple):
+    """Seconds of a run that do not grow with its steps.
 
-    Args:
-        length: What is to be done.
-        steps: Of several sizes.
-        device: Where they were measured.
-        starting: Seconds before the first step.
-        saving: Seconds of a checkpoint.
+    Attributes:
+        start: Before the first step.
+        saving: Of a checkpoint.
+        end: Of the last one, the export and pictures.
     """
+
+    start: float
+    saving: float
+    end: float
+
+
+def here(length: Length, steps: Sequence[Step], device: torch.device, fixed: Fixed) -> Estimate:
+    """On this machine, from steps of several sizes that were measured on it."""
     sizes = [step.images for step in steps]
     speed = line_of(sizes, [step.seconds for step in steps])
     known = [step.memory for step in steps if step.memory is not None]
@@ -123,9 +128,10 @@ def here(
         tried.append(Batch(images, images / wall(images), needs, fits))
     size, step = length.batch_size, wall(length.batch_size)
     parts = {
-        "start": starting,
+        "start": fixed.start,
         "steps": step * length.steps,
-        "saving": saving * saves(length.steps, machine),
+        "saving": fixed.saving * (saves(length.steps, machine) - 1),
+        "end": fixed.end,
     }
     return Estimate(
         "this", "measured here", True, length.steps, step, sum(parts.values()), parts,
@@ -173,10 +179,10 @@ def card_memory(counted: Count, *, half: bool) -> Line:
 
 
 def saves(steps: int, machine: Machine) -> int:
-    """Checkpoints of a run, the export at the end counted as one more."""
+    """Checkpoints of a run; its end has one."""
     early = min(_FIRST_SAVE, machine.save_every)
     every = {*range(machine.save_every, steps + 1, machine.save_every), steps}
-    return len(every | ({early} if early <= steps else set())) + 1
+    return len(every | ({early} if early <= steps else set()))
 
 
 def best_of(batches: Sequence[Batch]) -> int | None:

@@ -13,7 +13,7 @@ from .recipe import Recipe
 from .reckoning import line_of, wall_of_a_step
 
 _FEWEST = 20  # steps: shorter runs are over as soon as said
-_SECONDS = 1.5
+_SECONDS, _SHARE = 3.0, 0.02  # at the most, and of the run
 
 
 def foretell(
@@ -35,22 +35,25 @@ def foretell(
     if steps < _FEWEST or machine.parallel == "fsdp" or not isinstance(data, ImageLoader):
         return ""
     device, parts = world.device, machine.accumulate
-    growing = [] if device.type != "cpu" else [parts * 2**n for n in range(1, 13)]
+    growing = [parts * 2 * 4**n for n in range(6)] if device.type == "cpu" else []
+    sizes = [n for n in growing if n < size] + [size]
     try:
         probe = Probe(copy_of(model.to(device)), recipe.science.optimizer, machine, device)
-        found = measure(probe, [n for n in growing if n < size] + [size], _SECONDS)
+        first = probe.step(sizes[0]).seconds * size / sizes[0]
+        found = measure(probe, sizes, min(_SECONDS, _SHARE * steps * first))
     except torch.OutOfMemoryError:
         return ""  # the run will say so itself, with what to do
     images = [step.images for step in found]
     seconds = line_of(images, [step.seconds for step in found]).at(size)
+    reading = measure_loader(data, min(0.3, _SHARE * steps * seconds))
     step = wall_of_a_step(
-        seconds, measure_loader(data, 0.3), size, workers=data.workers,
+        seconds, reading, size, workers=data.workers,
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         cores=max(1, cores() // world.size),
     )  # fmt: skip
     known = [one.memory for one in found if one.memory is not None]
     said = f"{time_text(step)} a step of {recipe.science.data.batch_size} images"
-    if len(known) == len(found):
+    if len(known) == len(found) > 1 or images == [size]:
         copied = sum(p.nbytes for p in model.parameters())
         said += f", {size_text(line_of(images, known).at(size) - copied)}"
     del probe

@@ -20,7 +20,7 @@ from ..data.loader import Keys
 from ..distiller import Distiller
 from ..logits import LogitDistiller
 from ..settings import Machine, Optimizer
-from ..training import Engine, World, checkpoint
+from ..training import Engine, World, checkpoint, fit
 from .reckoning import Reading, Step
 
 _SAVED = 64 << 20
@@ -54,13 +54,17 @@ class Probe:
             self.engine = Engine(objective, World(device), optimizer, machine)
         self._steps = 0
 
-    def step(self, images: int, least: int = 1, seconds: float = 0.0) -> Step:
-        """Steps of a batch of noise: at least so many, then until the time is used up."""
+    def noise(self, images: int) -> list[torch.Tensor]:
+        """A batch of it, of a generator of its own."""
         shape = (images, 3, *self.size)
         drawn = torch.Generator().manual_seed(0)
         noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=drawn).to(self.device)
         labels = torch.zeros(images, dtype=torch.long, device=self.device)
-        batch = [noise, labels][: self.inputs]
+        return [noise, labels][: self.inputs]
+
+    def step(self, images: int, least: int = 1, seconds: float = 0.0) -> Step:
+        """Steps of a batch of noise: at least so many, then until the time is used up."""
+        batch = self.noise(images)
         reset_peak(self.device)
         walls: list[float] = []
         spent: list[float] = []
@@ -77,7 +81,7 @@ class Probe:
 
 
 def measure(probe: Probe, sizes: Sequence[int], seconds: float) -> list[Step]:
-    """Steps of growing sizes, as far as the time goes: the smallest always, three steps of each.
+    """Steps of growing sizes, as far as the time goes: the smallest always, two steps of each.
 
     Args:
         probe: The step.
@@ -88,11 +92,11 @@ def measure(probe: Probe, sizes: Sequence[int], seconds: float) -> list[Step]:
     begun = time.perf_counter()
     for size in sizes:
         left = seconds - (time.perf_counter() - begun)
-        if found and 3.5 * found[-1].seconds * size / found[-1].images > left:
+        if found and 3 * found[-1].seconds * size / found[-1].images > left:
             break
         try:
             probe.step(size)  # the first of a size is slower
-            found.append(probe.step(size, least=2, seconds=left / 8))
+            found.append(probe.step(size, seconds=left / 8))
         except torch.OutOfMemoryError:
             if not found:
                 raise
@@ -107,6 +111,21 @@ def _both(first: Step, second: Step) -> Step:
     """Of two times the same size; the later steps were more."""
     highest = [step.memory for step in (first, second) if step.memory is not None]
     return second._replace(memory=max(highest, default=None))
+
+
+def measure_ending(probe: Probe, seconds: float) -> float:
+    """Seconds of what a run does besides its steps: a checkpoint, the export, pictures.
+
+    A run of one step is done in a folder for the while, and what the step takes is taken off.
+    """
+    images = 4 * probe.accumulate
+    with tempfile.TemporaryDirectory() as folder, untouched():
+        begun = time.perf_counter()
+        fit(
+            probe.engine.plain, [tuple(probe.noise(images))], steps=1, device=probe.device,
+            out=folder, accumulate=probe.accumulate, progress=False,
+        )  # fmt: skip
+        return max(0.0, time.perf_counter() - begun - seconds)
 
 
 def measure_saving(engine: Engine) -> float:

@@ -17,9 +17,9 @@ from ..target_size import Kept, Stored, target_bytes
 from ..training import World, choose_device
 from .accelerators import AUTHORS, OURS, parse_machine
 from .counting import Count, count
-from .estimates import Estimate, Length, here, there
+from .estimates import Estimate, Fixed, Length, here, there
 from .launch import objective_of, sized
-from .measuring import Probe, measure, measure_loader, measure_saving
+from .measuring import Probe, measure, measure_ending, measure_loader, measure_saving
 from .open_images import count_steps, open_data, open_images
 from .pair import check_models, open_pair
 from .recipe import Recipe
@@ -27,6 +27,7 @@ from .reckoning import Reading, Step
 from .sample_images import write_samples
 
 KEPT: tuple[tuple[Kept, Stored], ...] = (("all", "fp16"), ("all", "int8"), ("cls", "fp16"))
+_LONG = 5.0  # seconds of a checkpoint
 _MORE_THAN_A_NAME = ("local-dir:", "hf-hub:", "hf-transformers:")
 
 
@@ -93,7 +94,8 @@ def plan(
             f"expected images in files, or their number (--images)."
         )
     objective = _objective(recipe, light=not measuring)
-    starting = time.perf_counter() - begun
+    # That of Python and of the imports, too, which nothing was waited for in.
+    starting = max(time.perf_counter() - begun, time.process_time())
     recipe = sized(recipe, objective)
     counted = count(objective)
     # As for a card: the last steps of loading are its own.
@@ -110,7 +112,7 @@ def plan(
         if cards is None:
             probe = Probe(objective, recipe.science.optimizer, recipe.machine, device)
             measured = measure(probe, _sizes(recipe), seconds)
-            found.append(here(length, measured, device, starting, measure_saving(probe.engine)))
+            found.append(here(length, measured, device, _fixed(starting, probe, measured)))
         else:
             found += [there(length, counted, name, cards, share) for share in (AUTHORS, OURS)]
     return Forecast(
@@ -168,6 +170,13 @@ def _sizes(recipe: Recipe) -> list[int]:
     """Batches to try: powers of two, and the recipe's own; whole parts of accumulated steps."""
     parts = recipe.machine.accumulate
     return sorted({recipe.science.data.batch_size, *(parts * 2**n for n in range(2, 11))})
+
+
+def _fixed(start: float, probe: Probe, steps: Sequence[Step]) -> Fixed:
+    saving = measure_saving(probe.engine)
+    if saving > _LONG:  # it would fill a disk, and pictures are little beside it
+        return Fixed(start, saving, 2 * saving)
+    return Fixed(start, saving, measure_ending(probe, steps[0].seconds))
 
 
 def _prepared(objective: Distiller | LogitDistiller) -> dict[str, int]:
