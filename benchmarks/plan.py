@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "plan.json"
+from plan_page import RESULTS, error
+
 TEACHERS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
 
 
@@ -109,7 +110,8 @@ def compare(case: Case, teachers: dict[str, str], data: Path, out: Path) -> dict
         "case": case.name,
         "options": case.options,
         "predicted": {
-            "seconds": one["seconds"], "memory": one["memory"], "parts": one["parts"],
+            "seconds": one["seconds"], "cpu_seconds": one["cpu_seconds"],
+            "memory": one["memory"], "parts": one["parts"],
             "said_by_distill": said_first, "steps": plan["steps"], "reading": plan["reading"],
         },
         "measured": {
@@ -153,19 +155,14 @@ def hardware() -> str:
     )
 
 
-def error(row: dict[str, Any], what: str) -> float:
-    """Of the prediction, relative to what came."""
-    predicted: float = row["predicted"][what]
-    return predicted / row["measured"][what] - 1
-
-
 def said(row: dict[str, Any]) -> str:
     predicted, measured = row["predicted"], row["measured"]
     return (
         f"{row['case']:50} predicted {predicted['seconds']:5.1f} s, measured "
         f"{measured['seconds']:5.1f} s ({error(row, 'seconds'):+.0%}); "
         f"{predicted['memory'] / 2**30:.2f} and {measured['memory'] / 2**30:.2f} GiB "
-        f"({error(row, 'memory'):+.0%}); CPU {measured['cpu_seconds']:.0f} s; others had "
+        f"({error(row, 'memory'):+.0%}); CPU {predicted['cpu_seconds']:.0f} and "
+        f"{measured['cpu_seconds']:.0f} s ({error(row, 'cpu_seconds'):+.0%}); others had "
         f"{row['others']['plan']:.1f} and {row['others']['run']:.1f} cores"
     )
 

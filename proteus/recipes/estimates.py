@@ -47,6 +47,7 @@ class Estimate:
         step_seconds: Of one.
         seconds: Of the whole run.
         parts: What the seconds are made of.
+        cpu_seconds: Of all cores together; None where others compute.
         memory: Bytes at the most, of one process or card; None = unknown.
         batch_size: The recipe's.
         best: The batch to choose; None = none that was tried fits.
@@ -62,6 +63,7 @@ class Estimate:
     step_seconds: float
     seconds: float
     parts: dict[str, float]
+    cpu_seconds: float | None
     memory: int | None
     batch_size: int
     best: int | None
@@ -133,8 +135,11 @@ def here(length: Length, steps: Sequence[Step], device: torch.device, fixed: Fix
         "saving": fixed.saving * (saves(length.steps, machine) - 1),
         "end": fixed.end,
     }
+    cpu = line_of(sizes, [step.cpu_seconds for step in steps]).at(size)
+    cpu = length.steps * (cpu + size * length.reading.cpu_seconds)
     return Estimate(
         "this", "measured here", True, length.steps, step, sum(parts.values()), parts,
+        cpu + sum(parts.values()) - parts["steps"],
         None if memory is None else round(memory.at(size)), size, best_of(tried), tuple(tried),
         size / step, length.reading.cpu_seconds * size / step,
     )  # fmt: skip
@@ -162,7 +167,7 @@ def there(
     fitting = [batch.images for batch in tried if batch.fits]
     return Estimate(
         name, source, False, length.steps, step, step * length.steps,
-        {"steps": step * length.steps}, round(memory.at(size / number / parts)), size,
+        {"steps": step * length.steps}, None, round(memory.at(size / number / parts)), size,
         max(fitting, default=None), tuple(tried), size / step,
         length.reading.cpu_seconds * size / step,
     )  # fmt: skip

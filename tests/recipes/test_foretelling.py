@@ -59,9 +59,7 @@ def test_a_run_says_it_once_and_its_numbers_are_those_of_one_that_does_not(
     assert run(recipe(images), tmp_path / "b", progress=False) == with_it
 
 
-@pytest.mark.parametrize(
-    ("settings", "steps"), [({}, 19), ({"machine__parallel": "fsdp"}, 1000)]
-)
+@pytest.mark.parametrize(("settings", "steps"), [({}, 19), ({"machine__parallel": "fsdp"}, 1000)])
 def test_short_and_sharded_runs_say_nothing(images, settings, steps):
     asked, world = recipe(images, **settings), World(torch.device("cpu"))
     assert foretell(launch.build(asked), asked, open_data(asked, world, print), steps, world) == ""
