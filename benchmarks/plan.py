@@ -103,7 +103,7 @@ def compare(case: Case, teachers: dict[str, str], data: Path, out: Path) -> dict
     planned = timed(["plan", *words, "--json"])
     done = timed(["distill", *words, "--out", str(out)])
     plan = json.loads(planned.pop("output"))
-    said_first = [line for line in done.pop("output").splitlines() if line.startswith("About ")]
+    said_first = [line for line in done.pop("output").splitlines() if " on this machine (" in line]
     timing = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
     one = plan["estimates"][0]
     return {

@@ -9,6 +9,7 @@ import torch
 from ..settings import Machine
 from .accelerators import ACCELERATORS, Share
 from .counting import Count
+from .foretelling import taken
 from .measuring import cores, free_memory
 from .recipe import Recipe
 from .reckoning import Line, Reading, Step, line_of, wall_of_a_step
@@ -130,7 +131,7 @@ def here(length: Length, steps: Sequence[Step], device: torch.device, fixed: Fix
         tried.append(Batch(images, images / wall(images), needs, fits))
     size, step = length.batch_size, wall(length.batch_size)
     parts = {
-        "start": fixed.start,
+        "start": fixed.start + taken(length.steps, step),
         "steps": step * length.steps,
         "saving": fixed.saving * (saves(length.steps, machine) - 1),
         "end": fixed.end,

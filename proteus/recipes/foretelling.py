@@ -13,7 +13,7 @@ from .recipe import Recipe
 from .reckoning import line_of, wall_of_a_step
 
 _FEWEST = 20  # steps: shorter runs are over as soon as said
-_SECONDS, _SHARE = 3.0, 0.02  # at the most, and of the run
+_SECONDS, _SHARE = 3.0, 0.03  # at the most, and of the run
 
 
 def foretell(
@@ -35,17 +35,17 @@ def foretell(
     if steps < _FEWEST or machine.parallel == "fsdp" or not isinstance(data, ImageLoader):
         return ""
     device, parts = world.device, machine.accumulate
-    growing = [parts * 2 * 4**n for n in range(6)] if device.type == "cpu" else []
+    growing = [parts * 2 * 3**n for n in range(7)] if device.type == "cpu" else []
     sizes = [n for n in growing if n < size] + [size]
     try:
         probe = Probe(copy_of(model.to(device)), recipe.science.optimizer, machine, device)
         first = probe.step(sizes[0]).seconds * size / sizes[0]
-        found = measure(probe, sizes, min(_SECONDS, _SHARE * steps * first))
+        found = measure(probe, sizes, taken(steps, first), briefly=True)
     except torch.OutOfMemoryError:
         return ""  # the run will say so itself, with what to do
     images = [step.images for step in found]
     seconds = line_of(images, [step.seconds for step in found]).at(size)
-    reading = measure_loader(data, min(0.3, _SHARE * steps * seconds))
+    reading = measure_loader(data, min(0.3, taken(steps, seconds)))
     step = wall_of_a_step(
         seconds, reading, size, workers=data.workers,
         threads=torch.get_num_threads() if device.type == "cpu" else None,
@@ -58,4 +58,11 @@ def foretell(
         said += f", {size_text(line_of(images, known).at(size) - copied)}"
     del probe
     reset_peak(device)
-    return f"About {time_text(step * steps)} on this machine ({said})."
+    # A small batch is slower for its size, so that one alone gives too much.
+    about = "About" if len(found) > 1 or images == [size] else "At most about"
+    return f"{about} {time_text(step * steps)} on this machine ({said})."
+
+
+def taken(steps: int, seconds: float) -> float:
+    """Seconds that `foretell` takes, about, before a run of so many steps of so many seconds."""
+    return 0.0 if steps < _FEWEST else min(_SECONDS, _SHARE * steps * seconds)

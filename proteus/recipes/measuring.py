@@ -80,29 +80,33 @@ class Probe:
         return Step(images, statistics.median(walls), statistics.median(spent), peak(self.device))
 
 
-def measure(probe: Probe, sizes: Sequence[int], seconds: float) -> list[Step]:
+def measure(
+    probe: Probe, sizes: Sequence[int], seconds: float, *, briefly: bool = False
+) -> list[Step]:
     """Steps of growing sizes, as far as the time goes: the smallest always, two steps of each.
 
     Args:
         probe: The step.
         sizes: Batches, growing.
         seconds: To use, about.
+        briefly: Use no more than is needed; else all, most of it for the largest size.
     """
     found: list[Step] = []
     begun = time.perf_counter()
     for size in sizes:
         left = seconds - (time.perf_counter() - begun)
-        if found and 3 * found[-1].seconds * size / found[-1].images > left:
+        steps = 2 if briefly else 3
+        if found and steps * found[-1].seconds * size / found[-1].images > left:
             break
         try:
             probe.step(size)  # the first of a size is slower
-            found.append(probe.step(size, seconds=left / 8))
+            found.append(probe.step(size, seconds=0 if briefly else left / 8))
         except torch.OutOfMemoryError:
             if not found:
                 raise
             break
     left = seconds - (time.perf_counter() - begun)
-    if left > 2 * found[-1].seconds:
+    if left > 2 * found[-1].seconds and not briefly:
         found[-1] = _both(found[-1], probe.step(found[-1].images, seconds=left / 2))
     return found
 
