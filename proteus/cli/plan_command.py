@@ -112,6 +112,8 @@ def _print(found: "Forecast") -> None:
     for number, one in enumerate(found.estimates, 1):
         print(f"[{number}] {_basis(one)}")
     loading = f"{found.reading.cpu_seconds * 1e3:.1f} ms of a core here ({found.read_from})"
+    if found.left_out:
+        print(f"Not in these numbers: {', '.join(found.left_out)}.")
     print(f"Loading an image took {loading}.\n\nPrepared targets, on disk")
     print(text_table(_prepared(found)))
 

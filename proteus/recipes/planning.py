@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Forecast:
         estimates: One a machine and source.
         target_bytes: `tokens/dtype` -> bytes of an image's prepared targets, of one view.
         steps: What was measured here.
+        left_out: Settings of the recipe whose cost is in no estimate.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Forecast:
     estimates: tuple[Estimate, ...]
     target_bytes: dict[str, int]
     steps: tuple[Step, ...]
+    left_out: tuple[str, ...]
 
 
 def plan(
@@ -117,7 +119,7 @@ def plan(
             found += [there(length, counted, name, cards, share) for share in (AUTHORS, OURS)]
     return Forecast(
         recipe, counted, steps * recipe.science.data.batch_size, known, reading, read_from,
-        tuple(found), _prepared(objective), tuple(measured),
+        tuple(found), _prepared(objective), tuple(measured), _left_out(recipe, machines),
     )  # fmt: skip
 
 
@@ -177,6 +179,19 @@ def _fixed(start: float, probe: Probe, steps: Sequence[Step]) -> Fixed:
     if saving > _LONG:  # it would fill a disk, and pictures are little beside it
         return Fixed(start, saving, 2 * saving)
     return Fixed(start, saving, measure_ending(probe, steps[0].seconds))
+
+
+def _left_out(recipe: Recipe, machines: Mapping[str, object]) -> tuple[str, ...]:
+    machine = recipe.machine
+    cards = any(one is not None for one in machines.values())
+    asked = {
+        "watch": bool(machine.watch),
+        "track": bool(machine.track),
+        "compile": machine.compile,
+        "parallel=fsdp": machine.parallel == "fsdp",
+        "activation_checkpointing on cards": machine.activation_checkpointing and cards,
+    }
+    return tuple(name for name, value in asked.items() if value)
 
 
 def _prepared(objective: Distiller | LogitDistiller) -> dict[str, int]:

@@ -44,6 +44,11 @@ def test_all_numbers_for_a_program(images, capsys):
     assert found["count"]["flops"] > found["count"]["teacher_flops"] > 0
 
 
+def test_what_is_in_no_number_is_said(capsys):
+    assert plan(*CARD, "--steps", 9, "--compile", "--parallel", "fsdp") == 0
+    assert "Not in these numbers: compile, parallel=fsdp." in capsys.readouterr().out
+
+
 def test_images_alone_are_images_seen(capsys):
     assert plan(*CARD, "--images", 640, "--json") == 0
     found = json.loads(capsys.readouterr().out)
