@@ -45,13 +45,13 @@ class Case:
 REAL, SMALL = "proxy-imagenet1k-sample-train-*.tar", "proxy-tinyimagenet-train-*.tar"
 CASES = [
     Case("vit_small_patch16_224", "vit_tiny_patch16_224", REAL,
-         "--image-size 112 --batch-size 32 --steps 36 --augment crop"),
+         "--image-size 112 --batch-size 32 --steps 28 --augment crop"),
     Case("vit_base_patch16_224", "vit_small_patch16_224", REAL,
-         "--image-size 112 --batch-size 16 --steps 22 --augment fast"),
+         "--image-size 112 --batch-size 16 --steps 20 --augment fast"),
     Case("vit_small_patch16_224", "resnet18", SMALL,
-         "--image-size 128 --batch-size 32 --steps 24 --augment crop"),
+         "--image-size 128 --batch-size 32 --steps 20 --augment crop"),
     Case("efficientnet_lite0", "vit_tiny_patch16_224", REAL,
-         "--image-size 224 --batch-size 16 --steps 40 --augment official"),
+         "--image-size 224 --batch-size 16 --steps 20 --augment official"),
     Case("vit_tiny_patch16_224", "mobilenetv3_small_100", REAL,
          "--image-size 224 --batch-size 64 --steps 20 --augment crop"),
 ]  # fmt: skip

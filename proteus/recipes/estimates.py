@@ -130,8 +130,10 @@ def here(length: Length, steps: Sequence[Step], device: torch.device, fixed: Fix
         fits = None if needs is None or free is None else needs <= _FREE * free
         tried.append(Batch(images, images / wall(images), needs, fits))
     size, step = length.batch_size, wall(length.batch_size)
+    last = steps[-1]
+    slower = max(0.0, last.first - last.seconds) * size / last.images
     parts = {
-        "start": fixed.start + taken(length.steps, step),
+        "start": fixed.start + taken(length.steps, step) + slower,
         "steps": step * length.steps,
         "saving": fixed.saving * (saves(length.steps, machine) - 1),
         "end": fixed.end,

@@ -77,7 +77,9 @@ class Probe:
                 walls.append(time.perf_counter() - wall)
                 spent.append(time.process_time() - core)
                 self._steps += 1
-        return Step(images, statistics.median(walls), statistics.median(spent), peak(self.device))
+        return Step(
+            images, statistics.mean(walls), statistics.mean(spent), peak(self.device), walls[0]
+        )
 
 
 def measure(
@@ -99,8 +101,9 @@ def measure(
         if found and steps * found[-1].seconds * size / found[-1].images > left:
             break
         try:
-            probe.step(size)  # the first of a size is slower
-            found.append(probe.step(size, seconds=0 if briefly else left / 8))
+            first = probe.step(size).first
+            step = probe.step(size, seconds=0 if briefly else left / 8)
+            found.append(step._replace(first=first))
         except torch.OutOfMemoryError:
             if not found:
                 raise
@@ -114,7 +117,7 @@ def measure(
 def _both(first: Step, second: Step) -> Step:
     """Of two times the same size; the later steps were more."""
     highest = [step.memory for step in (first, second) if step.memory is not None]
-    return second._replace(memory=max(highest, default=None))
+    return second._replace(memory=max(highest, default=None), first=first.first)
 
 
 def measure_ending(probe: Probe, seconds: float) -> float:

@@ -10,16 +10,18 @@ class Step(NamedTuple):
 
     Attributes:
         images: In the batch.
-        seconds: Of a step, the median.
-        cpu_seconds: Of all cores together, the median.
+        seconds: Of a step, the mean: a run has the slow ones, too.
+        cpu_seconds: Of all cores together, the mean.
         memory: Bytes at the most: of the process on a CPU, of the device's allocator on a GPU;
             None where the system does not tell.
+        first: Seconds of the first one of this size, which has to find its memory.
     """
 
     images: int
     seconds: float
     cpu_seconds: float
     memory: int | None
+    first: float
 
 
 class Reading(NamedTuple):
