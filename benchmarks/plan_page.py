@@ -4,6 +4,7 @@ python benchmarks/plan_page.py
 """
 
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
         what: sum(abs(error(row, what)) <= MARK for row in rows)
         for what in ("seconds", "cpu_seconds", "memory")
     }
+    mean = statistics.mean(error(row, "cpu_seconds") for row in rows)
     return (
         f"Within {MARK:.0%} of {len(rows)} runs: {counted['seconds']} in seconds, "
-        f"{counted['cpu_seconds']} in processor seconds, {counted['memory']} in memory."
+        f"{counted['cpu_seconds']} in processor seconds, {counted['memory']} in memory. "
+        f"On average the processor seconds are off by {mean:+.0%}."
     )
 
 
