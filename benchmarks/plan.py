@@ -78,8 +78,10 @@ def main() -> None:
                 continue
             rows.append(compare(case, teachers, args.data, Path(scratch) / f"run-{number}"))
             print(said(rows[-1]), flush=True)
+    threads = "OMP_NUM_THREADS=" + os.environ.get("OMP_NUM_THREADS", "")
+    threads = threads if "OMP_NUM_THREADS" in os.environ else ""
     facts = {
-        "command": "python benchmarks/plan.py --data ../shared/data",
+        "command": f"{threads} python benchmarks/plan.py --data ../shared/data".strip(),
         "hardware": hardware(),
         "rows": rows,
     }

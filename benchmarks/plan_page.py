@@ -54,7 +54,8 @@ def page_with_table(text: str, facts: dict[str, Any]) -> str:
     head, rest = text.split(START)
     tail = rest.split(END)[1]
     rows = facts["rows"]
-    lines = [f"{facts['hardware']}. {summary(rows)}", "", *table(rows)]
+    said = f"{facts['hardware']}; `{facts['command']}`. {summary(rows)}"
+    lines = [said, "", *table(rows)]
     return head + START + "\n" + "\n".join(lines) + "\n\n" + END + tail
 
 
