@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..distiller import Distiller
 from ..logits import LogitDistiller
+from ..losses import ProteusLoss
 
 _IMAGES = 8  # of a batch: a whole number of them is masked, at the usual shares
 
@@ -37,7 +38,8 @@ def count(objective: Distiller | LogitDistiller) -> Count:
     The objective is copied onto torch's `meta` device, where tensors have shapes and no numbers,
     and goes through one step there: what is counted is what the modules do, CNNs too, the masked
     view for as many images as the masks hide patches from. Matrix products, convolutions and
-    attention count; what is done number by number (norms, activations) does not.
+    attention count; what is done number by number (norms, activations) does not, nor do maps of the
+    targets and a queue of tokens, which look at numbers and take little beside the models.
 
     Examples:
         >>> import proteus
@@ -47,7 +49,7 @@ def count(objective: Distiller | LogitDistiller) -> Count:
         >>> round(found.flops / found.teacher_flops, 1)  # once, and 3 times for 1.5 views
         5.5
     """
-    light = on_meta(objective)
+    light = _with_plain_targets(on_meta(objective))
     size = light.image_size
     images = torch.zeros(_IMAGES, 3, *size, dtype=torch.uint8, device="meta")
     labels = [torch.zeros(_IMAGES, dtype=torch.long, device="meta")] * (light.num_inputs - 1)
@@ -74,17 +76,27 @@ def count(objective: Distiller | LogitDistiller) -> Count:
         teaching.get_total_flops() / _IMAGES,
         sum(kept.values()) / _IMAGES,
         sum(_numbers(teacher) for teacher in light.teachers.values()),
-        sum(p.numel() for p in light.trainable_parameters()),
+        sum(p.numel() for p in objective.trainable_parameters()),
     )
 
 
 def on_meta(objective: Distiller | LogitDistiller) -> Distiller | LogitDistiller:
-    """A copy without numbers, in train mode; where the objective has none itself, it is used."""
-    if all(p.is_meta for p in objective.parameters()):
-        return objective.to("meta").train()
-    # Not copied first: the models may fill the memory.
+    """A copy without numbers, in train mode; the objective stays as it is."""
+    # The memo has what a tensor becomes: the models may be too large for two of them.
     memo = {id(tensor): _empty(tensor) for tensor in _tensors(objective)}
     return copy.deepcopy(objective, memo).to("meta").train()
+
+
+def _with_plain_targets(light: Distiller | LogitDistiller) -> Distiller | LogitDistiller:
+    """In place: the targets as they are. A turned target of the student's width is a linear map."""
+    loss = light.heads
+    if isinstance(light, Distiller) and loss is not None and (loss.maps or loss.queue):
+        light.loss = ProteusLoss(
+            loss.student_dim, loss.teacher_dim,
+            token=loss.token, feature=loss.feature, patch=loss.patch, distance=loss.distance,
+            head="linear" if loss.targets == "angle" else loss.head,
+        ).to("meta")  # fmt: skip
+    return light
 
 
 def _tensors(objective: Distiller | LogitDistiller) -> list[Tensor]:

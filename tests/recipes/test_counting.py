@@ -48,6 +48,7 @@ def test_a_cnn_is_counted_and_nothing_of_it_changes():
     assert found.trained_parameters == sum(p.numel() for p in objective.trainable_parameters())
     assert found.kept_bytes > 0
     assert not objective.training
+    assert not any(p.is_meta for p in objective.parameters())
     assert torch.equal(state, torch.get_rng_state())
     for name, tensor in objective.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -57,3 +58,19 @@ def test_counted_on_meta_or_on_the_cpu_is_the_same():
     with torch.device("meta"):
         light = small()
     assert count(light) == count(small())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"targets": "phi_s"},
+        {"targets": "standardized", "token_distance": "queue"},
+        {"targets": "angle", "head": "identity"},
+    ],
+)
+def test_targets_that_are_mapped_cost_about_what_plain_ones_do(loss):
+    objective = small(**loss)
+    found = count(objective)
+    assert objective.loss.targets == loss["targets"]
+    assert found.flops == pytest.approx(count(small()).flops, rel=0.1)
+    assert found.trained_parameters == sum(p.numel() for p in objective.trainable_parameters())
