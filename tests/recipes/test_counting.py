@@ -74,3 +74,13 @@ def test_targets_that_are_mapped_cost_about_what_plain_ones_do(loss):
     assert objective.loss.targets == loss["targets"]
     assert found.flops == pytest.approx(count(small()).flops, rel=0.1)
     assert found.trained_parameters == sum(p.numel() for p in objective.trainable_parameters())
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t"])
+def test_a_cnn_s_backward_pass_is_about_twice_its_forward(name):
+    # torch's own counter takes hundreds of times too much for a depthwise convolution.
+    teacher = proteus.Teacher(name, pretrained=False, image_size=64)
+    student = proteus.Student(name, image_size=64)
+    loss = proteus.ProteusLoss(student.width, teacher.width, feature=0, patch=0)
+    found = count(proteus.Distiller(teacher, student, loss))
+    assert found.flops / found.teacher_flops == pytest.approx(4, rel=0.1)
