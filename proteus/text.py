@@ -1,5 +1,6 @@
-"""Text from outside (names of classes, files, runs) made fit for a page, a table, a terminal."""
+"""Text made fit for a page, a table, a terminal: names from outside, times and sizes."""
 
+import math
 import re
 
 # Control characters (of a terminal, too), what turns the direction of writing, half characters.
@@ -48,3 +49,37 @@ def picture_text(text: str, length: int = 40) -> str:
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
     return shown if len(shown) <= length else "…" + shown[1 - length :]
+
+
+def time_text(seconds: float) -> str:
+    """A length of time in the two units that matter.
+
+    Examples:
+        >>> [time_text(n) for n in (0.4, 59.6, 61, 7800, 400000)]
+        ['0.4 s', '60 s', '1 min 1 s', '2 h 10 min', '4 d 15 h']
+    """
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if round(seconds) <= 60:
+        return f"{seconds:.0f} s"
+    small, large, names = (3600, 24, ("d", "h"))
+    if seconds < 3599.5:
+        small, large, names = (1, 60, ("min", "s"))
+    elif seconds < 24 * 3600 - 30:
+        small, large, names = (60, 60, ("h", "min"))
+    whole, rest = divmod(round(seconds / small), large)
+    return f"{whole:,} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
+
+
+def size_text(count: float) -> str:
+    """Bytes in the largest unit of which there is one at least.
+
+    Examples:
+        >>> [size_text(n) for n in (900, 3 << 20, 13.4 * 2**30)]
+        ['900 B', '3.0 MiB', '13.4 GiB']
+    """
+    if count < 1024:
+        return f"{count:.0f} B"
+    units = ("KiB", "MiB", "GiB", "TiB")
+    power = min(int(math.log2(count) // 10), len(units))
+    return f"{count / 1024**power:,.1f} {units[power - 1]}"

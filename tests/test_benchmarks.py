@@ -1,9 +1,12 @@
 """The pages whose tables are generated, and what they are said to show."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
+
+from proteus.recipes.accelerators import OURS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -28,3 +31,33 @@ def test_every_rule_is_within_two_hundredths_of_the_pair_with_equal_grids(pairs_
     ]
     assert [row for row in compared if not row[2] > -0.02] == []
     assert len(compared) == 10
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def test_the_share_of_an_h100_is_what_the_runs_come_to(benchmark):
+    utilisation = benchmark("utilisation")
+    found = json.loads(utilisation.RESULTS.read_text())
+    rows = utilisation.rows_of(utilisation.RUNS)
+    share = utilisation.share(found["flops_an_image"], rows)
+    assert pytest.approx(share, rel=1e-2) == OURS.of_peak
+    assert f"{len(rows)} runs" in OURS.source
+    assert f"{utilisation.JOBS} at once" in OURS.source
+
+
+@pytest.mark.parametrize("number", [0, pytest.param(-1, marks=pytest.mark.slow)])
+def test_the_operations_of_the_pairs_are_those_of_their_modules(benchmark, number):
+    utilisation = benchmark("utilisation")
+    pair = utilisation.PAIRS[number]
+    found = json.loads(utilisation.RESULTS.read_text())["flops_an_image"]
+    assert utilisation.count(utilisation.objective(pair)).flops == found[pair.key]
+
+
+def test_the_page_of_plans_is_what_was_measured(benchmark):
+    page = benchmark("plan_page")
+    text = page.PAGE.read_text()
+    assert text == page.page_with_table(text, json.loads(page.RESULTS.read_text()))

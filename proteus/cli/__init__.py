@@ -12,6 +12,7 @@ from . import demo_command as demo
 from . import distill_command as distill
 from . import evaluate_command as evaluate
 from . import info_command as info
+from . import plan_command as plan
 from . import prepare_command as prepare
 from . import recipes_command as recipes
 from . import report_command as report
@@ -66,17 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (
-        demo,
-        distill,
-        prepare,
-        recipes,
-        report,
-        evaluate,
-        visualize,
-        data,
-        weights,
-        info,
-    ):
+    commands_by_use = (
+        demo, distill, prepare, plan, recipes, report, evaluate, visualize, data, weights, info,
+    )  # fmt: skip
+    for module in commands_by_use:
         module.add(commands)
     return parser

@@ -66,8 +66,23 @@ def add(commands: Commands) -> None:
         "  proteus distill --teacher dinov2_vitb14 --student ti=vit_tiny_patch14 \\\n"
         "      --student s=vit_small_patch14 --data IMAGES --epochs 100 --out runs/both",
     )
+    add_recipe_options(distill)
     add = distill.add_argument
-    source = distill.add_mutually_exclusive_group()
+    add("--chain", metavar="A,B,C",
+        help="students of a chain in place of --student, each the next one's teacher")  # fmt: skip
+    add("--set-stage", action="append", default=[], metavar="N:PATH=VALUE",
+        help="a setting of the chain's Nth stage alone; repeatable")  # fmt: skip
+    add("--out", type=Path, help="folder for log, checkpoint, export, pictures")
+    add("--resume", nargs="?", const=True, choices=["auto"], default=False,
+        help="go on with the run in --out; `--resume auto` = if there is one")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    distill.set_defaults(run=_run_distill)
+
+
+def add_recipe_options(command: argparse.ArgumentParser, set_size: str = "") -> None:
+    """The options that describe what `recipes_of` reads; `set_size` = `--images` says this."""
+    add = command.add_argument
+    source = command.add_mutually_exclusive_group()
     source.add_argument("--recipe", metavar="NAME", help="a run of the paper: `proteus recipes`")
     source.add_argument("--from", dest="repeat", type=Path, metavar="RUN.JSON",
                         help="repeat a run: its folder or its run.json")  # fmt: skip
@@ -80,11 +95,7 @@ def add(commands: Commands) -> None:
     add("--student", action="append", metavar="[NAME=]MODEL",
         help="vit_tiny|small|base|large_patch14, a timm name, …; repeatable: several students from "
         "one teacher pass, each a run in OUT/NAME (default NAME: the model's)")  # fmt: skip
-    add("--chain", metavar="A,B,C",
-        help="students of a chain in place of --student, each the next one's teacher")  # fmt: skip
-    add("--set-stage", action="append", default=[], metavar="N:PATH=VALUE",
-        help="a setting of the chain's Nth stage alone; repeatable")  # fmt: skip
-    first = distill.add_mutually_exclusive_group()
+    first = command.add_mutually_exclusive_group()
     first.add_argument("--init", choices=["random", "pretrained", "select"],
                        help="the student's first weights: published, or selected of the teacher's "
                             "(default random); local-dir:… brings its own")  # fmt: skip
@@ -100,12 +111,14 @@ def add(commands: Commands) -> None:
     add("--repeats", type=int, help="samples of an image in a row (default 1)")
     add("--prepared", metavar="FOLDER",
         help="targets of `proteus prepare`, in place of the teacher in each step")  # fmt: skip
-    length = distill.add_mutually_exclusive_group()
+    length = command.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, help="passes over the images")
     length.add_argument("--steps", type=int, help="optimizer steps")
-    length.add_argument("--images", type=int, help="images seen, whatever the set's size")
+    images = command if set_size else length
+    seen = "images seen, whatever the set's size"
+    images.add_argument("--images", type=int, help=set_size or seen)
     add("--batch-size", type=int, help="images a step, on all processes together (default 64)")
-    add_fields(distill, Optimizer, _OPTIMIZER)
+    add_fields(command, Optimizer, _OPTIMIZER)
     add(
         "--image-size",
         type=int,
@@ -137,13 +150,8 @@ def add(commands: Commands) -> None:
         help="from the student's width to the teacher's (default ln_linear)",
     )
     add("--mask", choices=["random", "block"], help="(default random)")
-    add("--out", type=Path, help="folder for log, checkpoint, export, pictures")
     add("--seed", type=int, help="(default 0)")
-    add_fields(distill, Machine, _MACHINE)
-    add("--resume", nargs="?", const=True, choices=["auto"], default=False,
-        help="go on with the run in --out; `--resume auto` = if there is one")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace the run in --out")
-    distill.set_defaults(run=_run_distill)
+    add_fields(command, Machine, _MACHINE)
 
 
 def _run_distill(arguments: argparse.Namespace) -> int:

@@ -65,12 +65,11 @@ class Settings:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row, checksum included."""
+        """Bytes of a row."""
         cls_dim, patch_dim = self.teacher["widths"]
-        own = bytes_of_an_image(
+        return bytes_of_an_image(
             cls_dim, patch_dim, self.patches, tokens=self.tokens, dtype=self.dtype
         )
-        return own + 8
 
     @property
     def shard_rows(self) -> int:

@@ -1,7 +1,11 @@
-"""What a run costs, by counting multiply-adds."""
+"""What a run of the paper costs, by a formula: its list must not build all models.
+
+`counting` counts on the real modules; a test holds the formula against it.
+"""
 
 from typing import NamedTuple
 
+from .accelerators import AUTHORS_RATE
 from .recipe import Recipe
 
 # Width and depth of the paper's models, by the end of their names.
@@ -13,9 +17,7 @@ _SIZES = {
     "vit_base_patch14_clip": (768, 12), "deit_small_patch16_224.fb_in1k": (384, 12),
     "deit_tiny_patch16_224": (192, 12),
 }  # fmt: skip
-_IMAGENET = 1_281_167
-# 300 epochs of ViT-S from DINOv2-B took the authors 30 h on 8 A100 (A.8): 53 TFLOP/s each.
-_A100 = 53e12
+IMAGENET = 1_281_167
 
 
 class Cost(NamedTuple):
@@ -51,7 +53,7 @@ def cost(recipe: Recipe) -> Cost | None:
     if teacher is None or student is None or size is None:
         return None
     if data.epochs is not None:
-        images = round(data.epochs * _IMAGENET)
+        images = round(data.epochs * IMAGENET)
     elif data.steps is not None or data.images is not None:
         images = data.images or (data.steps or 0) * data.batch_size
     else:
@@ -62,7 +64,7 @@ def cost(recipe: Recipe) -> Cost | None:
     macs = 3 * views * _forward(*student, size, side)
     if science.logits is None or science.logits.kl:
         macs += _forward(*teacher, science.model.teacher_image_size or size, side)
-    hours = images * 2 * macs / _A100 / 3600
+    hours = images * 2 * macs / AUTHORS_RATE / 3600
     return Cost(images, round(images / data.batch_size), macs / 1e9, hours)
 
 

@@ -21,9 +21,10 @@ from ..masking import MaskGenerator
 from ..prepared import PreparedTargets
 from ..student import Student
 from ..teacher import Teacher
-from ..training import EpochSchedule, History, fit, join
+from ..training import EpochSchedule, History, checkpoint, fit, join
 from ..training.folder import Resume, begin, claim, holding, note_skipped
 from .by_path import read_recipe
+from .foretelling import foretell
 from .open_images import (
     Loader,
     batches_of_an_epoch,
@@ -100,6 +101,10 @@ def run(
                 begin(folder, world, going_on)
             if folder is not None and world.first and not going_on:
                 record(folder, recipe, data)
+            kept = checkpoint.common_steps([folder]) if folder is not None and going_on else ()
+            left = steps - max(kept, default=0)
+            if world.first and (about := foretell(model, recipe, data, left, world)):
+                say(about)
         try:
             return fit(
                 model,

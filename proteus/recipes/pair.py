@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -14,18 +15,24 @@ from ..teacher import Teacher
 from .recipe import Models
 
 Opened = tuple[Student, torch.Tensor]
+TeacherAt = Callable[[int | tuple[int, int] | None], Teacher]  # of an image size
 
 
-def open_pair(model: Models) -> tuple[Teacher, Student]:
+def open_pair(model: Models, *, weights: bool = True) -> tuple[Teacher, Student]:
     """Teacher and student, on the CPU; see `Models` for how sizes that are not given are chosen.
 
     The student's first weights come from torch's global generator, behind what the teacher takes.
+
+    Args:
+        model: Which.
+        weights: Load the teacher's; False = random ones, where its name is not that of a folder or
+            repository.
 
     Raises:
         ValueError: If there are no models, or one takes no square images.
         ShapeError: If a model cannot take its image size.
     """
-    teacher, ((student, state),) = open_several([model])
+    teacher, ((student, state),) = open_several([model], weights=weights)
     torch.set_rng_state(state)
     return teacher, student
 
@@ -35,17 +42,18 @@ def open_teacher(model: Models) -> tuple[Teacher, int]:
     if model.student:
         teacher, student = open_pair(model)
         return teacher, max(*teacher.image_size, *student.image_size)
-    teacher = _teacher(model, model.teacher_image_size or model.image_size)
+    teacher = _teacher(model, True, model.teacher_image_size or model.image_size)
     return teacher, model.image_size or teacher.image_size[0]
 
 
-def open_several(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
+def open_several(models: Sequence[Models], *, weights: bool = True) -> tuple[Teacher, list[Opened]]:
     """One teacher and several students of it, each with the first weights it would have alone.
 
     The teacher has the size that it would have beside the first.
 
     Args:
         models: With the same teacher and sizes.
+        weights: See `open_pair`.
 
     Returns:
         The teacher, and each student with the state of torch's global generator behind it: for
@@ -57,7 +65,9 @@ def open_several(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
     for model in models:
         check_models(model)
     first = models[0]
-    opened = _beside_students(models) if first.image_size else _beside_teacher(models)
+    teacher_at = partial(_teacher, first, weights)
+    beside = _beside_students if first.image_size else _beside_teacher
+    opened = beside(models, teacher_at)
     for one in (opened[0], *(student for student, _ in opened[1])):
         if one.image_size[0] != one.image_size[1]:
             raise ValueError(
@@ -93,17 +103,19 @@ def with_sizes(model: Models, teacher: Teacher, student: Student) -> Models:
     return replace(model, image_size=size, teacher_image_size=None if size == other else other)
 
 
-def _beside_students(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
+def _beside_students(
+    models: Sequence[Models], teacher_at: TeacherAt
+) -> tuple[Teacher, list[Opened]]:
     """Students at the size that was asked for, the teacher where its grid is the first one's."""
     model = models[0]
     assert model.image_size is not None
     asked = model.teacher_image_size or model.image_size
     try:
-        teacher = _teacher(model, asked)
+        teacher = teacher_at(asked)
     except ShapeError:
         if model.teacher_image_size:
             raise
-        teacher = _teacher(model, None)  # its patches may not divide the student's size
+        teacher = teacher_at(None)  # its patches may not divide the student's size
     state = torch.get_rng_state()
     students = []
     for one in models:
@@ -114,12 +126,14 @@ def _beside_students(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
     else:
         first = students[0][0]
         wanted = partner_size(first.image_size, first.grid, _patch(teacher))
-    return teacher if teacher.image_size == wanted else _teacher(model, wanted), students
+    return teacher if teacher.image_size == wanted else teacher_at(wanted), students
 
 
-def _beside_teacher(models: Sequence[Models]) -> tuple[Teacher, list[Opened]]:
+def _beside_teacher(
+    models: Sequence[Models], teacher_at: TeacherAt
+) -> tuple[Teacher, list[Opened]]:
     """The teacher at its own size, each student where their grids agree."""
-    teacher = _teacher(models[0], models[0].teacher_image_size)
+    teacher = teacher_at(models[0].teacher_image_size)
     state = torch.get_rng_state()
 
     def build(
@@ -160,10 +174,12 @@ def _patch(model: ImageModel) -> tuple[int, int]:
     return model.image_size[0] // model.grid[0], model.image_size[1] // model.grid[1]
 
 
-def _teacher(model: Models, size: int | tuple[int, int] | None) -> Teacher:
+def _teacher(model: Models, weights: bool, size: int | tuple[int, int] | None) -> Teacher:
+    random: dict[str, Any] = {} if weights else {"pretrained": False}
     return Teacher(
         model.teacher,
-        checkpoint=model.teacher_checkpoint,
+        **random,
+        checkpoint=model.teacher_checkpoint if weights else None,
         image_size=size,
         normalize=IMAGENET if model.statistics == "imagenet" else True,
         layers=model.teacher_layers,

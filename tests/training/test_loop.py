@@ -493,7 +493,7 @@ def test_a_run_resumes_within_and_behind_its_smaller_steps(
     with pytest.raises(RuntimeError, match="stop"):
         fresh().fit(Failing(batches, at=at), out=tmp_path, **options)
     assert fresh().fit(batches, out=tmp_path, resume=True, **options) == whole
-    with pytest.raises(CheckpointError, match=r"first_scale"):
+    with pytest.raises(CheckpointError, match=r"first_size was"):
         fresh().fit(batches, out=tmp_path, resume=True, **options | {"first_scale": None})
 
 
