@@ -10,6 +10,7 @@ from .by_path import with_settings as with_settings
 from .chain import run_chain as run_chain
 from .cost import Cost as Cost
 from .cost import cost as cost
+from .faster import faster as faster
 from .launch import build as build
 from .launch import run as run
 from .launch_all import read_recipes as read_recipes
@@ -46,6 +47,7 @@ __all__ = [
     "StageResult",
     "build",
     "cost",
+    "faster",
     "from_json",
     "open_data",
     "parse_setting",

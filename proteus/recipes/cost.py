@@ -61,9 +61,20 @@ def cost(recipe: Recipe) -> Cost | None:
     side = 16 if "_patch16" in science.model.student else 14
     masked = science.loss.patch != 0 and science.logits is None
     views = 1 + (science.masks.probability if masked else 0)
-    macs = 3 * views * _forward(*student, size, side)
+    optimizer = science.optimizer
+    share = 0.5 if optimizer.first_share is None else optimizer.first_share
+    small = size if optimizer.first_scale is None else round(size * optimizer.first_scale)
+    macs = (
+        3
+        * views
+        * sum(
+            part * _forward(*student, pixels, side)
+            for part, pixels in ((share, small), (1 - share, size))
+        )
+    )
     if science.logits is None or science.logits.kl:
-        macs += _forward(*teacher, science.model.teacher_image_size or size, side)
+        looks = 1.0 if data.views is None else min(1.0, data.views * IMAGENET / images)
+        macs += looks * _forward(*teacher, science.model.teacher_image_size or size, side)
     hours = images * 2 * macs / AUTHORS_RATE / 3600
     return Cost(images, round(images / data.batch_size), macs / 1e9, hours)
 

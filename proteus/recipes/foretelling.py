@@ -59,7 +59,10 @@ def foretell(
     del probe
     reset_peak(device)
     # A small batch is slower for its size, so that one alone gives too much.
-    about = "About" if len(found) > 1 or images == [size] else "At most about"
+    science = recipe.science
+    cheaper = science.optimizer.first_scale or science.data.prepared or science.data.views
+    exact = not cheaper and (len(found) > 1 or images == [size])
+    about = "About" if exact else "At most about"
     return f"{about} {time_text(step * steps)} on this machine ({said})."
 
 

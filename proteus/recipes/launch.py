@@ -18,7 +18,6 @@ from ..inheritance import select_weights
 from ..logits import LogitDistiller, load_linear_head
 from ..losses import ProteusLoss
 from ..masking import MaskGenerator
-from ..prepared import PreparedTargets
 from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, checkpoint, fit, join
@@ -36,12 +35,13 @@ from .open_images import (
 )
 from .pair import open_pair, told, with_sizes
 from .recipe import Logits, Masks, Recipe, Science, layers_ignored, to_json
+from .run_targets import targets_of
 
 RUN = "run.json"
 # Fields that came later: told only where they are set.
 _LATER = {
     "loss": ("token_distance", "queue_size", "temperature", "targets"),
-    "data": ("prepared",),
+    "data": ("prepared", "views"),
     "model": ("grids", "teacher_precision"),
     "optimizer": ("first_scale", "first_share"),
 }
@@ -94,13 +94,13 @@ def run(
             recipe = sized(recipe, model)
             data = open_data(recipe, world, tell, source, image_size=model.image_size[0])
             steps = count_steps(science, data)
-            targets = targets_of(recipe)
             details = describe(recipe, data)
             watch = watch_of(recipe, model.image_size[0], tell)
             if folder is not None:  # an older run goes only now that all of this was found to fit
                 begin(folder, world, going_on)
             if folder is not None and world.first and not going_on:
                 record(folder, recipe, data)
+            targets = targets_of(recipe, model, source, folder, world)
             kept = checkpoint.common_steps([folder]) if folder is not None and going_on else ()
             left = steps - max(kept, default=0)
             if world.first and (about := foretell(model, recipe, data, left, world)):
@@ -127,12 +127,6 @@ def run(
                 count = note_skipped(folder, data.skipped)
                 if count:
                     say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
-
-
-def targets_of(recipe: Recipe) -> PreparedTargets | None:
-    """What stands in for the teacher, if anything."""
-    folder = recipe.science.data.prepared
-    return None if folder is None else PreparedTargets(folder)
 
 
 def record(folder: Path, recipe: Recipe, data: Loader) -> None:

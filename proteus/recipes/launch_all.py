@@ -22,13 +22,13 @@ from .launch import (
     schedule_of,
     sized,
     sized_as,
-    targets_of,
     trackers_of,
     watch_of,
 )
 from .open_images import count_steps, open_data, open_images
 from .pair import check_models, open_several, told
 from .recipe import Recipe, to_json
+from .run_targets import targets_of
 
 # What may differ among them, and what `fit_all` takes for each run alone.
 _OWN_SCIENCE = ("loss", "logits", "masks", "optimizer", "model")
@@ -115,11 +115,13 @@ def run_all(
                 note_runs(folder, recipes)
                 for name, recipe in recipes.items():
                     record(folder / name, recipe, data)
+            model = next(iter(models.values()))
+            targets = targets_of(first, model, source, folder, world)
         shared = {k: v for k, v in forwarded(first).items() if k not in _OWN_OPTIONS}
         try:
             return fit_all(
                 models, data, each=each, steps=steps, seed=science.seed, device=world.device,
-                out=folder, resume=going_on, watch=watch, targets=targets_of(first),
+                out=folder, resume=going_on, watch=watch, targets=targets,
                 progress=progress, **shared,
             )  # fmt: skip
         finally:  # also of runs that were stopped

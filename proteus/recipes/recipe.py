@@ -19,7 +19,7 @@ from ..settings import Machine, Optimizer, ScheduleName
 from ..target_maps import Targets
 from ..token_queue import TokenDistance
 
-Preset = Literal["paper", "official"]
+Preset = Literal["paper", "official", "fast"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ class Data:
         repeats: Samples of an image in a row.
         prepared: Folder of `proteus prepare`, whose targets stand in for the teacher; None = the
             teacher is asked in each step.
+        views: Prepare the targets of so many views of each image first, in the run's folder (int8);
+            None = no.
         batch_size: Images a step, on all processes together.
         epochs: Passes over the images.
         steps: Optimizer steps.
@@ -145,6 +147,7 @@ class Data:
     augment: Augmentation = "crop"
     repeats: int = 1
     prepared: str | None = None
+    views: int | None = None
     batch_size: int = 64
     epochs: float | None = None
     steps: int | None = None
@@ -170,7 +173,8 @@ class Recipe:
 
     Attributes:
         name: `custom`, or a name of `proteus recipes`.
-        preset: `paper` (the words), `official` (what the authors' code does), or None.
+        preset: `paper` (the words), `official` (what the authors' code does), `fast` (the words for
+            half the compute, see `faster`), or None.
         about: What it is, and where in the paper.
         science: What changes the numbers.
         machine: What must not.
@@ -218,6 +222,8 @@ class Recipe:
 
 
 def _check_length(data: Data) -> None:
+    if data.prepared is not None and data.views is not None:
+        raise _ignored("science.data.views", "science.data.prepared names targets that are made")
     given = [n for n in ("epochs", "steps", "images") if getattr(data, n) is not None]
     if len(given) > 1:
         raise ValueError(
