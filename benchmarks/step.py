@@ -4,7 +4,9 @@
 - prepared: the same with the teacher's features prepared beforehand.
 - straightforward: what the paper's words say, written plainly with the same models: teacher on all
   images, student on all images, student on all images again with patches hidden, three losses.
-- authors: the authors' own step (`--authors CHECKOUT`, see benchmarks/authors.py).
+- authors: the authors' own step (`--authors CHECKOUT`, see benchmarks/authors_step.py).
+- lightly: `distillationv3` of lightly-train, which does less: one pass of each model, class token
+  and patches (`--lightly`, in an environment that has it, see benchmarks/lightly_step.py).
 - timm: its `FeatureDistillationTask`, which does less: one pass, the class token alone (and a
   classifier of the labels, which we do not need).
 
@@ -33,7 +35,8 @@ from typing import Any
 
 import timm
 import torch
-from authors import AuthorsStep
+from authors_step import AuthorsStep
+from lightly_step import LightlyStep
 from timm.task import FeatureDistillationTask
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,7 +47,7 @@ from proteus.training import parameter_groups
 from proteus.training.engine import Engine
 from proteus.world import join
 
-WAYS = ("ours", "prepared", "straightforward", "authors", "timm")
+WAYS = ("ours", "prepared", "straightforward", "authors", "lightly", "timm")
 Step = Callable[[], None]
 
 
@@ -83,7 +86,7 @@ def make(way: str, args: argparse.Namespace) -> Step:
     made: dict[str, Callable[[argparse.Namespace], Step]] = {
         "ours": make_ours, "prepared": functools.partial(make_ours, prepared=True),
         "straightforward": make_straightforward,
-        "authors": make_authors, "timm": make_timm,
+        "authors": make_authors, "lightly": make_lightly, "timm": make_timm,
     }  # fmt: skip
     return made[way](args)
 
@@ -128,6 +131,22 @@ def make_authors(args: argparse.Namespace) -> Step:
             losses = theirs.losses(images, draw(distiller, images))
         theirs.read(losses)
         update(losses["loss"], theirs.optimizer)
+
+    return step
+
+
+def make_lightly(args: argparse.Namespace) -> Step:
+    distiller, images = build(args)
+    models = distiller.teacher.backbone, distiller.student.backbone
+    theirs = LightlyStep(*models, args.batch_size, args.device)
+
+    def step() -> None:
+        with precision(args):
+            loss = theirs.loss(images)
+        loss.backward()
+        theirs.clip()
+        theirs.optimizer.step()
+        theirs.optimizer.zero_grad(set_to_none=True)
 
     return step
 
@@ -257,13 +276,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="of ours (and prepared)")
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, of ours")
     parser.add_argument("--authors", type=Path, help="a checkout of the authors' repository")
+    parser.add_argument("--lightly", action="store_true", help="compare with lightly-train, too")
     parser.add_argument("--json", type=Path, help="a file for all numbers")
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    ways = [way for way in WAYS if way != "authors" or args.authors]
+    absent = {"authors": not args.authors, "lightly": not args.lightly}
+    ways = [way for way in WAYS if not absent.get(way)]
     difference = check(args)
     steps = {way: make(way, args) for way in ways}
     operations = {way: count(steps[way]) for way in ways}

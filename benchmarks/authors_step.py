@@ -102,7 +102,7 @@ class AuthorsStep:
             torch.hub.load = real
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.05)
-        self._normalize = functools.partial(_normalized, device=device)
+        self._normalize = functools.partial(normalized, device=device)
 
     def losses(self, images: Tensor, hidden: Tensor) -> dict[str, Tensor]:
         """Of uint8 images [B, 3, H, W], and masks [B, N] on the CPU, as their loader gives them."""
@@ -121,7 +121,7 @@ class AuthorsStep:
             term.item()
 
 
-def _normalized(images: Tensor, device: str) -> Tensor:
+def normalized(images: Tensor, device: str) -> Tensor:
     mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225], device=device).view(1, 3, 1, 1)
     return (images.float() / 255 - mean) / std
