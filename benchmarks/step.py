@@ -2,6 +2,7 @@
 
 - ours: what `fit` does with a batch, the norm of the gradient included.
 - prepared: the same with the teacher's features prepared beforehand.
+- half: ours with the teacher in bf16, the student as it is.
 - straightforward: what the paper's words say, written plainly with the same models: teacher on all
   images, student on all images, student on all images again with patches hidden, three losses.
 - authors: the authors' own step (`--authors CHECKOUT`, see benchmarks/authors_step.py).
@@ -47,7 +48,7 @@ from proteus.training import parameter_groups
 from proteus.training.engine import Engine
 from proteus.world import join
 
-WAYS = ("ours", "prepared", "straightforward", "authors", "lightly", "timm")
+WAYS = ("ours", "prepared", "half", "straightforward", "authors", "lightly", "timm")
 Step = Callable[[], None]
 
 
@@ -85,14 +86,17 @@ def make(way: str, args: argparse.Namespace) -> Step:
     """One step, to be called again and again."""
     made: dict[str, Callable[[argparse.Namespace], Step]] = {
         "ours": make_ours, "prepared": functools.partial(make_ours, prepared=True),
+        "half": functools.partial(make_ours, half=True),
         "straightforward": make_straightforward,
         "authors": make_authors, "lightly": make_lightly, "timm": make_timm,
     }  # fmt: skip
     return made[way](args)
 
 
-def make_ours(args: argparse.Namespace, *, prepared: bool = False) -> Step:
+def make_ours(args: argparse.Namespace, *, prepared: bool = False, half: bool = False) -> Step:
     distiller, images = build(args)
+    if half:
+        distiller.teacher.precision = "bf16"
     engine = Engine(
         distiller,
         join(args.device),
@@ -283,7 +287,11 @@ def parse() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    absent = {"authors": not args.authors, "lightly": not args.lightly}
+    absent = {
+        "authors": not args.authors,
+        "lightly": not args.lightly,
+        "half": args.precision != "fp32",
+    }
     ways = [way for way in WAYS if not absent.get(way)]
     difference = check(args)
     steps = {way: make(way, args) for way in ways}
