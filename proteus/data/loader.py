@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from ..ranges import check_numbers
 from .decoding import CorruptImageError
-from .on_device import finish
+from .delivery import made_batches, to_device
 from .order import Repeated, Shuffled
 from .places import ImageSource, number_labels
-from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Batch, Faults, Key, Samples
-from .workers import ignore_interrupt, load
+from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Faults, Key, Samples
 
 _logger = logging.getLogger(__name__)
 
@@ -149,30 +148,16 @@ class ImageLoader:
         )
 
     def _stream(self, start: int, stop: int | None) -> Iterator[Any]:
-        loader = DataLoader(
+        made = made_batches(
             self.samples,
-            sampler=Keys(self, start, stop),
-            batch_size=None,  # `Samples` makes whole batches
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            pin_memory=self.device.type != "cpu" and torch.cuda.is_available(),
-            worker_init_fn=ignore_interrupt,
+            Keys(self, start, stop),
+            workers=self.workers,
+            device=self.device,
+            at=self._place_of,
         )
-        batches: Iterator[Batch] = load(loader, self._place_of)
-        for batch in batches:
+        for batch in made:
             self._note(batch.faults)
-            yield self._on_device(batch)
-
-    def _on_device(self, batch: Batch) -> Any:
-        images = batch.images
-        if self.device.type != "cpu":
-            images = images.to(self.device, non_blocking=True)
-            if batch.draws is not None:
-                generator = torch.Generator(self.device).manual_seed(batch.seed)
-                images = finish(images, batch.draws, generator)
-        if batch.labels is None:
-            return images
-        return images, batch.labels.to(self.device, non_blocking=True)
+            yield to_device(batch, self.device)
 
     def _note(self, faults: Faults) -> None:
         for name, reason in faults:
@@ -189,8 +174,7 @@ class ImageLoader:
 
     def _place_of(self, pids: Collection[int]) -> str:
         """What to say about the files that dead processes were at."""
-        at = {int(pid): int(place) for pid, place in self.samples.reading}
-        names = ", ".join(self.source.name(at[pid]) for pid in pids if pid in at)
+        names = ", ".join(self.source.name(place) for place in self.samples.readers.at(pids))
         return f" while it was at {names}" if names else ""
 
 
@@ -232,7 +216,3 @@ class Keys(Sampler[list[Key]]):
         position = at * self.loader.world_size + self.loader.rank
         rounds = position // (len(self.loader.source) * repeats)
         return position % repeats + repeats * rounds
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
