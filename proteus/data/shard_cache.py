@@ -73,6 +73,7 @@ class ShardCache:
         self._limit = limit
         self._turn = threading.Lock()
         self._held: set[IO[bytes]] = set()
+        self._coming = 0  # shards that are being fetched
         self._told = False
 
     def hold(self, address: str, *, needed: bool = True) -> HeldShard | None:
@@ -92,10 +93,9 @@ class ShardCache:
         if not is_remote(address):
             return HeldShard(address, read_index(address, address))
         while not self.over.is_set():
-            here = place_in(self.folder, address).is_file()
-            if not here and not self._make_room() and not needed:
+            file = self._fetch(address, needed)
+            if file is None:
                 return None
-            file = fetch_into(self.folder, address, tries=_TRIES, over=self.over)
             try:
                 lock = open_regular(file)
             except FileNotFoundError:
@@ -104,6 +104,21 @@ class ShardCache:
                 return self._read(file, address, lock)
             lock.close()
         raise ValueError(f"images: {address!r} was not fetched, because its stream ended.")
+
+    def _fetch(self, address: str, needed: bool) -> str | None:
+        """A shard as a file of the cache; None if it is not needed yet and there is no room."""
+        here = place_in(self.folder, address)
+        if here.is_file():
+            return str(here)
+        with self._turn:
+            if not self._make_room() and not needed:
+                return None
+            self._coming += 1
+        try:
+            return fetch_into(self.folder, address, tries=_TRIES, over=self.over)
+        finally:
+            with self._turn:
+                self._coming -= 1
 
     def release(self, shard: HeldShard) -> None:
         """Let a shard be removed when room is needed."""
@@ -137,37 +152,45 @@ class ShardCache:
 
     def _make_room(self) -> bool:
         """Remove unused shards until one more fits; whether it does."""
-        with self._turn:
-            files = sorted(_files(self.folder))
-            limit = cache_limit(self.folder) if self._limit is None else self._limit
-            total = sum(size for _, size, _ in files)
-            room = max((size for _, size, _ in files), default=0)
-            for used, size, path in files:
-                if total + room <= limit:
-                    break
-                if path.name.startswith(".tmp-") and time.time() - used < _ABANDONED:
-                    continue
-                if _remove(path):
-                    total -= size
-            fits = total + room <= limit
-        if not fits and not self._told:
+        files = sorted(_files(self.folder))
+        limit = cache_limit(self.folder) if self._limit is None else self._limit
+        total = sum(size for _, size, _ in files)
+        room = max((size for _, size, _ in files), default=0) * (1 + self._coming)
+        for used, size, path in files:
+            if total + room <= limit:
+                break
+            half = path.name.startswith(".tmp-") and time.time() - used < _ABANDONED
+            if not half and _remove(path):
+                total -= size
+        if total + room <= limit:
+            return True
+        if not self._told:
             self._told = True
             _logger.warning(
                 "images: the cache of shards is full of shards in use. It holds %.2f GB in %s and "
                 "may hold %.2f; raise PROTEUS_CACHE_SIZE, or shards are not fetched ahead.",
                 total / 1e9, self.folder, limit / 1e9,
             )  # fmt: skip
-        return fits
+        return False
 
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
     """When each was used last, its bytes, and where it is."""
     found = []
-    for path in folder.glob("*/*"):
-        with contextlib.suppress(OSError):
-            now = path.stat()
-            found.append((max(now.st_atime, now.st_mtime), now.st_size, path))
+    for one in _inside(folder):
+        for path in _inside(one):
+            with contextlib.suppress(OSError):
+                now = path.stat()
+                found.append((max(now.st_atime, now.st_mtime), now.st_size, path))
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder; another process may be removing it."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _remove(path: Path) -> bool:

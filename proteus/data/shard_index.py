@@ -69,7 +69,7 @@ def read_index(file: str, address: str) -> ShardIndex:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_whole(place, lambda part: save_file(tensors, part, facts))
     except OSError as error:
-        if (reason := str(place.parent)) not in _told:
+        if (reason := str(cache_folder())) not in _told:
             _told.add(reason)
             _logger.warning(
                 "images: indexes of shards cannot be kept (%s); every process reads the headers "
