@@ -37,17 +37,15 @@ class HeldShard:
     lock: IO[bytes] | None = None
 
 
-def cache_limit(folder: Path) -> int:
-    """Bytes that shards of streams may fill: `PROTEUS_CACHE_SIZE`, or half of what there is.
+def stated_limit() -> int | None:
+    """Bytes that shards of streams may fill: `PROTEUS_CACHE_SIZE`; None = not said.
 
     Raises:
         ValueError: If the setting is no size.
     """
     text = os.environ.get("PROTEUS_CACHE_SIZE", "").strip()
     if not text:
-        there = sum(size for _, size, _ in _files(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        return (shutil.disk_usage(folder).free + there) // 2
+        return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text, re.IGNORECASE)
     if match is None:
         raise ValueError(
@@ -61,16 +59,17 @@ class ShardCache:
     """The shards that this process reads; any number of processes share the folder.
 
     A shard in use is locked, so that no process removes what another one reads. The one unused for
-    the longest goes first.
+    the longest goes first. Together they fill `PROTEUS_CACHE_SIZE`, or half of what the disk has left
+    for them.
 
-    Args:
-        limit: Bytes; None = see `cache_limit`.
+    Raises:
+        ValueError: If that is no size.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self) -> None:
         self.folder = cache_folder() / "streams"
         self.over = threading.Event()
-        self._limit = limit
+        self._limit = stated_limit()
         self._turn = threading.Lock()
         self._held: set[IO[bytes]] = set()
         self._coming = 0  # shards that are being fetched
@@ -153,8 +152,11 @@ class ShardCache:
     def _make_room(self) -> bool:
         """Remove unused shards until one more fits; whether it does."""
         files = sorted(_files(self.folder))
-        limit = cache_limit(self.folder) if self._limit is None else self._limit
         total = sum(size for _, size, _ in files)
+        limit = self._limit
+        if limit is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            limit = (shutil.disk_usage(self.folder).free + total) // 2
         room = max((size for _, size, _ in files), default=0) * (1 + self._coming)
         for used, size, path in files:
             if total + room <= limit:
