@@ -129,7 +129,7 @@ class InLanes:
     def shard(self, place: int) -> tuple[int, int]:
         """Epoch and number of the shard at a place of the sequence."""
         epoch, at = divmod(place, self.shards)
-        return epoch, int(_shuffled(self.shards, self.seed, epoch)[at]) if self.shuffle else at
+        return epoch, _shuffled(self.shards, self.seed, epoch)[at] if self.shuffle else at
 
     def images(self, epoch: int, shard: int, count: int) -> Tensor:
         """Order of the images of a shard in an epoch, int64 [count]."""
@@ -148,5 +148,6 @@ class InLanes:
 
 
 @functools.lru_cache(maxsize=4)  # lanes may be in two epochs at once
-def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=generator_for(seed, epoch))
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    order: list[int] = torch.randperm(count, generator=generator_for(seed, epoch)).tolist()
+    return order

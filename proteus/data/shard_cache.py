@@ -59,8 +59,8 @@ class ShardCache:
     """The shards that this process reads; any number of processes share the folder.
 
     A shard in use is locked, so that no process removes what another one reads. The one unused for
-    the longest goes first. Together they fill `PROTEUS_CACHE_SIZE`, or half of what the disk has left
-    for them.
+    the longest goes first. Together they fill `PROTEUS_CACHE_SIZE`, or half of what the disk has
+    left for them.
 
     Raises:
         ValueError: If that is no size.
