@@ -41,6 +41,7 @@ RANGES: dict[str, Range] = {
     "watch_every": _COUNT,
     "keep": _COUNT,
     "image_size": Range(1, 2**16, whole=True, optional=True),
+    "lanes": Range(1, 2**20, whole=True, optional=True),
     "workers": Range(0, 1024, whole=True, optional=True),
     "seed": Range(-(2**63), 2**63 - 1, whole=True, said="a whole number of 64 bits"),
     "lr": _RATE,

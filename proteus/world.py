@@ -5,6 +5,8 @@ import datetime
 import os
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -224,15 +226,50 @@ def join(
             torch.cuda.set_device(chosen)
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         store, rank, size = next(rendezvous("env://"))
+        if patience is not None:
+            store.set_timeout(patience)
         # torchrun may keep its store when it starts the processes anew, with the addresses of the
         # dead ones in it: each start gets names of its own.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        own = PrefixStore(f"attempt-{attempt}", store)
+        own = PrefixStore(_agree_on_name(store, rank, size), store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=patience)
         _Board.store = own
     if not (dist.is_available() and dist.is_initialized()):
         return World(chosen)
     return World(chosen, dist.get_rank(), dist.get_world_size())
+
+
+def _agree_on_name(store: Any, rank: int, size: int) -> str:
+    """A name of this start of the processes, which no earlier start had.
+
+    How often a process was started would not do: each node counts for itself, and one that came
+    later counts from zero. So the first process makes a name up, and tells it to each of the others
+    by the name that this one made up for itself; what the dead ones left in the store answers to
+    nobody.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"process-{rank}", mine)
+        name: str = store.get(f"start-for-{mine}").decode()  # waits
+        store.set(f"{name}-{rank}", "heard")
+        return name
+    told: set[str] = set()
+    missing = set(range(1, size))
+    patience = time.monotonic() + store.timeout.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if not store.check([f"process-{other}"]):
+                continue
+            theirs = store.get(f"process-{other}").decode()
+            if theirs not in told:
+                store.set(f"start-for-{theirs}", mine)
+                told.add(theirs)
+            if store.check([f"{mine}-{other}"]):
+                missing.discard(other)
+        if missing and time.monotonic() > patience:
+            raise dist.DistStoreError(f"processes {sorted(missing)[:5]} of {size} did not come")
+        if missing:
+            time.sleep(0.02)
+    return mine
 
 
 def leave() -> None:

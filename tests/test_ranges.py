@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import proteus
-from proteus.data import ImageLoader, open_source
+from proteus.data import ImageLoader, ShardLoader, ShardSource, open_source
 from proteus.data.datasets import StreamSource
 from proteus.data.stream import StreamLoader
 from proteus.demo import run_demo
@@ -80,7 +80,9 @@ class TestWhereTheyAreTaken:
         Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
         source, stream = open_source(tmp_path), StreamSource(None, "images", "a stream")
         options = {"batch_size": 1, "image_size": 16}
-        for loader, images in ((ImageLoader, source), (StreamLoader, stream)):
+        shards = ShardSource("shards", ["a.tar"])
+        pairs = (ImageLoader, source), (StreamLoader, stream), (ShardLoader, shards)
+        for loader, images in pairs:
             for name in taken_by(loader):
                 with pytest.raises(ValueError, match=f"images: {name} is out of range"):
                     loader(images, **options | {name: value})

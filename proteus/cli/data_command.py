@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
 
 
 def _run_data(arguments: argparse.Namespace) -> None:
-    from ..data import merge, open_source, sub_class, sub_data
+    from ..data import ShardSource, merge, open_source, sub_class, sub_data
     from ..data.datasets import StreamSource
 
     fractions = arguments.sub_data, arguments.sub_class
@@ -39,7 +39,7 @@ def _run_data(arguments: argparse.Namespace) -> None:
         raise ValueError("--labels would be ignored. It belongs to --sub-data or --sub-class.")
     paths = arguments.paths
     sources = [open_source(path) for path in paths] if arguments.merge else [open_source(paths)]
-    streams = [source for source in sources if isinstance(source, StreamSource)]
+    streams = [source for source in sources if isinstance(source, ShardSource | StreamSource)]
     if streams and (any(chosen) or arguments.check or arguments.out):
         raise ValueError(
             f"a stream can only be read from its beginning, and has no list, no parts and no end. "
@@ -85,9 +85,15 @@ def describe(source: Any) -> None:
     """Print what a source holds."""
     from collections import Counter
 
+    from ..data import ShardSource
     from ..data.datasets import StreamSource
     from ..data.places import count_reasons
 
+    if isinstance(source, ShardSource):
+        first, last = source.addresses[0], source.addresses[-1]
+        print(f"{len(source.addresses)} shards in {source.description}, opened when they are read")
+        print(f"  from {first} to {last}")
+        return
     if isinstance(source, StreamSource):
         print(f"a stream: {source.description}; its length is not known")
         return

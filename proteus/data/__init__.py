@@ -9,6 +9,8 @@ from .order import Repeated, Shuffled
 from .places import ImageSource
 from .proxy import Manifest, merge, single_image, sub_class, sub_data
 from .samples import center_resize
+from .shard_loader import ShardLoader
+from .shard_source import ShardSource
 from .sources import open_source
 from .stream import StreamLoader, make_loader
 from .transforms import official
@@ -19,6 +21,8 @@ __all__ = [
     "ImageSource",
     "Manifest",
     "Repeated",
+    "ShardLoader",
+    "ShardSource",
     "Shuffled",
     "StreamLoader",
     "center_resize",

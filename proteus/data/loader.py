@@ -8,24 +8,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from ..ranges import check_numbers
 from .decoding import CorruptImageError
-from .on_device import finish
+from .delivery import made_batches, to_device
 from .order import Repeated, Shuffled
 from .places import ImageSource, number_labels
-from .samples import (
-    CORRUPT_SHARE,
-    Augmentation,
-    Augmenter,
-    Batch,
-    Beside,
-    Faults,
-    Key,
-    Samples,
-)
-from .workers import ignore_interrupt, load
+from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Beside, Faults, Key, Samples
 
 _logger = logging.getLogger(__name__)
 
@@ -178,34 +168,23 @@ class ImageLoader:
         )
 
     def _stream(self, start: int, stop: int | None) -> Iterator[Any]:
-        loader = DataLoader(
+        made = made_batches(
             self.samples,
-            sampler=Keys(self, start, stop),
-            batch_size=None,  # `Samples` makes whole batches
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            pin_memory=self.device.type != "cpu" and torch.cuda.is_available(),
-            worker_init_fn=ignore_interrupt,
+            Keys(self, start, stop),
+            workers=self.workers,
+            device=self.device,
+            at=self.place_of,
         )
-        batches: Iterator[Batch] = load(loader, self._place_of)
-        for batch in batches:
-            self._note(batch.faults)
-            yield self._on_device(batch)
+        for batch in made:
+            self.note(batch.faults)
+            yield to_device(batch, self.device, self._beside)
 
-    def _on_device(self, batch: Batch) -> Any:
-        images = batch.images
-        if self.device.type != "cpu":
-            images = images.to(self.device, non_blocking=True)
-            if batch.draws is not None:
-                generator = torch.Generator(self.device).manual_seed(batch.seed)
-                images = finish(images, batch.draws, generator)
-        more = [] if batch.labels is None else [batch.labels.to(self.device, non_blocking=True)]
-        if self._beside is not None:
-            sent = [part.to(self.device, non_blocking=True) for part in batch.beside]
-            more += self._beside.ready(sent)
-        return (images, *more) if more else images
+    def note(self, faults: Faults) -> None:
+        """Keep what was corrupt, and say it once.
 
-    def _note(self, faults: Faults) -> None:
+        Raises:
+            CorruptImageError: If it is too much.
+        """
         for name, reason in faults:
             if name not in self.skipped:
                 _logger.warning("skipped a corrupt image: %s (%s)", name, reason)
@@ -218,10 +197,9 @@ class ImageLoader:
                 f"files were copied; `proteus data` with --check lists them all."
             )
 
-    def _place_of(self, pids: Collection[int]) -> str:
+    def place_of(self, pids: Collection[int]) -> str:
         """What to say about the files that dead processes were at."""
-        at = {int(pid): int(place) for pid, place in self.samples.reading}
-        names = ", ".join(self.source.name(at[pid]) for pid in pids if pid in at)
+        names = ", ".join(self.source.name(place) for place in self.samples.readers.at(pids))
         return f" while it was at {names}" if names else ""
 
 
@@ -289,7 +267,3 @@ class Keys(Sampler[list[Key]]):
         position = at * self.loader.world_size + self.loader.rank
         rounds = position // (len(self.loader.source) * repeats)
         return position % repeats + repeats * rounds
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -3,6 +3,7 @@
 An order depends on (seed, epoch) alone, so a run can resume at any batch of any epoch.
 """
 
+import functools
 import math
 import random
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 
-def generator_for(seed: int, epoch: int) -> torch.Generator:
-    """A generator of its own for each (seed, epoch)."""
+def generator_for(seed: int, *more: int) -> torch.Generator:
+    """A generator of its own for each (seed, epoch), and for each shard of an epoch."""
     # Hashed, because torch's generator looks at 32 bits only.
-    return torch.Generator().manual_seed(random.Random(f"{seed}/{epoch}").getrandbits(32))
+    words = "/".join(map(str, (seed, *more)))
+    return torch.Generator().manual_seed(random.Random(words).getrandbits(32))
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,57 @@ class Repeated:
         order = torch.cat([order, order[: total - len(order)]])
         length = self.length(batch_size=batch_size, world_size=world_size)
         return order[rank:total:world_size][:length]
+
+
+@dataclass(frozen=True)
+class InLanes:
+    """Shards dealt to lanes that are read side by side; nothing in it needs the images' number.
+
+    All epochs make one endless sequence of shards, each in an order of its own. Lane n reads
+    number n, n + lanes, n + 2 * lanes, … of it, and the images of a shard in an order of their own.
+    Sample t of the run is the next image of lane t % lanes. So lanes end their shards when they do,
+    and yet every image comes once in each epoch, and sample t is the same for any batch size and
+    any number of processes that divides the lanes: process r has the samples t % processes == r.
+
+    Args:
+        shards: How many there are.
+        lanes: How many are read side by side, at most `shards`.
+        seed: Of the orders.
+        shuffle: False = shards and images as they are.
+
+    Examples:
+        >>> order = InLanes(5, 2, shuffle=False)
+        >>> [order.shard(place) for place in range(1, 9, 2)]  # what the second lane reads
+        [(0, 1), (0, 3), (1, 0), (1, 2)]
+    """
+
+    shards: int
+    lanes: int
+    seed: int = 0
+    shuffle: bool = True
+
+    def shard(self, place: int) -> tuple[int, int]:
+        """Epoch and number of the shard at a place of the sequence."""
+        epoch, at = divmod(place, self.shards)
+        return epoch, _shuffled(self.shards, self.seed, epoch)[at] if self.shuffle else at
+
+    def images(self, epoch: int, shard: int, count: int) -> Tensor:
+        """Order of the images of a shard in an epoch, int64 [count]."""
+        if not self.shuffle:
+            return torch.arange(count)
+        return torch.randperm(count, generator=generator_for(self.seed, epoch, shard))
+
+    def given(self, lane: int, sample: int) -> int:
+        """Images that a lane has given before a sample.
+
+        Examples:
+            >>> [InLanes(9, 4).given(lane, 6) for lane in range(4)]
+            [2, 2, 1, 1]
+        """
+        return max(0, -(-(sample - lane) // self.lanes))
+
+
+@functools.lru_cache(maxsize=4)  # lanes may be in two epochs at once
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    order: list[int] = torch.randperm(count, generator=generator_for(seed, epoch)).tolist()
+    return order

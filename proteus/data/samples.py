@@ -3,7 +3,7 @@
 import itertools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -217,6 +217,40 @@ def _scale(crop: Crop, size: tuple[int, int], pixels: Pixels) -> Crop:
     return Crop(top, left, h, w)
 
 
+def to_batch(
+    augmenter: Augmenter,
+    first: Key,
+    samples: Sequence[Sample],
+    faults: Faults,
+    labels: Tensor | None = None,
+) -> Batch:
+    """Samples as one batch, which is known by the key of its first."""
+    packed = None
+    if augmenter.leaves_draws:
+        packed = pack([drawn for _, drawn in samples if drawn is not None])
+    noise = random.Random(f"{augmenter.seed}/{first}/noise").getrandbits(32)
+    return Batch(torch.stack([image for image, _ in samples]), packed, noise, faults, labels)
+
+
+class Readers:
+    """Which image each process is at, in shared memory: a dead one cannot say any more."""
+
+    def __init__(self, workers: int) -> None:
+        self.rows = torch.full((max(1, workers), 2), -1, dtype=torch.long)  # (pid, image)
+        self.rows.share_memory_()  # type: ignore[no-untyped-call]
+
+    def note(self, image: int) -> None:
+        """This process is at an image."""
+        worker = get_worker_info()
+        row = worker.id if worker is not None else 0
+        self.rows[row, 0], self.rows[row, 1] = os.getpid(), image
+
+    def at(self, pids: Collection[int]) -> list[int]:
+        """The images that some processes were at."""
+        last = {int(pid): int(image) for pid, image in self.rows}
+        return [last[pid] for pid in pids if pid in last]
+
+
 class Samples(Dataset[Batch]):
     """Keys of a batch -> the batch. Copies of an image that stand together are decoded once.
 
@@ -239,9 +273,7 @@ class Samples(Dataset[Batch]):
     ) -> None:
         self.source, self.augmenter, self.labels = source, augmenter, labels
         self.beside = beside
-        # (pid, image) of each worker, in shared memory: a dead one cannot say any more.
-        self.reading = torch.full((max(1, workers), 2), -1, dtype=torch.long)
-        self.reading.share_memory_()  # type: ignore[no-untyped-call]
+        self.readers = Readers(workers)
 
     def __getitem__(self, keys: Sequence[Key]) -> Batch:
         samples: list[Sample] = []
@@ -251,20 +283,15 @@ class Samples(Dataset[Batch]):
             copies, place = self._copies(list(group), faults)
             samples += copies
             places += [place] * len(copies)
-        packed = None
-        if self.augmenter.leaves_draws:
-            packed = pack([drawn for _, drawn in samples if drawn is not None])
-        noise = random.Random(f"{self.augmenter.seed}/{keys[0]}/noise").getrandbits(32)
         labels = None if self.labels is None else self.labels[places]
-        images = torch.stack([image for image, _ in samples])
-        beside = () if self.beside is None else self.beside.stored(keys)
-        return Batch(images, packed, noise, faults, labels, beside)
+        batch = to_batch(self.augmenter, keys[0], samples, faults, labels)
+        return batch if self.beside is None else batch._replace(beside=self.beside.stored(keys))
 
     def _copies(self, keys: Sequence[Key], faults: Faults) -> tuple[list[Sample], int]:
         """All copies of one image, and which it is: a corrupt one is replaced by its neighbour."""
         for shift in range(len(self.source)):
             place = (keys[0].image + shift) % len(self.source)
-            self._record(place)
+            self.readers.note(place)
             try:
                 return self.augmenter(self.source.read(place), keys), place
             except CorruptImageError as error:
@@ -274,8 +301,3 @@ class Samples(Dataset[Batch]):
         size = self.augmenter.size
         blank = torch.zeros(3, size, size, dtype=torch.uint8)
         return [(blank, draw(random.Random(0), size)) for _ in keys], keys[0].image
-
-    def _record(self, place: int) -> None:
-        worker = get_worker_info()
-        row = worker.id if worker is not None else 0
-        self.reading[row, 0], self.reading[row, 1] = os.getpid(), place

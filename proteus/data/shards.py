@@ -4,8 +4,8 @@ import hashlib
 import http.client
 import os
 import re
-import shutil
 import tarfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator
@@ -16,6 +16,14 @@ from ..files import open_regular, write_whole
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _TRIES = 3
+_WAIT = 0.25  # seconds before the second try, twice as many before each later one
+_AGAIN = (408, 425, 429)  # answers below 500 after which it may go better
+_SILENCE = 60.0  # seconds that a server may say nothing
+_BLOCK = 1 << 20
+
+
+class DamagedShardError(ValueError):
+    """A shard that can be read but is no whole tar, or has no image: it will not get better."""
 
 
 class Member(NamedTuple):
@@ -39,7 +47,8 @@ def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
             `KEY.seg.jpg`.
 
     Raises:
-        ValueError: If it is no tar, is compressed, is damaged, or ends early.
+        DamagedShardError: If it is no tar, is compressed, is damaged, or ends early.
+        ValueError: If it cannot be opened.
     """
     images: list[Member] = []
     labels: dict[str, str] = {}
@@ -77,7 +86,7 @@ def read_shard(file: str, extensions: Collection[str]) -> Iterator[Member]:
             if not end:  # so it is where the writer was not closed, and where a member is cut off
                 images.append(Member("(end)", tar.offset, 0, None, "no end mark: it may be cut"))
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(
+        raise (ValueError if isinstance(error, OSError) else DamagedShardError)(
             f"images: {file!r} is not a readable tar shard. Got {error}; expected an uncompressed "
             f".tar. Unpack compressed ones, and fetch damaged ones again."
         ) from error
@@ -109,36 +118,111 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PROTEUS_CACHE") or Path.home() / ".cache" / "proteus")
 
 
+def is_remote(address: str) -> bool:
+    """Whether it is an address and no path.
+
+    Examples:
+        >>> is_remote("https://host/a.tar"), is_remote("shards/a.tar")
+        (True, False)
+    """
+    return "://" in address
+
+
 def fetch_shard(url: str) -> str:
     """A shard on a server as a local file: downloaded once, whole or not at all.
 
     Raises:
         ValueError: If it cannot be fetched.
     """
-    folder = cache_folder() / "shards" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    target = folder / (url.partition("?")[0].rpartition("/")[2] or "shard.tar")
+    return fetch_into(cache_folder() / "shards", url, check=True)
+
+
+def fetch_into(
+    base: Path,
+    url: str,
+    *,
+    tries: int = _TRIES,
+    check: bool = False,
+    over: threading.Event | None = None,
+) -> str:
+    """A shard on a server as a file below a folder: downloaded once, whole or not at all.
+
+    Args:
+        base: Folder; each address has one of its own in it.
+        url: `http://`, `https://`, or what fsspec has a file system for, such as `s3://`.
+        tries: How often it is asked for; each pause between is twice the one before.
+        check: Whether what is no tar counts as a fault on the way.
+        over: Ends the download once it is set.
+
+    Raises:
+        ValueError: If it cannot be fetched; the message names the address.
+    """
+    target = place_in(base, url)
     if target.is_file():
         return str(target)
-    folder.mkdir(parents=True, exist_ok=True)
+    over = over or threading.Event()
     problem = ""
-    for _ in range(_TRIES):
+    for number in range(tries):
+        if number and over.wait(_WAIT * 2 ** (number - 1)):
+            break
         try:
-            write_whole(target, lambda part: _download(url, part))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, lambda part: _download(url, part, check, over))
             return str(target)
         except (OSError, http.client.HTTPException, ValueError) as error:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+            code = error.code if isinstance(error, urllib.error.HTTPError) else 500
+            if code < 500 and code not in _AGAIN:
                 break
+        except ImportError as error:  # fsspec names the package that its file system needs
+            problem = str(error)
+            break
     raise ValueError(
         f"images: a shard cannot be fetched. Got {problem} for {url!r}; expected an uncompressed "
         f".tar. Check the address and the connection."
     )
 
 
-def _download(url: str, part: Path) -> None:
-    with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
-        shutil.copyfileobj(answer, file, 1 << 20)
+def place_in(base: Path, url: str) -> Path:
+    """Where below a folder the shard of an address is kept."""
+    name = url.partition("?")[0].rpartition("/")[2] or "shard.tar"
+    return base / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+
+
+def _download(url: str, part: Path, check: bool, over: threading.Event) -> None:
+    with part.open("wb") as file:
+        for block in _blocks(url):
+            file.write(block)
+            if over.is_set():
+                raise OSError("nobody waits for it any more")
+    if check:
+        list(read_shard(str(part), ()))  # a page of a proxy must not stay in the cache
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    """What is at an address, to its announced end."""
+    if not url.startswith(("http://", "https://")):
+        yield from _other_blocks(url)
+        return
+    with urllib.request.urlopen(url, timeout=_SILENCE) as answer:
+        done = 0
+        while block := answer.read(_BLOCK):
+            yield block
+            done += len(block)
         expected = answer.headers.get("Content-Length")
-        if expected is not None and file.tell() != int(expected):
-            raise OSError(f"it broke off after {file.tell()} of {expected} bytes")
-    list(read_shard(str(part), ()))  # a page of a proxy must not stay in the cache
+        if expected is not None and done != int(expected):
+            raise OSError(f"it broke off after {done} of {expected} bytes")
+
+
+def _other_blocks(url: str) -> Iterator[bytes]:
+    """The same through fsspec, whose file systems have errors of their own."""
+    import fsspec  # torch and huggingface_hub bring it along
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            while block := file.read(_BLOCK):
+                yield block
+    except (ImportError, OSError, ValueError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -11,7 +11,8 @@ from ..files import kind_of
 from .decoding import EXTENSIONS
 from .lists import open_list, open_saved
 from .places import ImageSource, Place, join
-from .shards import expand_urls, fetch_shard, read_shard
+from .shard_source import PREFIX, open_shards
+from .shards import expand_urls, fetch_shard, is_remote, read_shard
 
 
 def open_source(path: Any) -> Any:
@@ -30,10 +31,14 @@ def open_source(path: Any) -> Any:
             - `FILE.json` of `ImageSource.save_list`;
             - `hfds/OWNER/NAME` or `hfds/OWNER/NAME:SPLIT`, a dataset of the Hugging Face Hub (extra
               `data`); `hfids/…` streams it without storing it;
+            - `wds/data/train-{00000..09999}.tar`, `wds/https://host/train-{00000..09999}.tar`,
+              `wds/FOLDER`: very many shards, opened one after the other while they are read, see
+              `open_shards`;
             - a torch dataset, of images or of (image, anything); a `datasets.Dataset`.
 
     Returns:
-        An `ImageSource`, or a `StreamSource` for `hfids/…` and iterable datasets.
+        An `ImageSource`; a `ShardSource` for `wds/…`; a `StreamSource` for `hfids/…` and iterable
+        datasets.
 
     Raises:
         ValueError: If a path does not exist, cannot be read, or holds no images.
@@ -53,12 +58,14 @@ def open_source(path: Any) -> Any:
             from .datasets import open_hub_dataset
 
             return open_hub_dataset(text)
-        return _open_path(text)
+        return open_shards([text]) if text.startswith(PREFIX) else _open_path(text)
     if isinstance(path, list | tuple) and all(isinstance(part, str | Path) for part in path):
         if not path:
             raise ValueError("images: no path given. Got an empty list.")
         if len(path) == 1:
             return open_source(path[0])
+        if any(str(part).startswith(PREFIX) for part in path):
+            return open_shards([str(part) for part in path])
         return join([_open_path(str(part)) for part in path])
     from .datasets import open_dataset
 
@@ -66,7 +73,7 @@ def open_source(path: Any) -> Any:
 
 
 def _open_path(text: str) -> ImageSource:
-    if text.startswith(("http://", "https://")):
+    if is_remote(text):
         files = [fetch_shard(url) for url in expand_urls(text)]
         return join([_shard(file) for file in files], text)
     if os.path.isdir(text):

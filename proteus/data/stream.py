@@ -16,6 +16,8 @@ from .datasets import StreamSource
 from .decoding import CorruptImageError
 from .loader import ImageLoader, check_rank
 from .samples import CORRUPT_SHARE, Augmentation, Augmenter, Key
+from .shard_loader import ShardLoader
+from .shard_source import ShardSource
 
 _logger = logging.getLogger(__name__)
 _ENOUGH = 200  # images seen before a share of corrupt ones means anything
@@ -130,9 +132,9 @@ class StreamLoader:
             )
 
 
-def make_loader(source: Any, **options: Any) -> "ImageLoader | StreamLoader":
-    """An `ImageLoader`, or a `StreamLoader` where the source can only be streamed."""
-    if isinstance(source, StreamSource):
+def make_loader(source: Any, **options: Any) -> "ImageLoader | ShardLoader | StreamLoader":
+    """The loader that fits a source: a `ShardLoader` or `StreamLoader` where it is streamed."""
+    if isinstance(source, ShardSource | StreamSource):
         if options.pop("repeats", 1) != 1:
             raise ValueError("images: a stream has no repeated augmentation. Use repeats=1.")
         if options.pop("labels", False) is not False:
@@ -140,5 +142,7 @@ def make_loader(source: Any, **options: Any) -> "ImageLoader | StreamLoader":
                 f"images: a stream has no labels. Got labels= with {source.description}; expected "
                 f"a source whose images can be asked for one by one."
             )
+        if isinstance(source, ShardSource):
+            return ShardLoader(source, **options)
         return StreamLoader(source, **options)
     return ImageLoader(source, **options)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
+from ..data.delivery import made_batches
 from ..data.loader import ImageLoader
 from ..data.places import ImageSource
 from ..data.proxy import digest_of
-from ..data.samples import Augmentation, Key, Samples
-from ..data.workers import ignore_interrupt, load
+from ..data.samples import Augmentation, Key
 from ..features import Features
 from ..files import is_plain, read_json, seal, sha256_of, unseal, write_whole
 from ..ranges import check_numbers
@@ -219,26 +219,20 @@ def _features(
 ) -> Iterator[tuple[int, Features]]:
     """Shard by shard, what the teacher makes of its views, on the CPU."""
     device = teacher.inputs.mean.device
-    batches = load(DataLoader(
-        Samples(loader.source, settings.augmenter(), workers=loader.workers),
-        sampler=_Keys(settings, shards, batch_size), batch_size=None, num_workers=loader.workers,
-        collate_fn=_as_it_is, worker_init_fn=ignore_interrupt,
-        pin_memory=device.type == "cuda",
-    ))  # fmt: skip
+    batches = made_batches(
+        loader.samples, _Keys(settings, shards, batch_size),
+        workers=loader.workers, device=device, at=loader.place_of,
+    )  # fmt: skip
     for shard in shards:
         found: list[Features] = []
         for _ in range(-(-len(_rows(settings, shard)) // batch_size)):
             batch = next(batches)
-            loader._note(batch.faults)
+            loader.note(batch.faults)
             seen = teacher(teacher.fit(batch.images.to(device, non_blocking=True)))
             patches = seen.patches if settings.tokens == "all" else seen.patches[:, :0]
             found.append(Features(seen.cls.float().cpu(), patches.float().cpu(), seen.grid))
         cls, patches = torch.cat([f.cls for f in found]), torch.cat([f.patches for f in found])
         yield shard, Features(cls, patches, found[0].grid)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _write(folder: Path, shard: int, found: Features, settings: Settings) -> None:

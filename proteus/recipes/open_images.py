@@ -7,6 +7,7 @@ from typing import Any
 from ..data import (
     ImageLoader,
     ImageSource,
+    ShardLoader,
     StreamLoader,
     make_loader,
     merge,
@@ -20,7 +21,7 @@ from ..data.proxy import digest_of
 from ..training import World
 from .recipe import Recipe, Science, proxy_of
 
-Loader = ImageLoader | StreamLoader
+Loader = ImageLoader | ShardLoader | StreamLoader
 
 
 def open_images(recipe: Recipe, world: World, say: Callable[[str], None]) -> Any:
@@ -137,7 +138,7 @@ def count_steps(science: Science, data: Loader) -> int:
 
 def batches_of_an_epoch(data: Loader) -> int:
     """Batches of a pass; a stream has none."""
-    if isinstance(data, StreamLoader):
+    if not isinstance(data, ImageLoader):
         raise ValueError(
             "recipe: a stream has no length. Set science.data.steps or images in place of epochs, "
             "and science.optimizer.schedule='cosine'."
@@ -147,11 +148,16 @@ def batches_of_an_epoch(data: Loader) -> int:
 
 def passed_over_by(data: Loader) -> dict[str, int]:
     """Why files beside the images were passed over, and how many; nothing for a stream."""
-    return {} if isinstance(data, StreamLoader) else Counter(data.source.passed_over.values())
+    return Counter(data.source.passed_over.values()) if isinstance(data, ImageLoader) else {}
 
 
 def facts_of(data: Loader) -> dict[str, Any]:
-    """Which images these are; nothing for a stream, which does not know them."""
+    """Which images these are; which shards, where they are streamed; nothing for other streams."""
+    if isinstance(data, ShardLoader):
+        source = data.source
+        return {
+            "shards": len(source.addresses), "digest": source.digest, "lanes": data.lanes
+        }  # fmt: skip
     if isinstance(data, StreamLoader):
         return {}
     return {"count": len(data.source), "digest": digest_of(data.source)}

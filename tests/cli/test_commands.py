@@ -1,8 +1,10 @@
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from typing import get_args
 
 import pytest
@@ -403,6 +405,39 @@ def test_what_a_stream_cannot_do_is_not_passed_over(option, monkeypatch, capsys)
     for command in (["data"], ["info", "--data"]):
         assert main([*command, "hfids/me/photos"]) == 0
         assert "a stream: hfids/me/photos" in capsys.readouterr().out
+
+
+def shards_in(folder):
+    folder.mkdir()
+    for number in range(3):
+        with tarfile.open(folder / f"s-{number}.tar", "w") as shard:
+            for n in range(4):
+                data = io.BytesIO()
+                Image.new("RGB", (40, 40), (80 * number, 60 * n, 0)).save(data, "JPEG")
+                member = tarfile.TarInfo(f"{n}.jpg")
+                member.size = data.tell()
+                shard.addfile(member, io.BytesIO(data.getvalue()))
+    return f"wds/{folder}"
+
+
+def test_distill_from_shards_that_are_streamed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PROTEUS_CACHE", str(tmp_path / "cache"))
+    data = shards_in(tmp_path / "shards")
+    assert main(["data", data]) == 0
+    assert "3 shards in wds/" in capsys.readouterr().out
+    assert main(["data", data, "--check"]) == 2
+    words = ["distill", "--teacher", "demo-teacher", "--student", "demo-student", "--image-size",
+             "64", "--batch-size", "4", "--workers", "0", "--data", data]  # fmt: skip
+    out = tmp_path / "run"
+    assert main([*words, "--epochs", "1", "--out", str(out)]) == 2
+    assert "a stream has no length" in capsys.readouterr().err
+    assert main([*words, "--steps", "2", "--out", str(out)]) == 0
+    assert json.loads((out / "run.json").read_text())["images"] | {"digest": ""} == {
+        "shards": 3, "lanes": 2, "digest": ""
+    }  # fmt: skip
+    (tmp_path / "shards" / "s-2.tar").unlink()
+    assert main([*words, "--steps", "2", "--out", str(out), "--resume"]) == 2
+    assert "images.shards was 3, is 2" in capsys.readouterr().err
 
 
 def test_data_refuses_two_builders(photos, capsys):

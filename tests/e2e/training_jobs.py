@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.distributed.tensor import DTensor
 
 import proteus
-from proteus.data import ImageLoader, open_source
+from proteus.data import make_loader, open_source
 from proteus.training import NonFiniteLossError, RunStopped, World, fit, fit_all, join, leave
 
 STEPS, IMAGES = 8, 8
@@ -96,9 +96,9 @@ def run_job(job, world):
     Keys: `out`, and `copy_of`, the run's folder to start from; `options` of `fit`; `trouble` of
     `Batches`; `several` = runs a and b, of this student and a second one;
     `student`, a name; `layers` of both models; `masks`; `folder` = train on the image
-    files there; `seeds` = how the ranks initialise their students; `uncaught` = die of what stops
-    the run; `results` = write the export and the pictures, which take most of the time of runs this
-    small.
+    files there, or on the shards `wds/…`; `seeds` = how the ranks initialise their students;
+    `uncaught` = die of what stops the run; `results` = write the export and the pictures, which
+    take most of the time of runs this small.
     """
     if "copy_of" in job:
         world.once(lambda: str(shutil.copytree(job["copy_of"], job["out"])))
@@ -108,7 +108,7 @@ def run_job(job, world):
     student = {name: t.clone() for name, t in distiller.student.state_dict().items()}
     data = Batches(world.rank, world.size, **job.get("trouble", {}))
     if "folder" in job:
-        data = ImageLoader(
+        data = make_loader(
             open_source(job["folder"]), batch_size=IMAGES // world.size, image_size=32,
             workers=job.get("workers", 0), rank=world.rank, world_size=world.size,
         )  # fmt: skip
