@@ -37,7 +37,7 @@ def prepare(part: str) -> str:
 
 ray.init(address=args.address, log_to_driver=False)
 remote = ray.remote(num_gpus=args.gpus_each, max_retries=3)(prepare)
-waiting = [remote.remote(f"{number}/{args.parts}") for number in range(1, args.parts + 1)]
+waiting = [remote.remote(f"{number}/{args.parts}") for number in range(args.parts)]
 while waiting:
     done, waiting = ray.wait(waiting)
     print(f"part {ray.get(done[0])} is there, {len(waiting)} to go", flush=True)

@@ -61,3 +61,9 @@ def test_the_page_of_plans_is_what_was_measured(benchmark):
     page = benchmark("plan_page")
     text = page.PAGE.read_text()
     assert text == page.page_with_table(text, json.loads(page.RESULTS.read_text()))
+
+
+def test_the_page_of_speeds_is_what_was_measured(benchmark):
+    page = benchmark("speed_page")
+    text = page.PAGE.read_text()
+    assert text == page.page(text)
