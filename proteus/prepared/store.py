@@ -22,6 +22,7 @@ from .codec import Dtype, Tokens, bytes_of_an_image, decode
 SETTINGS, DONE, SHARDS = "settings.json", "prepared.json", "shards"
 _VERSION = 1  # raise it when the same settings would give other rows
 _SHARD_BYTES = 64 * 2**20
+_SAMPLE, _APART = 8, 0.1  # views that are compared, and how far apart is another picture
 
 
 @dataclass(frozen=True)
@@ -291,6 +292,30 @@ class PreparedTargets:
                 f"the settings it was prepared with, or prepare targets for these."
             )
         return data
+
+    @torch.no_grad()
+    def check_sample(self, teacher: Teacher, data: ImageLoader) -> None:
+        """Ask the teacher about a few views, and compare: names do not tell what a picture shows.
+
+        Raises:
+            ValueError: If what it says now is not what was prepared.
+        """
+        rows, count = self.settings.rows, int(self.settings.images["count"])
+        keys = [Key(*divmod(row, count), 0) for row in range(0, rows, -(-rows // _SAMPLE))]
+        batch = data.beside(self).samples[keys]
+        seen = teacher(teacher.fit(batch.images.to(teacher.inputs.mean.device)))
+        stored = self.ready(batch.beside)
+        for name, ours in zip(self.parts, stored, strict=True):
+            theirs = seen._asdict()[name].float().cpu()
+            apart = (ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)
+            if not bool((apart < _APART).all()):
+                worst = int(apart.nan_to_num(torch.inf).argmax())
+                raise ValueError(
+                    f"targets: what was prepared is not what the teacher says now. Got a relative "
+                    f"difference of {float(apart[worst]):.2g} for view {keys[worst].epoch} of "
+                    f"{data.source.name(keys[worst].image)}; expected less than {_APART}. The "
+                    f"images or what decodes them changed: prepare the targets again (--overwrite)."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a process that decodes opens them for itself

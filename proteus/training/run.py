@@ -211,7 +211,7 @@ def _check_targets(targets: PreparedTargets, distiller: Objective, data: Any) ->
             f"fit: this objective asks its teachers in each step. Got targets with a "
             f"{type(distiller).__name__}; expected a Distiller. Leave targets out."
         )
-    targets.check_fits(distiller.teacher, data)
+    targets.check_sample(distiller.teacher, targets.check_fits(distiller.teacher, data))
     loss = distiller.heads
     if targets.settings.tokens == "cls" and loss is not None and (loss.feature or loss.patch):
         raise ValueError(

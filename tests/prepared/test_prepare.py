@@ -120,8 +120,18 @@ def test_several_students_share_them(teacher, source, tmp_path):
 
 def test_the_teacher_is_not_asked(teacher, source, tmp_path, monkeypatch):
     targets = make(teacher, source, tmp_path / "t")
-    monkeypatch.setattr(type(teacher), "forward", None)
+    asked = []
+    teacher.register_forward_hook(lambda module, args, found: asked.append(len(args[0])))
     assert len(losses(teacher, loader(source), targets=targets)) == 7
+    assert asked == [5]  # a sample, before the first step
+
+
+def test_images_that_changed_behind_their_names_are_told(teacher, source, tmp_path):
+    targets = make(teacher, source, tmp_path / "t", dtype="int8")
+    for path in (tmp_path / "images").iterdir():
+        Image.new("RGB", (52, 40), "red").save(path)
+    with pytest.raises(ValueError, match=r"not what the teacher says now. Got .* of \d.jpg"):
+        losses(teacher, loader(source), targets=targets)
 
 
 def test_what_is_missing_is_made_and_the_rest_stays(teacher, source, tmp_path, monkeypatch):
