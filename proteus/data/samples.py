@@ -64,8 +64,11 @@ class Batch(NamedTuple):
 class Beside(Protocol):
     """What was prepared of each sample and comes with it, see `proteus.prepared`."""
 
-    def stored(self, keys: Sequence[Key]) -> tuple[Tensor, ...]:
-        """Of a batch, as it lies on the disk; called where images are decoded."""
+    def stored(self, keys: Sequence[Key], places: Sequence[int]) -> tuple[Tensor, ...]:
+        """Of a batch, as it lies on the disk; called where images are decoded.
+
+        Places are those of the images shown: of a corrupt one, its neighbour's.
+        """
 
     def ready(self, stored: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The same as float32; called on the device of the batch."""
@@ -285,7 +288,9 @@ class Samples(Dataset[Batch]):
             places += [place] * len(copies)
         labels = None if self.labels is None else self.labels[places]
         batch = to_batch(self.augmenter, keys[0], samples, faults, labels)
-        return batch if self.beside is None else batch._replace(beside=self.beside.stored(keys))
+        if self.beside is None:
+            return batch
+        return batch._replace(beside=self.beside.stored(keys, places))
 
     def _copies(self, keys: Sequence[Key], faults: Faults) -> tuple[list[Sample], int]:
         """All copies of one image, and which it is: a corrupt one is replaced by its neighbour."""

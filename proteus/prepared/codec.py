@@ -10,7 +10,7 @@ Tokens = Literal["all", "cls"]
 Dtype = Literal["fp32", "fp16", "int8"]
 _BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 _SCALE = 4  # bytes of a token's scale, of int8
-_CHECKSUM = 8  # bytes of a row's
+_CHECKED = 16  # bytes of a row's checksum, and of the number of the image it shows
 _LARGEST = 127
 
 
@@ -27,7 +27,7 @@ def check_dtype(tokens: str, dtype: str) -> None:
 def bytes_of_an_image(
     cls_dim: int, patch_dim: int, patches: int, *, tokens: Tokens = "all", dtype: Dtype = "fp16"
 ) -> int:
-    """Bytes that the features of one view of an image take on disk, checksum included.
+    """Bytes that the features of one view of an image take on disk, checks included.
 
     Args:
         cls_dim: Width of the class token.
@@ -38,14 +38,14 @@ def bytes_of_an_image(
 
     Examples:
         >>> bytes_of_an_image(384, 384, 256), bytes_of_an_image(384, 384, 256, tokens="cls")
-        (197384, 776)
+        (197392, 784)
         >>> bytes_of_an_image(384, 384, 256, dtype="int8")  # a scale for each token
-        99724
+        99732
     """
     check_dtype(tokens, dtype)
     count = patches if tokens == "all" else 0
     scales = _SCALE * (1 + count) if dtype == "int8" else 0
-    return _BYTES[dtype] * (cls_dim + count * patch_dim) + scales + _CHECKSUM
+    return _BYTES[dtype] * (cls_dim + count * patch_dim) + scales + _CHECKED
 
 
 def encode(name: str, values: Tensor, dtype: Dtype) -> dict[str, Tensor]:

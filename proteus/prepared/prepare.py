@@ -1,5 +1,6 @@
 """prepare: let a teacher look at every view of every image once, and keep what it gave."""
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -75,7 +76,7 @@ def prepare(
         workers: Processes that decode, see `ImageLoader`.
         device: `auto` = the accelerator if there is one, else the CPU.
         part: (n, of): only every `of`-th shard, from the n-th on.
-        overwrite: Replace what was prepared with other settings.
+        overwrite: Replace what was prepared there; for one process alone, without `part`.
         progress: Show a bar.
 
     Returns:
@@ -99,6 +100,13 @@ def prepare(
             f"prepare: a stream's images cannot be asked for one by one. Got "
             f"{type(source).__name__}; expected files, shards or a list."
         )
+    if overwrite and parts > 1:
+        raise ValueError(
+            f"prepare: parts would replace what others of them made. Got overwrite with part={part}"
+            f"; delete the folder first, or use another one."
+        )
+    if 0 in teacher.grid:
+        tokens = "cls"
     folder, chosen = Path(folder), choose_device(device)
     loader = ImageLoader(  # which checks the rest
         source, batch_size=1, image_size=image_size or teacher.image_size[0], seed=seed,
@@ -108,37 +116,60 @@ def prepare(
         describe_teacher(teacher), {"count": len(source), "digest": digest_of(source)},
         loader.samples.augmenter.size, augment, seed, scale, views, tokens, dtype,
     )  # fmt: skip
-    _begin(folder, settings, overwrite)
+    if not overwrite:
+        _check_same(folder, settings)
+    lacking = [n for n in range(settings.shards) if overwrite or not _made(folder, n)]
+    _check_room(folder, settings, len(lacking), freed=_held(folder) if overwrite else 0)
+    if overwrite:
+        clear(folder)
+    (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+    write_whole(folder / SETTINGS, seal(settings.plain()))
     if part == (0, 1):  # alone: what a killed process left half written
         for path in (folder / SHARDS).glob(".tmp-*"):
-            path.unlink()
-    missing = [n for n in range(number, settings.shards, parts) if not _made(folder, n)]
-    _check_room(folder, settings, len(missing))
+            path.unlink(missing_ok=True)
+    missing = [n for n in lacking if n % parts == number]
+    loader.samples.labels = torch.arange(len(source))  # a batch then says which images it shows
     work = _features(teacher.to(chosen), loader, settings, missing, batch_size)
     with _bar(settings, missing, progress) as bar:
         for shard, found in work:
-            _write(folder, shard, found, settings)
-            bar.update(len(found.cls))
+            _write(folder, shard, *found, settings)
+            bar.update(len(found[1]))
     return _finish(folder, settings)
 
 
-def _begin(folder: Path, settings: Settings, overwrite: bool) -> None:
-    """Make the folder, or find that it holds targets of these settings."""
-    (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-    file, plain = folder / SETTINGS, settings.plain()
-    if file.is_file():
-        wrong = differences(unseal(read_json(file)), plain)
-        if not wrong:
-            return
-        if not overwrite:
-            raise ValueError(
-                f"prepare: {folder} holds targets of other settings: {'; '.join(wrong)}. Use "
-                f"another folder, or replace them with overwrite (--overwrite)."
-            )
-        (folder / DONE).unlink(missing_ok=True)
-        for path in (folder / SHARDS).iterdir():
-            path.unlink()
-    write_whole(file, seal(plain))
+def _check_same(folder: Path, settings: Settings) -> None:
+    """Refuse a folder that holds targets of other settings, or something else."""
+    file = folder / SETTINGS
+    if not file.exists():
+        return
+    try:
+        found = unseal(read_json(file))
+    except ValueError as error:
+        raise ValueError(
+            f"prepare: {file} is not what was written: {error}. Use another folder, or replace "
+            f"what is there with overwrite (--overwrite)."
+        ) from error
+    if wrong := differences(found, settings.plain()):
+        raise ValueError(
+            f"prepare: {folder} holds targets of other settings: {'; '.join(wrong)}. Use "
+            f"another folder, or replace them with overwrite (--overwrite)."
+        )
+
+
+def clear(folder: Path) -> None:
+    """Remove prepared targets, and nothing else that is there."""
+    for path in (folder / DONE, folder / SETTINGS, *_own_files(folder)):
+        path.unlink(missing_ok=True)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    own = re.compile(r"\d{5,}\.(safetensors|json)|\.tmp-.*")
+    files = (folder / SHARDS).iterdir() if (folder / SHARDS).is_dir() else ()
+    return [path for path in files if own.fullmatch(path.name) and is_plain(path)]
+
+
+def _held(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _own_files(folder))
 
 
 def _made(folder: Path, number: int) -> bool:
@@ -158,10 +189,11 @@ def _facts(folder: Path, number: int) -> dict[str, Any] | None:
     return found if found["bytes"] == path.stat().st_size else None
 
 
-def _check_room(folder: Path, settings: Settings, shards: int) -> None:
+def _check_room(folder: Path, settings: Settings, shards: int, *, freed: int) -> None:
     needed = min(shards * settings.shard_rows, settings.rows) * settings.row_bytes
-    usage = shutil.disk_usage(folder)
-    free = usage.free - int(_SPARE * usage.total)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    usage = shutil.disk_usage(there)
+    free = usage.free + freed - int(_SPARE * usage.total)
     if needed <= free:
         return
     fitting = [
@@ -216,8 +248,8 @@ def _features(
     settings: Settings,
     shards: Sequence[int],
     batch_size: int,
-) -> Iterator[tuple[int, Features]]:
-    """Shard by shard, what the teacher makes of its views, on the CPU."""
+) -> Iterator[tuple[int, tuple[Features, Tensor]]]:
+    """Shard by shard, what the teacher makes of its views, and of which images, on the CPU."""
     device = teacher.inputs.mean.device
     batches = made_batches(
         loader.samples, _Keys(settings, shards, batch_size),
@@ -225,22 +257,25 @@ def _features(
     )  # fmt: skip
     for shard in shards:
         found: list[Features] = []
+        shown: list[Tensor] = []
         for _ in range(-(-len(_rows(settings, shard)) // batch_size)):
             batch = next(batches)
             loader.note(batch.faults)
             seen = teacher(teacher.fit(batch.images.to(device, non_blocking=True)))
+            assert batch.labels is not None
+            shown.append(batch.labels)
             patches = seen.patches if settings.tokens == "all" else seen.patches[:, :0]
             found.append(Features(seen.cls.float().cpu(), patches.float().cpu(), seen.grid))
         cls, patches = torch.cat([f.cls for f in found]), torch.cat([f.patches for f in found])
-        yield shard, Features(cls, patches, found[0].grid)
+        yield shard, (Features(cls, patches, found[0].grid), torch.cat(shown))
 
 
-def _write(folder: Path, shard: int, found: Features, settings: Settings) -> None:
+def _write(folder: Path, shard: int, found: Features, shown: Tensor, settings: Settings) -> None:
     """A shard, then what is known of it."""
     parts = {"cls": found.cls}
     if settings.tokens == "all":
         parts["patches"] = found.patches
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {"shown": shown}
     lost: dict[str, list[float]] = {}
     for name, values in parts.items():
         stored = encode(name, values, settings.dtype)
@@ -248,7 +283,7 @@ def _write(folder: Path, shard: int, found: Features, settings: Settings) -> Non
         lost[name] = [float(apart.square().sum()), float(values.double().square().sum())]
         tensors |= stored
     tensors["checksum"] = torch.tensor([
-        checksum([tensors[name][at : at + 1] for name in settings.names])
+        checksum([tensors[name][at : at + 1] for name in (*settings.names, "shown")])
         for at in range(len(found.cls))
     ])  # fmt: skip
     path = folder / SHARDS / f"{shard:05d}.safetensors"

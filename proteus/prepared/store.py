@@ -1,6 +1,7 @@
 """Prepared targets on disk: what is in the folder, and rows of it out again."""
 
 import hashlib
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -222,20 +223,30 @@ class PreparedTargets:
             if sha256_of(self.path(number)) != expected:
                 raise self._broken(number, "is not what was written")
 
-    def stored(self, keys: Sequence[Key]) -> tuple[Tensor, ...]:
-        """Rows of a batch, as they are stored: one tensor [B, …] for each of `settings.names`."""
+    def stored(self, keys: Sequence[Key], places: Sequence[int]) -> tuple[Tensor, ...]:
+        """Rows of a batch, as they are stored: one tensor [B, …] for each of `settings.names`.
+
+        Raises:
+            ValueError: If a row is damaged, or of another image than the one shown.
+        """
         names = self.settings.names
         count, rows = int(self.settings.images["count"]), []
-        for key in keys:
+        for key, place in zip(keys, places, strict=True):
             number, at = divmod(key.epoch * count + key.image, self.settings.shard_rows)
             try:
                 shard = self._shard(number)
-                row = [shard.get_slice(name)[at : at + 1] for name in names]
+                row = [shard.get_slice(name)[at : at + 1] for name in (*names, "shown")]
                 expected = int(shard.get_slice("checksum")[at : at + 1])
             except (SafetensorError, OSError) as error:
                 raise self._broken(number, f"cannot be read ({error})") from error
             if checksum(row) != expected:
                 raise self._broken(number, "is damaged")
+            if int(row.pop()) != place:
+                raise ValueError(
+                    f"targets: image {key.image} could be read when the targets were prepared and "
+                    f"cannot be now, or the other way round. Got image {place} in its place; mend "
+                    f"the file, or prepare the targets again (--overwrite)."
+                )
             rows.append(row)
         return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
 
@@ -255,7 +266,8 @@ class PreparedTargets:
     def describe(self) -> dict[str, Any]:
         """JSON-able: what a run that uses them goes on with only."""
         names = ("views", "tokens", "dtype", "seed")
-        digest = hashlib.sha256("".join(self._sums).encode()).hexdigest()[:16]
+        plain = json.dumps(self.settings.plain(), sort_keys=True)
+        digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
         return {"digest": digest} | {name: vars(self.settings)[name] for name in names}
 
     def check_fits(self, teacher: Teacher, data: Any) -> ImageLoader:
@@ -300,13 +312,16 @@ class PreparedTargets:
         Raises:
             ValueError: If what it says now is not what was prepared.
         """
-        rows, count = self.settings.rows, int(self.settings.images["count"])
-        keys = [Key(*divmod(row, count), 0) for row in range(0, rows, -(-rows // _SAMPLE))]
+        count = int(self.settings.images["count"])
+        some = min(_SAMPLE, count)
+        keys = [Key(n % self.views, n * count // some, 0) for n in range(some)]
         batch = data.beside(self).samples[keys]
         seen = teacher(teacher.fit(batch.images.to(teacher.inputs.mean.device)))
         stored = self.ready(batch.beside)
         for name, ours in zip(self.parts, stored, strict=True):
             theirs = seen._asdict()[name].float().cpu()
+            if not theirs[0].numel():
+                continue
             apart = (ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1)
             if not bool((apart < _APART).all()):
                 worst = int(apart.nan_to_num(torch.inf).argmax())

@@ -74,6 +74,7 @@ def cost(recipe: Recipe) -> Cost | None:
     )
     if science.logits is None or science.logits.kl:
         looks = 1.0 if data.views is None else min(1.0, data.views * IMAGENET / images)
+        looks = 0.0 if data.prepared is not None else looks
         macs += looks * _forward(*teacher, science.model.teacher_image_size or size, side)
     hours = images * 2 * macs / AUTHORS_RATE / 3600
     return Cost(images, round(images / data.batch_size), macs / 1e9, hours)

@@ -22,6 +22,7 @@ from ..student import Student
 from ..teacher import Teacher
 from ..training import EpochSchedule, History, checkpoint, fit, join
 from ..training.folder import Resume, begin, claim, holding, note_skipped
+from ..training.run import first_size_of
 from .by_path import read_recipe
 from .foretelling import foretell
 from .open_images import (
@@ -35,7 +36,7 @@ from .open_images import (
 )
 from .pair import open_pair, told, with_sizes
 from .recipe import Logits, Masks, Recipe, Science, layers_ignored, to_json
-from .run_targets import targets_of
+from .run_targets import check_targets, targets_of
 
 RUN = "run.json"
 # Fields that came later: told only where they are set.
@@ -96,11 +97,16 @@ def run(
             steps = count_steps(science, data)
             details = describe(recipe, data)
             watch = watch_of(recipe, model.image_size[0], tell)
+            check_targets(recipe, [model], data, folder)
+            first_size_of(model, science.optimizer)
             if folder is not None:  # an older run goes only now that all of this was found to fit
                 begin(folder, world, going_on)
             if folder is not None and world.first and not going_on:
                 record(folder, recipe, data)
-            targets = targets_of(recipe, model, source, folder, world)
+            targets = targets_of(
+                recipe, [model], data, folder, world,
+                anew=overwrite and not going_on, progress=progress,
+            )  # fmt: skip
             kept = checkpoint.common_steps([folder]) if folder is not None and going_on else ()
             left = steps - max(kept, default=0)
             if world.first and (about := foretell(model, recipe, data, left, world)):

@@ -11,6 +11,7 @@ from ..files import flatten
 from ..report.groups_of_runs import STUDENTS, note_runs, runs_in
 from ..training import History, fit_all, join
 from ..training.folder import Resume, begin, holding, note_skipped, refuse_run
+from ..training.run import first_size_of
 from ..training.several import refuse_sharding
 from ..training.start import claim_all
 from .by_path import read_recipe
@@ -28,7 +29,7 @@ from .launch import (
 from .open_images import count_steps, open_data, open_images
 from .pair import check_models, open_several, told
 from .recipe import Recipe, to_json
-from .run_targets import targets_of
+from .run_targets import check_targets, targets_of
 
 # What may differ among them, and what `fit_all` takes for each run alone.
 _OWN_SCIENCE = ("loss", "logits", "masks", "optimizer", "model")
@@ -109,14 +110,18 @@ def run_all(
                     "details": describe(recipe, data),
                     "lr": schedule_of(recipe.science, steps, data),
                 }
+            check_targets(first, [*models.values()], data, folder)
+            _check_sizes(models, recipes)
             for path in kept:  # older runs go only now that all of this was found to fit
                 begin(path, world, going_on)
             if folder is not None and world.first and not going_on:
                 note_runs(folder, recipes)
                 for name, recipe in recipes.items():
                     record(folder / name, recipe, data)
-            model = next(iter(models.values()))
-            targets = targets_of(first, model, source, folder, world)
+            targets = targets_of(
+                first, [*models.values()], data, folder, world,
+                anew=overwrite and not going_on, progress=progress,
+            )  # fmt: skip
         shared = {k: v for k, v in forwarded(first).items() if k not in _OWN_OPTIONS}
         try:
             return fit_all(
@@ -141,6 +146,11 @@ def read_recipes(path: str | Path) -> dict[str, Recipe]:
     if not names:
         raise ValueError(f"recipe: no runs. Got {str(path)!r}, which holds no {STUDENTS}.")
     return {name: read_recipe(Path(path) / name) for name in names}
+
+
+def _check_sizes(models: Mapping[str, Any], recipes: Mapping[str, Recipe]) -> None:
+    for name, model in models.items():
+        first_size_of(model, recipes[name].science.optimizer)
 
 
 def _build_all(recipes: Mapping[str, Recipe]) -> dict[str, Any]:

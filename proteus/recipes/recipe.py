@@ -224,6 +224,8 @@ class Recipe:
 def _check_length(data: Data) -> None:
     if data.prepared is not None and data.views is not None:
         raise _ignored("science.data.views", "science.data.prepared names targets that are made")
+    if data.repeats > 1 and (data.prepared is not None or data.views is not None):
+        raise _ignored("science.data.repeats", "prepared views take its place")
     given = [n for n in ("epochs", "steps", "images") if getattr(data, n) is not None]
     if len(given) > 1:
         raise ValueError(
@@ -244,6 +246,8 @@ def _check_logits(logits: Logits) -> None:
 
 
 def _check_schedule(optimizer: Optimizer) -> None:
+    if optimizer.first_share is not None and optimizer.first_scale is None:
+        raise _ignored("science.optimizer.first_share", "science.optimizer.first_scale is not set")
     if optimizer.schedule not in get_args(ScheduleName):
         raise ValueError(
             f"recipe: unknown schedule. Got {optimizer.schedule!r}; expected "

@@ -75,6 +75,12 @@ def plan_chain(recipe: Recipe, stages: Sequence[Stage], out: Path) -> list[tuple
             "chain: students have no class logits to teach with. Got science.logits; expected a "
             "recipe that compares features."
         )
+    if recipe.science.data.prepared is not None:
+        raise ValueError(
+            f"chain: targets of one teacher do not suit the next. Got science.data.prepared="
+            f"{recipe.science.data.prepared!r}; expected none, or science.data.views (--views), "
+            f"with which each stage prepares its own."
+        )
     base = replace(recipe, name="custom", preset=None, scores={})
     supported = objectives_of(recipe.science.model.teacher)
     weights = {

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..features import Features
+from ..features import Features, ShapeError
 from ..prepared import PreparedTargets
 from ..ranges import check_numbers
 from ..settings import Machine, Optimizer, Parallel, Precision, numbers
@@ -154,7 +154,7 @@ def plan_run(
     if targets is not None:
         _check_targets(targets, distiller, data)
     total = count_steps(data, steps, epochs)
-    size = _first_size(distiller, optimizer)
+    size = first_size_of(distiller, optimizer)
     schedule, described = _schedule(lr, warmup, total)
     return Plan(
         distiller, folder, total, optimizer, machine, seed, schedule, described, watch, trackers,
@@ -169,7 +169,7 @@ class _TakesSizes(Trait, Protocol):
     def also_take(self, image_size: tuple[int, int]) -> None: ...
 
 
-def _first_size(distiller: Objective, optimizer: Optimizer) -> tuple[int, int] | None:
+def first_size_of(distiller: Objective, optimizer: Optimizer) -> tuple[int, int] | None:
     """(height, width) of the student's images in the first steps, found to be possible."""
     scale = optimizer.first_scale
     if scale is None:
@@ -193,7 +193,13 @@ def _first_size(distiller: Objective, optimizer: Optimizer) -> tuple[int, int] |
         if student.grid[0]
         else (round(scale * side) for side in student.image_size)
     )
-    distiller.also_take((height, width))
+    try:
+        distiller.also_take((height, width))
+    except ShapeError as error:
+        raise ShapeError(
+            f"fit: first_scale={scale} does not suit this student, whose images would be "
+            f"{height}x{width}: {error} Try another share of the side, such as 0.5."
+        ) from error
     return height, width
 
 

@@ -43,7 +43,7 @@ def test_the_size_is_that_of_what_is_stored(dtype, tokens):
         del parts["patches"]
     stored = [t for name, values in parts.items() for t in encode(name, values, dtype).values()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in stored)
-    assert bytes_of_an_image(6, 4, 9, tokens=tokens, dtype=dtype) == size + 8
+    assert bytes_of_an_image(6, 4, 9, tokens=tokens, dtype=dtype) == size + 16
 
 
 def test_unknown_words_are_refused():

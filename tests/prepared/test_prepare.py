@@ -63,9 +63,11 @@ def test_what_storing_loses_is_measured(teacher, source, tmp_path, dtype, most):
     exact = make(teacher, source, tmp_path / "fp32", dtype="fp32")
     targets = make(teacher, source, tmp_path / dtype, dtype=dtype)
     assert exact.error == {"cls": 0.0, "patches": 0.0}
-    keys = [Key(0, n, 0) for n in range(10)]
+    keys, places = [Key(0, n, 0) for n in range(10)], range(10)
     for name, ours, theirs in zip(
-        targets.parts, targets.ready(targets.stored(keys)), exact.ready(exact.stored(keys)),
+        targets.parts,
+        targets.ready(targets.stored(keys, places)),
+        exact.ready(exact.stored(keys, places)),
         strict=True,
     ):  # fmt: skip
         apart = float((ours - theirs).norm() / theirs.norm())
@@ -123,7 +125,7 @@ def test_the_teacher_is_not_asked(teacher, source, tmp_path, monkeypatch):
     asked = []
     teacher.register_forward_hook(lambda module, args, found: asked.append(len(args[0])))
     assert len(losses(teacher, loader(source), targets=targets)) == 7
-    assert asked == [5]  # a sample, before the first step
+    assert asked == [8]  # a sample, before the first step
 
 
 def test_images_that_changed_behind_their_names_are_told(teacher, source, tmp_path):
@@ -276,3 +278,45 @@ def test_settings_of_another_version_are_refused(teacher, source, tmp_path):
         PreparedTargets(tmp_path / "t")
     with pytest.raises(ValueError, match="no prepared targets"):
         PreparedTargets(tmp_path / "images")
+
+
+def test_overwriting_replaces_targets_of_the_same_settings_and_no_other_file(
+    teacher, source, tmp_path
+):
+    (tmp_path / "t/shards").mkdir(parents=True)
+    own = tmp_path / "t/shards/my.tar"
+    own.write_text("photos")
+    first = make(teacher, source, tmp_path / "t")
+    stamp = first.path(0).stat().st_mtime_ns
+    again = make(teacher, source, tmp_path / "t", overwrite=True)
+    assert again.path(0).stat().st_mtime_ns > stamp and own.read_text() == "photos"
+    with pytest.raises(ValueError, match=r"parts would replace what others of them made"):
+        make(teacher, source, tmp_path / "t", overwrite=True, part=(0, 2))
+    (tmp_path / "t/settings.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"settings.json is not what was written: .*--overwrite"):
+        make(teacher, source, tmp_path / "t")
+
+
+def test_an_image_that_could_not_be_read_when_prepared_stops_a_run_when_it_can(
+    teacher, source, tmp_path
+):
+    for number in range(10, 40):
+        shutil.copy(tmp_path / f"images/{number % 10}.jpg", tmp_path / f"images/{number}.jpg")
+    path = tmp_path / "images/13.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(b"no image")
+    source = open_source(tmp_path / "images")
+    targets = make(teacher, source, tmp_path / "t")
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"could be read when .* or the other way round"):
+        list(loader(source).beside(targets))
+
+
+def test_a_teacher_that_gives_a_vector_alone_has_class_tokens(source, tmp_path):
+    model = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten())
+    vector = proteus.Teacher(model, image_size=32)
+    targets = make(vector, source, tmp_path / "t")
+    assert targets.settings.tokens == "cls"
+    token = proteus.ProteusLoss(24, 48, feature=0, patch=0)
+    distiller = proteus.Distiller(vector, student(), token)
+    assert len(fit(distiller, loader(source), steps=2, targets=targets, **QUIET)) == 2

@@ -71,3 +71,28 @@ def test_several_students_have_the_targets_in_the_folder_of_all(images, tmp_path
     rows = run_all(recipes, tmp_path / "run", progress=False)
     assert len(rows["a"]) == len(rows["b"]) == 2
     assert PreparedTargets(tmp_path / "run/targets").views == 1
+
+
+def test_a_finished_run_is_not_lost_to_settings_that_do_not_fit(images, tmp_path):
+    asked = {
+        "science.model.teacher": "demo-teacher", "science.model.student": "demo-student",
+        "science.data.paths": [str(images)], "science.data.batch_size": 4, "science.data.steps": 2,
+        "machine.workers": 0, "machine.device": "cpu",
+    }  # fmt: skip
+    done = with_settings(Recipe(), asked)
+    run(done, tmp_path / "run", progress=False)
+    before = sorted(str(path) for path in (tmp_path / "run").rglob("*"))
+    for wrong, words in (
+        ({"science.data.prepared": str(tmp_path)}, "no prepared targets"),
+        ({"science.optimizer.first_scale": 0.99}, r"first_scale=0.99 does not suit this student"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(with_settings(done, wrong), tmp_path / "run", overwrite=True, progress=False)
+        assert sorted(str(path) for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_settings_that_exclude_prepared_views_are_refused_at_once():
+    with pytest.raises(ValueError, match=r"science.data.repeats would be ignored"):
+        Recipe(science=Science(data=Data(views=2, repeats=3)))
+    with pytest.raises(ValueError, match=r"science.optimizer.first_share would be ignored"):
+        with_settings(Recipe(), {"science.optimizer.first_share": 0.5})

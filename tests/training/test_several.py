@@ -308,6 +308,7 @@ def test_models_that_make_no_sense_are_refused(ours, batches):
             fit_all(pair, batches, steps=1, **QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_students_share_what_the_teacher_gave(teacher, batches, monkeypatch):
     traced = functools.partialmethod(nn.Module.compile, backend="aot_eager")
