@@ -41,8 +41,10 @@ def tables(found: list[dict[str, Any]]) -> Iterator[str]:
         said = facts["settings"]
         pair = f"{said['student']} <- {said['teacher']}"
         versions = f"Python {facts['python']}, torch {facts['torch']}, timm {facts['timm']}"
-        yield f"\n**{pair}**, {said['image_size']} px, batch {said['batch_size']}, "
-        yield f"{said['precision']}; {facts['hardware']}, {versions}; `{facts['command']}`\n"
+        yield (
+            f"\n**{pair}**, {said['image_size']} px, batch {said['batch_size']}, "
+            f"{said['precision']}; {facts['hardware']}, {versions}; `{facts['command']}`\n"
+        )
         yield "| step | ms | time / ours (rounds) | operations / ours | memory, MiB (/ ours) |"
         yield "| --- | --- | --- | --- | --- |"
         for way in NAMES:

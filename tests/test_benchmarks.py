@@ -3,6 +3,7 @@
 import importlib
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -67,3 +68,28 @@ def test_the_page_of_speeds_is_what_was_measured(benchmark):
     page = benchmark("speed_page")
     text = page.PAGE.read_text()
     assert text == page.page(text)
+
+
+def test_what_the_page_of_speeds_says_of_its_tables_holds(benchmark):
+    page = benchmark("speed_page")
+    found = {facts["settings"]["student"]: facts for facts in page.steps()}
+    small, tiny = found["vit_small_patch14"], found["vit_tiny_patch14"]
+    text = " ".join(page.PAGE.read_text().split())
+
+    def times(facts, way, of):
+        return median(page.ratios(facts, way, of))
+
+    def share(facts, way):
+        return facts["mebibytes"][way] / facts["mebibytes"]["authors"]
+
+    of_live, of_prepared = ([times(x, "authors", of) for x in (tiny, small)]
+                            for of in ("ours", "prepared"))  # fmt: skip
+    assert "{:.2f} and {:.2f} times their step".format(*of_live) in text
+    assert "{:.2f} and {:.2f} times the authors' step".format(*of_prepared) in text
+    memory = [share(facts, way) for way in ("ours", "prepared") for facts in (tiny, small)]
+    assert "takes {:.2f} and {:.2f} of the memory".format(*memory[:2]) in text
+    assert "with prepared targets {:.2f} and {:.2f};".format(*memory[2:]) in text
+    peers = [(facts, peer) for facts in (tiny, small) for peer in ("lightly", "timm")]
+    faster = [1 - times(facts, peer, "ours") for facts, peer in peers]
+    assert f"by {100 * min(faster):.0f} to {100 * max(faster):.0f} %" in text
+    assert all(0.7 < times(facts, "prepared", peer) < 0.8 for facts, peer in peers)
