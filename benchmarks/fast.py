@@ -18,8 +18,9 @@ Teachers: the one of the demo (64 px), and the public `efficientnet_lite0`
 
     OMP_NUM_THREADS=1 python benchmarks/fast.py --data ../shared/data --out build/fast --minutes 60
 
-Every run is a process of one thread. A run that was done is not done again. The table of
-docs/fast.md is written by benchmarks/fast_page.py.
+Every run is a process of one thread. A run that was done is not done again. What the number of
+views costs: `--ways paper prepared --ablated 5 --views 1`, then 4. The tables of docs/speed.md and
+docs/prepared.md are written by benchmarks/fast_page.py.
 """
 
 import argparse
@@ -137,7 +138,7 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, str, int]]:
     for seed in range(args.seeds):
         for teacher in args.teachers:
             ways = WAYS if seed < args.ablated else WAYS[:2]
-            found += [(teacher, way, seed) for way in ways]
+            found += [(teacher, way, seed) for way in ways if way in args.ways]
     return found
 
 
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/fast"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/fast.jsonl"))
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=[*TEACHERS])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     parser.add_argument("--images", type=int, default=5000, help="of the proxy set")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=32)

@@ -8,7 +8,7 @@ VIEWS, SCALE, SHARE = 2, 0.5, 0.75
 
 
 def faster(recipe: Recipe) -> Recipe:
-    """The recipe as preset `fast`: what it costs and keeps is in docs/fast.md.
+    """The recipe as preset `fast`: what it costs and keeps is in docs/speed.md.
 
     Targets of a few views are prepared first, in the run's folder; most of the steps see half the
     side. Logits, which ask the teacher in each step, keep their teacher.
