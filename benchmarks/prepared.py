@@ -1,4 +1,4 @@
-"""Prepared targets against asking the teacher: what an image costs, and what storing takes and loses.
+"""Prepared targets against asking the teacher: what an image costs, what storing takes and loses.
 
     python benchmarks/prepared.py --data ../shared/data --json benchmarks/results/prepared.json
 
