@@ -31,12 +31,14 @@ _LENGTH = Range(0, 10**12, open=True, optional=True, said="a positive number, su
 # Finite, never negative, and small enough that no array or loop is asked for that cannot be.
 RANGES: dict[str, Range] = {
     "steps": _COUNT._replace(optional=True),
+    "minutes": Range(0, 10**7, open=True, optional=True, said="a positive number, such as 8"),
     "images": _COUNT._replace(optional=True),
     "epochs": _LENGTH,
     "batch_size": _COUNT,
     "accumulate": _COUNT,
     "repeats": _COUNT,
     "views": _COUNT._replace(optional=True),
+    "hold_out": _COUNT._replace(optional=True),
     "save_every": _COUNT,
     "watch_every": _COUNT,
     "keep": _COUNT,

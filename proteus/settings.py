@@ -73,7 +73,8 @@ class Machine:
         save_every: Steps between checkpoints.
         keep: How many checkpoints stay.
         watch: Held-out images on which the student is compared with its teacher now and then.
-        watch_labels: They have classes: k-NN as well, half of them voting.
+        watch_labels: They have classes: k-NN as well, half of them voting (where they are held out
+            of the run: the images that it trains on).
         watch_every: Steps between these comparisons.
         track: `tensorboard`, `wandb` or `mlflow`, besides `log.jsonl`.
     """

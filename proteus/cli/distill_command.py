@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..settings import Machine, Optimizer
+from .choices import add_minutes, complete, first_process, refuse_incomplete, summarize
 from .parser import Commands, add_command, add_fields
 
 # Options that are short names for settings of the recipe.
@@ -28,6 +29,7 @@ _SETTINGS = {
     "repeats": "science.data.repeats",
     "prepared": "science.data.prepared",
     "views": "science.data.views",
+    "hold_out": "science.data.hold_out",
     "batch_size": "science.data.batch_size",
     "token": "science.loss.token",
     "feature": "science.loss.feature",
@@ -60,7 +62,8 @@ def add(commands: Commands) -> None:
         commands,
         "distill",
         "Distil a teacher into a student on a folder of images or tar shards.",
-        "proteus distill --teacher dinov2_vitb14 --student vit_small_patch14 \\\n"
+        "proteus distill --data PHOTOS\n"
+        "  proteus distill --teacher dinov2_vitb14 --student vit_small_patch14 \\\n"
         "      --image-size 224 --data IMAGES --epochs 100 --batch-size 256 --out runs/first\n"
         "  torchrun --nproc-per-node 8 -m proteus distill --recipe s14-dinov2-b14 \\\n"
         "      --data IMAGENET --out runs/s14\n"
@@ -73,7 +76,9 @@ def add(commands: Commands) -> None:
         help="students of a chain in place of --student, each the next one's teacher")  # fmt: skip
     add("--set-stage", action="append", default=[], metavar="N:PATH=VALUE",
         help="a setting of the chain's Nth stage alone; repeatable")  # fmt: skip
-    add("--out", type=Path, help="folder for log, checkpoint, export, pictures")
+    add_minutes(distill)
+    add("--out", type=Path, help="folder for log, checkpoint, export, pictures (default: a new one "
+        "in runs/, where no length is given)")  # fmt: skip
     add("--resume", nargs="?", const=True, choices=["auto"], default=False,
         help="go on with the run in --out; `--resume auto` = if there is one")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the run in --out")
@@ -115,6 +120,8 @@ def add_recipe_options(command: argparse.ArgumentParser, set_size: str = "") -> 
         help="targets of `proteus prepare`, in place of the teacher in each step")  # fmt: skip
     add("--views", type=int, metavar="K",
         help="prepare targets of K views of each image first, in OUT/targets")  # fmt: skip
+    add("--hold-out", type=int, metavar="N",
+        help="images that are not trained on, to measure the student on now and then")  # fmt: skip
     length = command.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=float, help="passes over the images")
     length.add_argument("--steps", type=int, help="optimizer steps")
@@ -166,9 +173,7 @@ def _run_distill(arguments: argparse.Namespace) -> int:
         return _run_chain(arguments, recipes)
     if arguments.set_stage:
         raise ValueError("--set-stage would be ignored. It belongs to --chain A,B,C.")
-    for recipe in recipes.values():
-        _refuse_incomplete(recipe, arguments.out)
-    out: Path = arguments.out
+    recipes, out = complete(arguments, recipes)
     options = {"resume": arguments.resume, "overwrite": arguments.overwrite, "say": print}
 
     def work() -> None:
@@ -176,10 +181,10 @@ def _run_distill(arguments: argparse.Namespace) -> int:
             logs = {"": run(recipes[""], out, **options)}
         else:
             logs = run_all(recipes, out, **options)
-        for name, rows in logs.items() if _first_process() else ():
+        for name, rows in logs.items() if first_process() else ():
             if name:
                 print(f"\n{name}")
-            _summarize(rows, out / name)
+            summarize(rows, out / name)
 
     return until_stopped("distill", work)
 
@@ -196,14 +201,14 @@ def _run_chain(arguments: argparse.Namespace, recipes: Mapping[str, Any]) -> int
     recipe = recipes[""]
     stages = _stages(arguments.chain, arguments.set_stage)
     students = with_settings(recipe, {"science.model.student": arguments.chain})
-    _refuse_incomplete(students, arguments.out)
+    refuse_incomplete(students, arguments.out)
 
     def work() -> None:
         results = run_chain(
             recipe, stages, arguments.out,
             resume=arguments.resume, overwrite=arguments.overwrite, say=print,
         )  # fmt: skip
-        if _first_process():
+        if first_process():
             print(f"\n{text_table(stages_table(results))}\n")
             print(f"Student: {results[-1].folder / 'export'}")
 
@@ -243,7 +248,7 @@ def until_stopped(command: str, work: Callable[[], object]) -> int:
     try:
         work()
     except RunStopped as stopped:
-        if _first_process():
+        if first_process():
             print(f"proteus {command}: {stopped}", file=sys.stderr)
         status = 130 if stopped.by is signal.SIGINT else 0
     leave()  # not after an error: with a process missing, parting could wait for it
@@ -340,46 +345,3 @@ def _recipe_of(
     if settings.get("science.loss.patch") == 0 and not masks:
         settings["science.masks"] = {}  # the recipe's own masks go with the term they belong to
     return with_settings(base, settings)
-
-
-def _refuse_incomplete(recipe: Any, out: Path | None) -> None:
-    """Say at once all that a run lacks."""
-    model, data = recipe.science.model, recipe.science.data
-    needed = {
-        "--teacher NAME": model.teacher,
-        "--student NAME": model.student,
-        "--data IMAGES": data.paths,
-        "--epochs N (or --steps, --images)": any(
-            length is not None for length in (data.epochs, data.steps, data.images)
-        ),
-        "--out FOLDER": out,
-    }
-    missing = [option for option, value in needed.items() if not value]
-    if missing:
-        raise ValueError(
-            f"missing {', '.join(missing)}.\n`proteus info` lists models, `proteus recipes` the "
-            f"paper's runs (--recipe NAME), `proteus distill --help` all options."
-        )
-
-
-def _first_process() -> bool:
-    import os
-
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _summarize(rows: list[dict[str, Any]], out: Path) -> None:
-    from ..report.curves import NO_TERMS
-    from ..report.page import Table, text_table
-
-    terms = [name for name in rows[0] if name not in NO_TERMS]
-    table = Table(
-        ["loss", *terms],
-        [
-            [label, *(f"{row[term]:.4f}" for term in terms)]
-            for label, row in (("first step", rows[0]), ("last step", rows[-1]))
-        ],
-    )
-    print(f"\n{text_table(table)}\n")
-    pictures = [str(out / name) for name in ("pca.png", "curves.png") if (out / name).exists()]
-    print(f"Student: {out / 'export'}    Pictures: {', '.join(pictures)}")

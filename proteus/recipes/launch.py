@@ -37,12 +37,13 @@ from .open_images import (
 from .pair import open_pair, told, with_sizes
 from .recipe import Logits, Masks, Recipe, Science, layers_ignored, to_json
 from .run_targets import check_targets, targets_of
+from .watching import watch_of
 
 RUN = "run.json"
 # Fields that came later: told only where they are set.
 _LATER = {
     "loss": ("token_distance", "queue_size", "temperature", "targets"),
-    "data": ("prepared", "views"),
+    "data": ("prepared", "views", "hold_out"),
     "model": ("grids", "teacher_precision"),
     "optimizer": ("first_scale", "first_share"),
 }
@@ -256,26 +257,6 @@ def schedule_of(science: Science, steps: int, data: Loader) -> float | EpochSche
         update="epoch_late" if chosen.schedule == "official" else "step",
         **{name: value for name, value in given.items() if value is not None},
     )
-
-
-def watch_of(recipe: Recipe, image_size: int, say: Callable[[str], None]) -> Any:
-    """The recipe's watch, or None."""
-    if not recipe.machine.watch:
-        return None
-    from ..training.watch import Watch, margin_of
-
-    watch = Watch.from_sources(
-        list(recipe.machine.watch),
-        image_size=image_size,
-        labels=recipe.machine.watch_labels,
-        every=recipe.machine.watch_every,
-    )
-    if watch.scored:
-        say(
-            f"Watch: its k-NN is scored on {watch.scored} images; 0.5 of so few means 0.5 ± "
-            f"{margin_of(0.5, watch.scored):.2g} (95 %). `proteus evaluate` scores all of a set."
-        )
-    return watch
 
 
 def trackers_of(recipe: Recipe, out: Path | None) -> list[Any]:

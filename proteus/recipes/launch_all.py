@@ -24,12 +24,12 @@ from .launch import (
     sized,
     sized_as,
     trackers_of,
-    watch_of,
 )
 from .open_images import count_steps, open_data, open_images
 from .pair import check_models, open_several, told
 from .recipe import Recipe, to_json
 from .run_targets import check_targets, targets_of
+from .watching import watch_of
 
 # What may differ among them, and what `fit_all` takes for each run alone.
 _OWN_SCIENCE = ("loss", "logits", "masks", "optimizer", "model")

@@ -40,7 +40,35 @@ def open_images(recipe: Recipe, world: World, say: Callable[[str], None]) -> Any
             f"{recipe.machine.accumulate}; expected a multiple of "
             f"{world.size * recipe.machine.accumulate}."
         )
-    return _source(recipe, say)
+    source = _source(recipe, say)
+    return _apart(source, data.hold_out)[1] if data.hold_out else source
+
+
+def open_held_out(recipe: Recipe) -> tuple[ImageSource, ImageSource]:
+    """The images that `science.data.hold_out` keeps out of the run, and those it trains on."""
+    data = recipe.science.data
+    assert data.hold_out is not None
+    return _apart(_source(recipe, lambda text: None), data.hold_out)
+
+
+def _apart(source: Any, count: int) -> tuple[ImageSource, ImageSource]:
+    """So many images, evenly spaced, and the others."""
+    if not isinstance(source, ImageSource):
+        raise ValueError(
+            f"recipe: a stream's images cannot be kept out of a run. Got science.data.hold_out="
+            f"{count} for {source.description}; name other images to look at (--watch)."
+        )
+    if count >= len(source):
+        raise ValueError(
+            f"recipe: no image would be left to train on. Got science.data.hold_out={count} of "
+            f"{len(source)} images in {source.description}; expected fewer."
+        )
+    held = [place * len(source) // count for place in range(count)]
+    others = sorted({*range(len(source))} - {*held})
+    return (
+        source.select(held, f"{count} of {source.description}"),
+        source.select(others, f"{source.description} without {count} images"),
+    )
 
 
 def open_data(

@@ -29,6 +29,7 @@ from .sample_images import write_samples
 
 KEPT: tuple[tuple[Tokens, Dtype], ...] = (("all", "fp16"), ("all", "int8"), ("cls", "fp16"))
 _LONG = 5.0  # seconds of a checkpoint
+_UNWATCHED: dict[str, Any] = {"watch": (), "watch_labels": False, "watch_every": 1000}
 _MORE_THAN_A_NAME = ("local-dir:", "hf-hub:", "hf-transformers:")
 
 
@@ -145,9 +146,9 @@ def _loader(
         return
     with tempfile.TemporaryDirectory() as folder:
         said = write_samples(Path(folder))
-        data = replace(data, paths=(folder,), proxy="all", batch_size=8)
+        data = replace(data, paths=(folder,), proxy="all", batch_size=8, hold_out=None)
         science = replace(recipe.science, data=data, logits=None)
-        machine = replace(recipe.machine, accumulate=1)
+        machine = replace(recipe.machine, accumulate=1, **_UNWATCHED)
         made = replace(recipe, science=science, machine=machine)
         yield open_data(made, world, print, image_size=size), said
 
@@ -186,7 +187,7 @@ def _left_out(recipe: Recipe, machines: Mapping[str, object]) -> tuple[str, ...]
     machine = recipe.machine
     cards = any(one is not None for one in machines.values())
     asked = {
-        "watch": bool(machine.watch),
+        "watch": bool(machine.watch or recipe.science.data.hold_out),
         "track": bool(machine.track),
         "compile": machine.compile,
         "parallel=fsdp": machine.parallel == "fsdp",

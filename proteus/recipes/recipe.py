@@ -136,6 +136,8 @@ class Data:
             teacher is asked in each step.
         views: Prepare the targets of so many views of each image first, in the run's folder (int8);
             None = no.
+        hold_out: Images that are not trained on, evenly spaced: what the watch looks at. None = the
+            run trains on all.
         batch_size: Images a step, on all processes together.
         epochs: Passes over the images.
         steps: Optimizer steps.
@@ -148,6 +150,7 @@ class Data:
     repeats: int = 1
     prepared: str | None = None
     views: int | None = None
+    hold_out: int | None = None
     batch_size: int = 64
     epochs: float | None = None
     steps: int | None = None
@@ -216,8 +219,10 @@ class Recipe:
         if patch_off and science.masks != Masks():
             raise _ignored("science.masks", "no patch term would use them")
         unwatched = (machine.watch_every, machine.watch_labels) != (1000, False)
-        if unwatched and not machine.watch:
+        if unwatched and not (machine.watch or science.data.hold_out):
             raise _ignored("machine.watch_every or watch_labels", "machine.watch names no images")
+        if machine.watch and science.data.hold_out:
+            raise _ignored("science.data.hold_out", "machine.watch names the images to look at")
         proxy_of(science.data.proxy)
 
 

@@ -256,7 +256,7 @@ class RunLog:
         """Tell the trackers; a run does not die of a server that is away."""
         for tracker in self.trackers:
             try:
-                tracker.log(values, self.step - 1)
+                tracker.log(values, max(0, self.step - 1))  # before the first step: beside it
             except Exception as error:
                 if not self._untracked:
                     _logger.warning(

@@ -194,6 +194,8 @@ def train(
             waits: Iterable[tuple[Tensor, ...]] = stream
             for run in runs:
                 waits = logs.enter_context(run.log).timed(waits)
+            for run in runs if start == 0 else ():
+                run.look(0)
             last = _go_through(runs, waits, start, data, out)
             images = last if preview is None else preview
             for run in runs:

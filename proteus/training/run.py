@@ -267,9 +267,9 @@ class Run:
         self.log.add(names, values, rate, len(batch[0]))
 
     def look(self, done: int) -> None:
-        """Measure the student, if it is time."""
+        """Measure the student if it is time; always before the first step and after the last."""
         watch = self.plan.watch
-        if watch is None or done % watch.every:
+        if watch is None or (done % watch.every and done != self.plan.total):
             return
         self.log.flush()  # a loss that is not finite is said first: nothing to measure
         seen = watch(self.plan.distiller)

@@ -6,6 +6,20 @@ from pathlib import Path
 from ..words import install
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package is there, by its name at the index.
+
+    Examples:
+        >>> is_installed("torch"), is_installed("no-such-weights")
+        (True, False)
+    """
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def installed_weights(package: str, subject: str) -> Path:
     """Where the one `.pth` file of an installed package lies, by the package's own list of files.
 

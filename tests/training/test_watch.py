@@ -220,7 +220,7 @@ def test_the_interval_holds_what_chance_does(share, count):
 def test_a_run_logs_how_sure_its_watch_is(distiller, tmp_path):
     watch = Watch(pictures(8), labels(8), k=2, every=1)
     distiller.fit([pictures(4)], steps=1, device="cpu", out=tmp_path, watch=watch, progress=False)
-    row = json.loads((tmp_path / "watch.jsonl").read_text())
+    row = json.loads((tmp_path / "watch.jsonl").read_text().splitlines()[-1])
     assert row["knn_images"] == 4
     assert row["knn_top1_margin"] == margin_of(row["knn_top1"], 4)
 
@@ -234,3 +234,14 @@ def test_a_corrupt_image_is_skipped_with_its_label(folder, caplog):
         path.write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"no image can be read. Got 18 corrupt ones"):
         Watch.from_sources(folder, image_size=32)
+
+
+def test_a_run_is_looked_at_before_its_first_step_and_after_its_last(distiller, tmp_path):
+    watch = Watch(pictures(8), every=2)
+    before = watch(distiller)
+    distiller.fit([pictures(4)] * 3, steps=3, device="cpu", out=tmp_path, watch=watch,
+                  progress=False)  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [-1, 1, 2]
+    assert {"step": -1, **before} == pytest.approx(rows[0])
+    assert watch(distiller) == pytest.approx({k: v for k, v in rows[-1].items() if k != "step"})
