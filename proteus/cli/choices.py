@@ -35,7 +35,7 @@ def complete(arguments: argparse.Namespace, recipes: dict[str, Any]) -> tuple[di
     check_numbers("distill", {"minutes": arguments.minutes})
     if arguments.out is None and (arguments.resume or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise ValueError("missing --out FOLDER: a run that goes on, or of many processes, has one.")
-    out = arguments.out or _new_folder(recipe.science.data.paths[0])
+    out = arguments.out or new_folder(recipe.science.data.paths[0])
     if arguments.resume and (out / "run.json").is_file():
         return {"": read_recipe(out)}, out  # what was chosen then
     say = print if first_process() else lambda text: None
@@ -53,7 +53,7 @@ def _lacks(recipe: Any) -> bool:
     return not (model.teacher and model.student) or not any(n is not None for n in lengths)
 
 
-def _new_folder(images: str) -> Path:
+def new_folder(images: str) -> Path:
     """In `runs/`, by the name of the images; the first that is not there."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(images).stem).strip("-.") or "run"
     folder, number = Path("runs", name), 1
