@@ -97,9 +97,9 @@ class Browser:
 
     def mouse(self, kind: str, x: float, y: float) -> None:
         """Move, press or release the left button: `mouseMoved`, `mousePressed`, `mouseReleased`."""
-        moved = kind == "mouseMoved"
-        self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, clickCount=int(not moved),
-                 button="none" if moved else "left", buttons=int(kind != "mouseReleased"))  # fmt: skip
+        moved, held = kind == "mouseMoved", int(kind != "mouseReleased")
+        event = {"type": kind, "x": x, "y": y, "clickCount": int(not moved), "buttons": held}
+        self.ask("Input.dispatchMouseEvent", button="none" if moved else "left", **event)
 
     def picture(self, path: Path, *, height: int | None = None) -> None:
         """Save the page as PNG, whole or its upper part."""

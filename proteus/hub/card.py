@@ -50,7 +50,8 @@ def versions() -> dict[str, str]:
 
 def sizes_and_device(teacher: Teacher, student: Student, device: torch.device) -> dict[str, Any]:
     """How large the two models are and what they run on, for the page of a run."""
-    device_name = f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    device_name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     if device.type == "cuda":
         device_name = torch.cuda.get_device_name(device)
     elif device.type != "cpu":

@@ -9,6 +9,7 @@ Kind: TypeAlias = Literal["finding", "advice", "warning", "unknown"]
 Columns: TypeAlias = Mapping[str, Sequence[float]]
 
 _MOVED = 0.02  # of the way left to a cosine of 1: less, over a tenth of a run, is standing still
+_FELL = 0.1  # of the same: more below the best look is worth a warning
 _WINDOW = 0.25  # of the run at most lie between the looks that tell whether agreement still rises
 _LEAST_ROWS = 10  # of a tenth of the log, for its mean to be compared
 _SURE = 2.0  # standard errors
@@ -167,7 +168,7 @@ def _agreement(looks: Columns, done: int, *, finished: bool) -> Iterable[Sentenc
     if change > moved:
         more = "train longer" if finished else "it is not at its end"
         yield Sentence(f"{subject} still rose over {over}, by {change:.3f}: {more}.", "advice")
-    elif last < best - moved:
+    elif last < best - _FELL * (1 - best):
         yield Sentence(
             f"{subject} is {best - last:.3f} below its best, {best:.3f} at step {best_step:,.0f}.",
             "warning",

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_whole
-from ...report.page import Heading, Part, Picture, Table, write_report
+from ...report.page import Facts, Heading, Lead, Part, Table, write_report
 from ...text import markdown_text
+from .judged import judge_results
 from .paper_rows import paper_score
 
 TITLES = {"knn": "k-NN (k)", "linear": "linear probe", "finegrained": "logistic regression"}
@@ -63,7 +64,7 @@ def _classification(model: str, results: Results) -> Table:
             columns.append(["paper", *papers, ""])
     rows = zip(["set", *names, "mean"], *columns, strict=True)
     header, *lines = [list(row) for row in rows]
-    return Table(header, lines if names else [])
+    return Table(header, lines if names else [], footer=1 if names else 0)
 
 
 def _dense(model: str, results: Results, protocol: str, columns: Sequence[str]) -> Table:
@@ -167,7 +168,7 @@ def write_tables(
     results: Results,
     *,
     settings: Mapping[str, Any],
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[Part] = (),
 ) -> None:
     """Write `results.md` and `report.html`.
 
@@ -176,7 +177,7 @@ def write_tables(
         model: Its name.
         results: As in `SuiteRun.results`.
         settings: How the protocols were run; they are written down.
-        pictures: For the page.
+        pictures: For the page: what `suite_pictures` returns.
     """
     out = Path(out)
     tables = result_tables(model, results)
@@ -184,11 +185,27 @@ def write_tables(
     notes = [*_NOTES, how, *(f"Failed: {reason}" for reason in failures(results))]
     title = f"Evaluation of {model}"
     lines = [f"# {markdown_text(title)}", ""]
-    parts: list[Part] = []
+    parts: list[Part] = [Lead(judge_results(results))]
     for name, table in tables.items():
         lines += [f"## {name}", "", markdown(table), ""]
         parts += [Heading(name), table]
+    parts += [*_NOTES, *(f"Failed: {reason}" for reason in failures(results))]
+    parts += _hardest(results)
     # Each a paragraph of its own: Markdown joins lines.
     paragraphs = [text for note in notes for text in (markdown_text(note), "")]
     write_whole(out / "results.md", "\n".join([*lines, *paragraphs]))
-    write_report(out / "report.html", title, [*parts, *notes, *pictures])
+    in_effect = [(name, str(value)) for name, value in settings.items() if value is not None]
+    parts += [*pictures, Heading("Settings"), Facts(groups=[("Protocols", in_effect)])]
+    write_report(out / "report.html", title, parts)
+
+
+def _hardest(results: Results) -> list[Part]:
+    """The classes that k-NN gets wrong most often, of each set."""
+    rows = [
+        [_name(key), row["class"], f"{100 * row['right'] / row['of']:.1f}",
+         f"{row['right']} of {row['of']}", row["taken_for"]]
+        for key, one in results.items() if key.startswith("knn/")
+        for row in one.get("mistakes", {}).get("worst", [])
+    ]  # fmt: skip
+    header = ["set", "class", "right, %", "images", "mostly taken for"]
+    return [Heading("Hardest classes for k-NN"), Table(header, rows)] if rows else []
