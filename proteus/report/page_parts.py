@@ -14,7 +14,7 @@ from .svg import Chart, draw_chart
 
 _PNG = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # its first and its last bytes
 _LARGEST = 32 << 20  # bytes of a picture
-_NUMBER = re.compile(r"[-+(]?[\d.,]+(e[-+]?\d+)?\b|$")  # what a number's cell starts with
+_NUMBER = re.compile(r"[-+(]?[\d.,]+(e[-+]?\d+)?\b|error$|$")  # what a number's cell starts with
 
 
 @dataclass(frozen=True)
@@ -166,12 +166,12 @@ def _facts(part: Facts) -> str:
 
 def _table(part: Table) -> str:
     count = len(part.rows) - part.footer
-    numbers = [
-        sum(bool(_NUMBER.match(row[column])) for row in part.rows)
-        for column in range(len(part.header))
-    ]
-    # A column of words is set left; the first one is in any case.
-    words = {n for n, found in enumerate(numbers) if n and 2 * found < len(part.rows)}
+    # A column with words is set left; the first one is in any case.
+    words = {
+        column
+        for column in range(1, len(part.header))
+        if not all(_NUMBER.match(row[column]) for row in part.rows)
+    }
 
     def line(row: Sequence[str], tag: str, more: str = "") -> str:
         kinds = (' class="t"' if n in words else "" for n in range(len(row)))
@@ -192,13 +192,13 @@ def _table(part: Table) -> str:
 
 def _strip(part: Strip) -> str:
     rows = "".join(
-        (f"<h4>{escape(name)}</h4>" if name else "")
-        + f'<div class="strip">{"".join(map(_photo, photos))}</div>'
+        ("<div>" + (f"<h4>{escape(name)}</h4>" if name else ""))
+        + f'<div class="strip">{"".join(map(_photo, photos))}</div></div>'
         for name, photos in part.rows
     )
     if part.query is None:
         return rows
-    return f'<section class="query">{_photo(part.query)}<div>{rows}</div></section>'
+    return f'<section class="query">{_photo(part.query)}<div class="sides">{rows}</div></section>'
 
 
 def _photo(photo: Photo) -> str:

@@ -60,8 +60,11 @@ def _classification(results: Results) -> Iterable[Sentence]:
         low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
         if len(known) > 1:
             mean = sum(known.values()) / len(known)
+            counts = [ones[key].get("num_classes") for key in known]
+            guess = sum(100 / count for count in counts if count) / len(counts)
+            beside = f" (guessing: {guess:.2g} %)" if all(counts) else ""
             yield Sentence(
-                f"{name} scores {mean:.1f} % on average over {len(known)} sets, from "
+                f"{name} scores {mean:.1f} %{beside} on average over {len(known)} sets, from "
                 f"{known[low]:.1f} % ({low}) to {known[high]:.1f} % ({high}).",
                 "finding",
             )

@@ -90,7 +90,9 @@ def _agreement(results: Results) -> Table:
         if key.startswith("agreement/") and "error" not in one:
             cosines = [one["distances"].get(name) for name in ("cls_cosine", "patch_cosine")]
             rows.append([_name(key), *(_text(n, 1, 3) for n in (*cosines, one["cka_cls"]))])
-    return Table(["set", "cosine of cls", "cosine of patches", "CKA of cls"], rows)
+    header = ["set", "cosine of cls", "cosine of patches", "CKA of cls"]
+    known = [n for n in range(len(header)) if n == 0 or any(row[n] for row in rows)]
+    return Table([header[n] for n in known], [[row[n] for n in known] for row in rows])
 
 
 def _robustness(results: Results) -> Table:

@@ -91,7 +91,7 @@ def _neighbour(
     bank: LabelledImages, queries: LabelledImages, query: int, number: int, cosine: float
 ) -> Photo:
     wanted, found = (torch.as_tensor(d.target(n)) for d, n in ((queries, query), (bank, number)))
-    caption = f"{_class(bank, number)} {cosine:.2f}"
+    caption = f"{_class(bank, number)} {cosine:.3f}"
     return thumbnail(bank.image(number), caption, same=torch.equal(wanted, found))
 
 
