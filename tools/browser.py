@@ -101,11 +101,11 @@ class Browser:
         event = {"type": kind, "x": x, "y": y, "clickCount": int(not moved), "buttons": held}
         self.ask("Input.dispatchMouseEvent", button="none" if moved else "left", **event)
 
-    def picture(self, path: Path, *, height: int | None = None) -> None:
-        """Save the page as PNG, whole or its upper part."""
+    def picture(self, path: Path, *, top: float = 0, height: int | None = None) -> None:
+        """Save the page as PNG, whole or a part of this height from `top` on."""
         size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "scale": 1}
-        clip["height"] = min(size["height"], height or size["height"])
+        clip = {"x": 0, "y": top, "width": size["width"], "scale": 1}
+        clip["height"] = min(size["height"] - top, height or size["height"])
         found = self.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(found["data"]))
 

@@ -3,7 +3,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proteus.report.verdict import judge
@@ -133,6 +133,7 @@ def tables(draw, names, most=45):
     return {"step": [*map(float, steps)], **found}
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     log=tables(("total",)), watch=st.none() | tables(NAMES, 6),
     untrained=st.none() | st.dictionaries(st.sampled_from(NAMES), st.floats(0, 1)),

@@ -19,6 +19,14 @@ _DENSE = {  # protocol -> title, columns
     "depth": ("Depth", _METRES),
     "depth-finetune": ("Depth, fine-tuned", _METRES),
 }
+_FINETUNED = ("segmentation-finetune", "depth-finetune")
+_BELONGS = {  # how a setting's name starts -> the protocols that use it; others are of all
+    "linear": ("linear", "robustness"), "select": ("linear", "robustness"),
+    "sweep": ("finegrained",), "severities": ("robustness",),
+    "segmentation": ("segmentation", "segmentation-finetune"),
+    "depth_iterations": ("depth", "depth-finetune"), "depth": ("depth",),
+    "dense": ("segmentation", "depth", *_FINETUNED), "finetune": _FINETUNED,
+}  # fmt: skip
 _NOTES = (
     "Per cent; depth RMSE in metres. k-NN has the best of its k, in brackets. Logistic regression "
     "is mean per class or 11-point mAP where the paper's is (m).",
@@ -90,9 +98,7 @@ def _agreement(results: Results) -> Table:
         if key.startswith("agreement/") and "error" not in one:
             cosines = [one["distances"].get(name) for name in ("cls_cosine", "patch_cosine")]
             rows.append([_name(key), *(_text(n, 1, 3) for n in (*cosines, one["cka_cls"]))])
-    header = ["set", "cosine of cls", "cosine of patches", "CKA of cls"]
-    known = [n for n in range(len(header)) if n == 0 or any(row[n] for row in rows)]
-    return Table([header[n] for n in known], [[row[n] for n in known] for row in rows])
+    return Table(["set", "cosine of cls", "cosine of patches", "CKA of cls"], rows)
 
 
 def _robustness(results: Results) -> Table:
@@ -190,15 +196,34 @@ def write_tables(
     parts: list[Part] = [Lead(judge_results(results))]
     for name, table in tables.items():
         lines += [f"## {name}", "", markdown(table), ""]
-        parts += [Heading(name), table]
+        parts += [Heading(name), _without_empty(table)]
     parts += [*_NOTES, *(f"Failed: {reason}" for reason in failures(results))]
     parts += _hardest(results)
     # Each a paragraph of its own: Markdown joins lines.
     paragraphs = [text for note in notes for text in (markdown_text(note), "")]
     write_whole(out / "results.md", "\n".join([*lines, *paragraphs]))
-    in_effect = [(name, str(value)) for name, value in settings.items() if value is not None]
-    parts += [*pictures, Heading("Settings"), Facts(groups=[("Protocols", in_effect)])]
+    used = Facts(groups=[("In effect", _in_effect(settings, results))])
+    parts += [*pictures, Heading("Settings"), used]
     write_report(out / "report.html", title, parts)
+
+
+def _in_effect(settings: Mapping[str, Any], results: Results) -> list[tuple[str, str]]:
+    """The settings that are set, and belong to a protocol that has results."""
+    ran = {key.partition("/")[0] for key in results}
+    shown = []
+    for name, value in settings.items():
+        words = next((w for start, w in _BELONGS.items() if name.startswith(start)), None)
+        if value not in (None, False) and (words is None or any(one in ran for one in words)):
+            text = ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+            shown.append((name, text))
+    return shown
+
+
+def _without_empty(table: Table) -> Table:
+    """Without the columns that have no cell."""
+    kept = [n for n in range(len(table.header)) if n == 0 or any(row[n] for row in table.rows)]
+    rows = [[row[n] for n in kept] for row in table.rows]
+    return Table([table.header[n] for n in kept], rows, table.footer)
 
 
 def _hardest(results: Results) -> list[Part]:

@@ -2,17 +2,19 @@ import io
 import re
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from proteus.evaluation.suite.judged import judge_results
 from proteus.evaluation.suite.mistakes import mistakes_of
+from proteus.evaluation.suite.results_page import write_tables
 from proteus.evaluation.suite.shown_images import thumbnail
 
 LABELS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1, max_size=60)
 
 
+@settings(deadline=None, max_examples=60)
 @given(LABELS)
 def test_mistakes_are_wrong_images_of_the_hardest_classes(pairs):
     labels, predictions = (torch.tensor(one) for one in zip(*pairs, strict=True))
@@ -69,3 +71,12 @@ def test_the_hardest_class_and_the_agreement_have_their_words():
     assert "'dog' of a: 0 of 2 right, the others mostly taken for 'cat'." in found
     assert "on b: cosine of class tokens 0.500, CKA of class tokens 0.250" in found
     assert "teacher on a" not in found
+
+
+def test_the_page_tells_the_settings_of_what_was_measured(tmp_path):
+    settings = {"image_size": 64, "limit": None, "linear_iterations": 500, "severities": (1, 3),
+                "dense_augment": False, "sweep": "paper"}  # fmt: skip
+    write_tables(tmp_path, "m", {"robustness/a": {"error": "x"}}, settings=settings)
+    page = re.sub("<[^>]*>", "", (tmp_path / "report.html").read_text().partition(">Settings<")[2])
+    assert "image_size 64linear_iterations 500severities 1, 3" in page
+    assert not any(name in page for name in ("limit", "dense", "sweep"))
