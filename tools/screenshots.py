@@ -16,7 +16,7 @@ from browser import Browser
 from PIL import Image
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-VIEWS = {420: (1150, True), 1280: (1150, False)}  # width -> height, dark
+VIEWS = {420: (1150, True), 1280: (950, False)}  # width -> height, dark
 LARGEST = 150_000  # bytes
 TOP = (
     "[...document.querySelectorAll('h2')].filter(one => one.textContent.startsWith('Mistaken'))"

@@ -14,7 +14,13 @@ _WINDOW = 0.25  # of the run at most lie between the looks that tell whether agr
 _LEAST_ROWS = 10  # of a tenth of the log, for its mean to be compared
 _SURE = 2.0  # standard errors
 _WAITING = 0.2  # share of the time that is worth a word
+_NOTHING = 1e-6  # of the images right: no measure for another model
 _LARGEST = 1e38  # no float32 is larger: what is, is damage, and sums of it overflow
+# How a name ends -> the values it can have; others are damage, and not judged.
+_BOUNDS = (
+    ("_top1", (0.0, 1.0)), ("_margin", (0.0, 1.0)), ("_cosine", (-1.001, 1.001)),
+    ("_images", (1.0, _LARGEST)), ("", (-_LARGEST, _LARGEST)),
+)  # fmt: skip
 
 
 class Sentence(NamedTuple):
@@ -97,9 +103,10 @@ def judge(
 
 
 def _finite(columns: Columns, name: str) -> list[tuple[float, float]]:
-    """(step, value) of the rows that have both."""
+    """(step, value) of the rows that have both, and a value that the measure can have."""
     pairs = zip(columns.get("step", ()), columns.get(name, ()), strict=False)
-    return [(s, v) for s, v in pairs if abs(s) < _LARGEST and abs(v) < _LARGEST]
+    low, high = next((bounds for end, bounds in _BOUNDS if name.endswith(end)), _BOUNDS[-1][1])
+    return [(s, v) for s, v in pairs if abs(s) < _LARGEST and low <= v <= high]
 
 
 def _last(columns: Columns, name: str) -> float | None:
@@ -113,7 +120,7 @@ def _neighbours(looks: Columns, untrained: Mapping[str, float]) -> Iterable[Sent
     if student is None:
         return
     before = untrained.get("knn_top1")
-    if not teacher:
+    if teacher is None or teacher < _NOTHING:
         yield Sentence(f"The student's k-NN top-1 is {_percent(student)}.", "finding")
         return
     start = "" if before is None else f" (untrained: {100 * before / teacher:.0f} %)"

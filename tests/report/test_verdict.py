@@ -118,6 +118,16 @@ def test_troubles_are_told():
     assert "waited" not in str(judge(log, data_wait=0.1))
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher"), [(1.0, 2e-308), (0.5, 1e38), (7.0, 0.5), (-1e9, 0.5), (0.5, math.inf)]
+)
+def test_shares_that_are_none_are_not_judged(student, teacher):
+    text = str(judge(losses([1.0]), looks([0.5], knn_top1=student, teacher_knn_top1=teacher)))
+    assert "of the teacher" not in text
+    assert ("The student's k-NN" in text) == (0 <= student <= 1)
+    assert "Agreement" not in str(judge(losses([1.0]), looks([3.5, 1e30])))
+
+
 NUMBERS = st.one_of(st.floats(), st.floats(0, 1), st.sampled_from([0.0, 1.0, 1e308, -1e308]))
 NAMES = ("cls_cosine", "patch_cosine", "knn_top1", "teacher_knn_top1", "knn_images",
          "knn_top1_margin", "teacher_knn_top1_margin")  # fmt: skip
@@ -147,11 +157,11 @@ def test_whatever_the_numbers_are_it_says_something_and_nothing_unmeasured(
     assert verdict.lines and all(line and line.endswith(".") for line in verdict.lines)
     assert not re.search(r"\bnan\b|\binf\b", text)
     json.dumps(verdict.lines)
-    finite = (
-        {name for name, values in (watch or {}).items() if any(abs(v) < 1e38 for v in values)}
-        if log["step"]
-        else set()
-    )
+    finite = {
+        name
+        for name, values in (watch or {}).items()
+        if log["step"] and any((0 if "top1" in name else -1) <= v <= 1 for v in values)
+    }
     if not {"cls_cosine", "patch_cosine"} & finite:
         assert "Agreement" not in text
     if "knn_top1" not in finite:
