@@ -5,7 +5,6 @@ for the ten digits) are inside the package; `tools/` in the repository made them
 """
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..data import ImageLoader, open_source
 from ..distiller import Distiller
 from ..files import seal, write_whole
+from ..hub.card import sizes_and_device
 from ..ranges import check_numbers
 from ..report.page import Table, text_table
 from ..report.run_page import DEMO, write_run_report
@@ -25,6 +25,8 @@ from ..training.watch import Watch
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = 64
+_LOOKS = 5  # at the held-out images, while it trains
+_BATCH, _LR, _WARMUP, _SCALE = 32, 2e-3, 0.1, (0.8, 1.0)
 
 
 def run_demo(
@@ -68,27 +70,28 @@ def _run(
     teacher, student = Teacher("demo-teacher"), Student("demo-student", image_size=SIZE)
     distiller = Distiller(teacher, student)
     bank, test = _labelled(IMAGES / "train.tar"), _labelled(IMAGES / "test.tar")
-    watch = Watch(*test, bank, batch_size=250)
+    watch = Watch(*test, bank, batch_size=250, every=max(1, steps // _LOOKS))
     before = watch(distiller)
     data = ImageLoader(
         open_source(IMAGES / "train.tar"),
-        batch_size=32,
+        batch_size=_BATCH,
         image_size=SIZE,
         seed=seed,
-        scale=(0.8, 1.0),
+        scale=_SCALE,
     )
     preview = test[0][:: len(test[0]) // 8][:8]
     rows = distiller.fit(
         data,
         steps=steps,
-        lr=2e-3,
-        warmup=0.1,
+        lr=_LR,
+        warmup=_WARMUP,
         seed=seed,
         device=device,
         out=out,
         resume=resume,
         overwrite=overwrite,
         preview=preview,
+        watch=watch,
     )
     after = watch(distiller)
     scores = {
@@ -99,7 +102,11 @@ def _run(
     scores["recovered"] = (scores["after"] - scores["before"]) / (
         scores["teacher"] - scores["before"]
     )
-    sizes = {model: _millions(model) for model in (teacher, student)}
+    facts = sizes_and_device(teacher, student, device)
+    sizes = {
+        model: f"{facts['models'][role]['parameters'] / 1e6:.2f} M"
+        for role, model in (("teacher", teacher), ("student", student))
+    }
     table = Table(
         ["", "parameters", "cosine to teacher", "k-NN top-1"],
         [
@@ -137,8 +144,12 @@ def _run(
         f"training images; cosine between class tokens on the same photographs. The student's "
         f"colours below should look like the teacher's."
     )
-    page = [summary, asdict(table), note, asdict(losses)]
-    write_whole(out / DEMO, seal({"scores": scores, "page": page}))
+    found = {"scores": scores, "page": [summary, note], "before": before, **facts}
+    found["settings"] = {
+        "steps": steps, "seed": seed, "image_size": SIZE, "batch_size": _BATCH, "lr": _LR,
+        "warmup": _WARMUP, "crops": list(_SCALE), "images": len(bank[0]),
+    }  # fmt: skip
+    write_whole(out / DEMO, seal(found))
     print(f"Report: {write_run_report(out)}")
     return scores
 
@@ -149,7 +160,3 @@ def _labelled(shard: Path) -> tuple[Tensor, Tensor]:
     loader = ImageLoader(source, batch_size=1, image_size=SIZE, augment="none", workers=0)
     names = [source.name(index).partition(":")[2] for index in range(len(source))]
     return torch.cat(list(loader)), torch.tensor([int(name.split("/")[0]) for name in names])
-
-
-def _millions(model: Teacher | Student) -> str:
-    return f"{sum(p.numel() for p in model.backbone.parameters()) / 1e6:.2f} M"

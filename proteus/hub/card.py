@@ -48,6 +48,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+def sizes_and_device(teacher: Teacher, student: Student, device: torch.device) -> dict[str, Any]:
+    """How large the two models are and what they run on, for the page of a run."""
+    threads = torch.get_num_threads()
+    device_name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    elif device.type != "cpu":
+        device_name = device.type
+    models = {
+        role: {
+            "name": model.name,
+            "parameters": sum(p.numel() for p in model.backbone.parameters()),
+        }
+        for role, model in (("teacher", teacher), ("student", student))
+    }
+    return {"models": models, "device": device_name}
+
+
 def model_card(student: Student, name: str, details: Mapping[str, Any]) -> str:
     """`README.md` for the Hub.
 

@@ -13,7 +13,7 @@ import torch
 from ..distiller import Distiller, TeacherAndStudent, supported_weights
 from ..files import write_whole
 from ..grids import common_grid
-from ..hub.card import versions
+from ..hub.card import sizes_and_device, versions
 from ..inheritance import select_weights
 from ..logits import LogitDistiller, load_linear_head
 from ..losses import ProteusLoss
@@ -23,6 +23,7 @@ from ..teacher import Teacher
 from ..training import EpochSchedule, History, checkpoint, fit, join
 from ..training.folder import Resume, begin, claim, holding, note_skipped
 from ..training.run import first_size_of
+from ..world import World
 from .by_path import read_recipe
 from .foretelling import foretell
 from .open_images import (
@@ -103,7 +104,7 @@ def run(
             if folder is not None:  # an older run goes only now that all of this was found to fit
                 begin(folder, world, going_on)
             if folder is not None and world.first and not going_on:
-                record(folder, recipe, data)
+                record(folder, recipe, data, model, world)
             targets = targets_of(
                 recipe, [model], data, folder, world,
                 anew=overwrite and not going_on, progress=progress,
@@ -136,10 +137,15 @@ def run(
                     say(f"Skipped {count} corrupt images: {folder / 'skipped.tsv'}")
 
 
-def record(folder: Path, recipe: Recipe, data: Loader) -> None:
+def record(
+    folder: Path, recipe: Recipe, data: Loader, model: TeacherAndStudent, world: World
+) -> None:
     """Write `run.json`."""
     found = {
         "recipe": to_json(recipe),
+        "steps": count_steps(recipe.science, data),
+        **sizes_and_device(model.teacher, model.student, world.device),
+        "processes": world.size,
         "images": facts_of(data),
         "passed_over": passed_over_by(data),
         "versions": versions(),

@@ -117,7 +117,7 @@ def run_all(
             if folder is not None and world.first and not going_on:
                 note_runs(folder, recipes)
                 for name, recipe in recipes.items():
-                    record(folder / name, recipe, data)
+                    record(folder / name, recipe, data, models[name], world)
             targets = targets_of(
                 first, [*models.values()], data, folder, world,
                 anew=overwrite and not going_on, progress=progress,

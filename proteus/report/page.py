@@ -1,63 +1,49 @@
-"""One self-contained HTML page: tables and pictures, no script, no network."""
+"""One self-contained HTML page: verdict, tables, curves, pictures; no network.
+
+It is complete without scripts. The one it carries (`page.js`) sorts tables and reads curves; the
+page's own policy lets nothing else run and nothing be fetched.
+"""
 
 import base64
+import hashlib
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
-from ..files import is_plain, write_whole
+from ..files import write_whole
 from ..text import printable
+from ..version import __version__
+from .page_parts import (
+    Charts,
+    Details,
+    Facts,
+    Heading,
+    Lead,
+    Part,
+    Photo,
+    Picture,
+    Strip,
+    Table,
+    escape,
+    render,
+)
 
-_PNG = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"  # its first and its last bytes
-_LARGEST = 32 << 20  # bytes of a picture
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1a1a1a; background: #fff; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; }
-pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: .85rem; }
-figure { margin: 1rem 0; }
-figcaption { color: #555; font-size: .9rem; }
-"""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; every row has as many cells as the header."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file, put into the page itself."""
-
-    path: Path
-    caption: str
-
-
-@dataclass(frozen=True)
-class Heading:
-    """The title of a section."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Details:
-    """Text as it stands, folded away under its title."""
-
-    title: str
-    text: str
-
-
-Part: TypeAlias = str | Table | Picture | Heading | Details
+__all__ = [
+    "Charts",
+    "Details",
+    "Facts",
+    "Heading",
+    "Lead",
+    "Part",
+    "Photo",
+    "Picture",
+    "Strip",
+    "Table",
+    "check_page",
+    "text_table",
+    "write_report",
+]
 
 
 def text_table(table: Table) -> str:
@@ -103,13 +89,31 @@ def write_report(path: str | Path, title: str, parts: Sequence[Part]) -> None:
     """
     target = Path(path)
     check_page(target, title)
-    body = "\n".join(_render(part) for part in parts)
-    title = _escape(title)
+    body = "\n".join(render(part) for part in parts)
+    title = escape(title)
+    style, script = (_own(name) for name in ("page.css", "page.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
     write_whole(
         target,
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n{body}\n</html>\n",
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<style>{style}</style>\n<main>\n<h1>{title}</h1>\n{body}\n</main>\n"
+        f"<footer>Written by proteus-distill {escape(__version__)}.</footer>\n"
+        f"<script>{script}</script>\n</html>\n",
     )
+
+
+def _own(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
 
 
 def check_page(path: Path, title: str) -> None:
@@ -135,44 +139,4 @@ def check_page(path: Path, title: str) -> None:
     raise ValueError(
         f"report: one page does not replace another. Got {str(path)!r}, where {found} is. Move it "
         f"away, or write to another place (--out)."
-    )
-
-
-def _escape(text: str, *, lines: bool = False) -> str:
-    return html.escape(printable(text, lines=lines))
-
-
-def _render(part: Part) -> str:
-    if isinstance(part, str):
-        return f"<p>{_escape(part)}</p>"
-    if isinstance(part, Heading):
-        return f"<h2>{_escape(part.text)}</h2>"
-    if isinstance(part, Details):
-        text = _escape(part.text, lines=True)
-        return f"<details><summary>{_escape(part.title)}</summary><pre>{text}</pre></details>"
-    if isinstance(part, Picture):
-        return _picture(part)
-    header = "".join(f"<th>{_escape(cell)}</th>" for cell in part.header)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in part.rows
-    )
-    return f"<table><tr>{header}</tr>{rows}</table>"
-
-
-def _picture(part: Picture) -> str:
-    content = b""
-    if not is_plain(part.path):
-        reason = "it is not a file of this folder"
-    elif part.path.stat().st_size > _LARGEST:
-        reason = f"it has more than {_LARGEST >> 20} MiB"
-    else:
-        content = part.path.read_bytes()
-        whole = content.startswith(_PNG[0]) and content.endswith(_PNG[1])
-        reason = "" if whole else "it is no whole PNG picture"
-    if reason:
-        return f"<p>{_escape(part.path.name)} is not shown: {reason}.</p>"
-    data, caption = base64.b64encode(content).decode("ascii"), _escape(part.caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
     )

@@ -1,19 +1,41 @@
 """One page for a run, from the files in its folder; also while it goes on, and after it died."""
 
 import json
-import math
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import flatten, holes, is_plain, read_json, seal, unseal, write_whole
-from .curves import NO_TERMS, Array, Columns, Curve, read_columns, save_panels, thin
-from .page import Details, Heading, Part, Picture, Table, check_page, write_report
+from ..files import is_plain, read_json, seal, unseal, write_whole
+from .curves import Array, Columns, thin
+from .effective import settings_in_effect, size_of
+from .measured import (
+    DEMO,
+    leaves,
+    measure,
+    read_demo,
+    read_facts,
+    read_logs,
+    untrained_of,
+    verdict_on,
+)
+from .page import (
+    Charts,
+    Details,
+    Facts,
+    Heading,
+    Lead,
+    Part,
+    Picture,
+    Table,
+    check_page,
+    write_report,
+)
+from .svg import Chart, Line
 
-DEMO = "demo.json"  # what a demo found; it stands at the head of the page
+__all__ = ["DEMO", "write_run_report"]
+
 _SCORED = "knn_images"
 _PICTURES = {
     "pca.png": "Patch features as colours: teacher and student in one basis.",
@@ -21,10 +43,23 @@ _PICTURES = {
 }
 _MOST_PANELS = 24
 _MOST_NOTES = 20_000  # bytes
+_POINTS = 300  # of a curve
+_NAMES = {  # of what is logged: title and unit
+    "lr": ("learning rate", ""),
+    "grad_norm": ("norm of the gradient", ""),
+    "images_per_second": ("images/s", ""),
+    "data_wait": ("time waiting for images", "share"),
+    "memory_mib": ("memory, highest so far", "MiB"),
+    "cls_cosine": ("class tokens", "cosine, 1 = equal"),
+    "patch_cosine": ("patches", "cosine, 1 = equal"),
+    "cls_mse": ("class tokens", "squared error"),
+    "patch_mse": ("patches", "squared error"),
+    "knn_top1": ("k-NN top-1", "share of images"),
+}
 
 
 def write_run_report(run: str | Path, path: str | Path | None = None) -> Path:
-    r"""Write the page of a run: numbers, curves, throughput, watch, pictures, recipe, versions.
+    r"""Write the page of a run: a verdict, student beside teacher, curves, pictures, settings.
 
     The numbers also go to a JSON file beside the page, of the same name. What is a link in the
     run's folder is not followed: the page shows the run's own files only.
@@ -41,6 +76,7 @@ def write_run_report(run: str | Path, path: str | Path | None = None) -> Path:
         ValueError: If the folder holds no run, or another page or file would be replaced.
 
     Examples:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "log.jsonl").write_text('{"step": 0, "total": 2.0, "lr": 0.1}\n')
         ...     "<h2>Losses</h2>" in write_run_report(folder).read_text(encoding="utf-8")
@@ -56,23 +92,28 @@ def write_run_report(run: str | Path, path: str | Path | None = None) -> Path:
     title = f"Run {folder.resolve().name}"
     check_page(target, title)
     _check_ours(target.with_suffix(".json"))
-    log, timing, watch = (
-        read_columns(folder / f"{name}.jsonl") for name in ("log", "timing", "watch")
-    )
-    facts = _facts(folder / "run.json")
-    with tempfile.TemporaryDirectory() as scratch, np.errstate(all="ignore"):
-        numbers = _measure(log, timing, watch, facts or {})
+    log, timing, watch = read_logs(folder)
+    facts, demo = read_facts(folder / "run.json"), read_demo(folder)
+    found = demo if isinstance(demo, dict) else {}
+    untrained, known = untrained_of(watch, found), {**found, **(facts or {})}
+    with np.errstate(all="ignore"):
+        numbers = measure(log, timing, watch, known)
+        verdict = verdict_on(numbers, log, watch, untrained)
         parts = [
-            *_demo(folder / DEMO),
+            Lead(verdict.sentences),
+            *_demo(demo),
+            *_costs(numbers, known),
             *_notes(folder / "notes.txt"),
-            *_summary(numbers, log, facts),
-            *_losses(log, numbers["losses"], Path(scratch)),
-            *_throughput(timing, Path(scratch)),
-            *_watched(watch, numbers["watch"], Path(scratch)),
+            *_gaps(numbers, log, facts),
+            *_compared(watch, untrained, known),
+            *_watched(watch, numbers["watch"]),
+            *_losses(log, numbers["losses"]),
+            *_throughput(timing),
             *_pictures(folder),
-            *_recipe(facts or {}),
+            *_settings(known, log),
         ]
         write_report(target, title, parts)
+    numbers["verdict"] = verdict.lines
     write_whole(target.with_suffix(".json"), seal({"run": folder.resolve().name, **numbers}))
     return target
 
@@ -93,25 +134,11 @@ def _check_ours(path: Path) -> None:
     )
 
 
-def _facts(path: Path) -> dict[str, Any] | None:
-    """What `run.json` says; None where it is there and cannot be read."""
-    if not path.exists() and not path.is_symlink():
-        return {}
-    try:
-        facts = read_json(path) if is_plain(path) else None
-    except ValueError:
-        return None
-    return facts if isinstance(facts, dict) else None
-
-
-def _demo(path: Path) -> list[Part]:
+def _demo(found: Mapping[str, Any] | str) -> list[Part]:
     """What a demo found, as it wrote it down: sentences and tables."""
-    if not is_plain(path):
-        return []
-    try:
-        page = unseal(read_json(path))["page"]
-    except (ValueError, KeyError) as error:
-        return [f"{path.name} is damaged, and not shown ({error})."]
+    if isinstance(found, str):
+        return [found]
+    page = found.get("page", [])
     return [part if isinstance(part, str) else Table(**part) for part in page]
 
 
@@ -122,84 +149,27 @@ def _notes(path: Path) -> list[Part]:
         return [*file.read(_MOST_NOTES).decode("utf-8", "replace").splitlines()]
 
 
-def _measure(
-    log: Columns, timing: Columns, watch: Columns, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The numbers of the page, as JSON has them; what is not known is left out or None."""
-    found: dict[str, Any] = {"steps": int(log.values["step"][-1]) + 1 if len(log) else 0}
-    found["of"] = _find(facts, "steps")
-    found["missing"] = holes([int(step) for step in log.values["step"]], found["steps"])
-    seconds = timing.values.get("seconds", np.empty(0))
-    if len(seconds):
-        # Each process counts from its own start.
-        ends = np.append(np.flatnonzero(np.diff(seconds) < 0), len(seconds) - 1)
-        found["seconds"] = _known(np.nansum(seconds[ends]))
-        found["processes"] = len(ends)
-    for name, of_all in (
-        ("images_per_second", np.nanmedian),
-        ("data_wait", np.nanmedian),
-        ("memory_mib", np.nanmax),
-    ):
-        values = timing.values.get(name, np.empty(0))
-        if np.isfinite(values).any():
-            found[name] = _known(of_all(values))
-    late = max(1, min(100, len(log) // 10))
-    found["mean_of"] = late
-    terms = [name for name in log.values if name not in NO_TERMS] if len(log) else []
-    found["losses"] = {
-        name: [_known(x) for x in (v[0], v[-1], np.mean(v[-late:]), np.min(v))]
-        for name, v in ((name, log.values[name]) for name in terms)
-    }
-    found["watch"] = {}
-    for name in sorted(set(watch.values) - {"step"}, key=lambda n: n.startswith("teacher_")):
-        known = watch.values[name][np.isfinite(watch.values[name])]
-        if len(known):
-            found["watch"][name] = [_known(known[0]), _known(known[-1])]
-    return found
-
-
-def _known(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _summary(numbers: dict[str, Any], log: Columns, facts: dict[str, Any] | None) -> list[Part]:
-    parts: list[Part] = []
-    rows: list[list[str]] = []
+def _costs(numbers: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Part]:
+    rows: list[tuple[str, str]] = []
     if numbers["steps"]:
         done, wanted = numbers["steps"], numbers["of"]
-        rows.append(["steps", f"{done:,} of {wanted:,}" if wanted else f"{done:,}"])
-    else:
-        parts.append("No step has been logged yet.")
+        rows.append(("steps", f"{done:,} of {wanted:,}" if wanted else f"{done:,}"))
     if numbers.get("seconds") is not None:
-        rows.append(["time spent training", _duration(numbers["seconds"])])
+        rows.append(("time spent training", _duration(numbers["seconds"])))
         if numbers["processes"] > 1:
-            rows.append(["processes one after the other", str(numbers["processes"])])
+            rows.append(("processes one after the other", str(numbers["processes"])))
+    count, device = facts.get("processes"), facts.get("device")
+    if isinstance(device, str):
+        several = type(count) is int and count > 1
+        rows.append(("on", f"{count} × {device}" if several else device))
     for name, label, text in (
         ("images_per_second", "images/s (median)", "{:,.0f}"),
         ("data_wait", "waiting for data (median)", "{:.1%}"),
         ("memory_mib", "memory (highest)", "{:,.0f} MiB"),
     ):
         if numbers.get(name) is not None:
-            rows.append([label, text.format(numbers[name])])
-    if rows:
-        parts.append(Table(["", ""], rows))
-    if numbers["missing"]:
-        parts.append(f"Rows that the log lacks: {numbers['missing']}. Curves join what is left.")
-    if log.unreadable:
-        parts.append(
-            f"Lines of the log that could not be read: {log.unreadable} (a run that is killed "
-            f"may leave half of one)."
-        )
-    if facts is None:
-        parts.append("run.json could not be read; recipe and versions are not shown.")
-    return parts
-
-
-def _find(facts: Mapping[str, Any], name: str) -> int | None:
-    """A count of this name, from the settings or the recipe, at any depth."""
-    leaves = [leaf for key in ("settings", "recipe") for leaf in _leaves(facts.get(key))]
-    found = (value for path, value in leaves if path.rpartition(".")[2] == name)
-    return next((value for value in found if type(value) is int), None)
+            rows.append((label, text.format(numbers[name]).replace("%", " %")))
+    return [Facts(rows)] if rows else []
 
 
 def _duration(seconds: float) -> str:
@@ -208,11 +178,74 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _losses(log: Columns, losses: Mapping[str, list[float | None]], scratch: Path) -> list[Part]:
+def _gaps(numbers: Mapping[str, Any], log: Columns, facts: Any) -> Iterable[Part]:
+    """What the files lack."""
+    if numbers["missing"]:
+        yield f"Rows that the log lacks: {numbers['missing']}. Curves join what is left."
+    if log.unreadable:
+        yield (
+            f"Lines of the log that could not be read: {log.unreadable} (a run that is killed "
+            f"may leave half of one)."
+        )
+    if facts is None:
+        yield "run.json could not be read; recipe and versions are not shown."
+
+
+def _compared(
+    watch: Columns, untrained: Mapping[str, float], facts: Mapping[str, Any]
+) -> list[Part]:
+    """Teacher, student and, where it was looked at, the untrained student, line by line."""
+    last = {name: _last(values) for name, values in watch.values.items()}
+    measures = ("knn_top1", "cls_cosine", "patch_cosine")
+    student = {name: last.get(name) for name in measures}
+    teacher = {"knn_top1": last.get("teacher_knn_top1")}
+    teacher |= {name: 1.0 for name in measures[1:] if student[name] is not None}
+    rows = [("teacher", teacher), ("student", student)]
+    if any(name in untrained for name in measures):
+        rows.append(("student, untrained", {name: untrained.get(name) for name in measures}))
+    models = facts.get("models")
+    sizes = models if isinstance(models, dict) else {}
+    lines = []
+    for name, found in rows:
+        role = name.partition(",")[0]
+        size = sizes.get(role)
+        count = size.get("parameters") if isinstance(size, dict) else None
+        weights = ["", ""] if type(count) is not int else [f"{count / 1e6:.2f} M", size_of(count)]
+        model = _name_of(role, facts) if name == role else ""
+        share = found.get("knn_top1")
+        cosines = (found.get(name) for name in measures[1:])
+        lines.append(
+            [
+                f"{name} ({model})" if model else name,
+                *weights,
+                "" if share is None else f"{100 * share:.1f} %",
+                *("" if cosine is None else f"{cosine:.3f}" for cosine in cosines),
+            ]
+        )
+    header = ["model", "parameters", "as float32", "k-NN top-1", "cosine, class tokens", "patches"]
+    known = [n for n in range(len(header)) if n == 0 or any(line[n] for line in lines)]
+    if len(known) == 1:
+        return []
+    table = Table([header[n] for n in known], [[line[n] for n in known] for line in lines])
+    return [Heading("Student beside teacher"), table]
+
+
+def _name_of(role: str, facts: Mapping[str, Any]) -> str:
+    found = leaves(facts.get("recipe")) | leaves(facts.get("models"))
+    names = [v for p, v in found.items() if p in (f"science.model.{role}", f"{role}.name")]
+    return names[-1] if names and isinstance(names[-1], str) else ""
+
+
+def _last(values: Array) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if len(known) else None
+
+
+def _losses(log: Columns, losses: Mapping[str, list[float | None]]) -> list[Part]:
     if not len(log):
         return []
     late = max(1, min(100, len(log) // 10))
-    header = ["", "first step", "last step", f"mean of the last {late}", "lowest"]
+    header = ["loss", "first step", "last step", f"mean of the last {late}", "lowest"]
     rows = [[name, *map(_number, values)] for name, values in losses.items()]
     # A term that is off is logged as zeros.
     shown = [
@@ -224,31 +257,22 @@ def _losses(log: Columns, losses: Mapping[str, list[float | None]], scratch: Pat
     lost = sum(int((~np.isfinite(log.values[name])).sum()) for name in losses)
     if lost:
         parts.append(f"Values that are missing or not finite, and not drawn: {lost}.")
-    panels = {name: {name: log.values[name]} for name in shown}
-    return [*parts, *_panels(log, panels, scratch / "losses.png")]
+    return [*parts, *_charts(log, {name: {name: log.values[name]} for name in shown})]
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _throughput(timing: Columns, scratch: Path) -> list[Part]:
-    names = {
-        "images_per_second": "images/s",
-        "data_wait": "share of time waiting for data",
-        "memory_mib": "memory, MiB",
-    }
-    panels = {
-        label: {label: timing.values[name]}
-        for name, label in names.items()
-        if name in timing.values
-    }
-    pictures = _panels(timing, panels, scratch / "throughput.png")
-    return [Heading("Throughput"), *pictures] if pictures else []
+def _throughput(timing: Columns) -> list[Part]:
+    names = ("images_per_second", "data_wait", "memory_mib")
+    panels = {name: {name: timing.values[name]} for name in names if name in timing.values}
+    drawn = _charts(timing, panels)
+    return [Heading("Throughput"), *drawn] if drawn else []
 
 
-def _watched(watch: Columns, found: Mapping[str, list[float | None]], scratch: Path) -> list[Part]:
-    """One panel a measure; what was measured of the teacher goes into its student's panel."""
+def _watched(watch: Columns, found: Mapping[str, list[float | None]]) -> list[Part]:
+    """One chart a measure; what was measured of the teacher goes into its student's."""
     panels: dict[str, dict[str, Array]] = {}
     rows = []
     for name in found:
@@ -260,10 +284,9 @@ def _watched(watch: Columns, found: Mapping[str, list[float | None]], scratch: P
         margins = watch.values.get(f"{name}_margin", np.full(len(values), np.nan))[known]
         shown = [_uncertain(*pair) for pair in zip(values[known], margins, strict=True)]
         rows.append([name, shown[0], shown[-1]])
-    pictures = _panels(watch, panels, scratch / "watch.png")
-    if not pictures:
+    drawn = _charts(watch, panels)
+    if not drawn:
         return []
-    table = Table(["", "first look", "last look"], rows)
     scored = watch.values.get(_SCORED, np.empty(0))
     scored = scored[np.isfinite(scored)]
     notes = [
@@ -271,29 +294,34 @@ def _watched(watch: Columns, found: Mapping[str, list[float | None]], scratch: P
         f"`proteus evaluate` scores all images of a set."
         for count in scored[-1:]
     ]
-    return [Heading("On held-out images"), table, *notes, *pictures]
+    table = Table(["measure", "first look", "last look"], rows)
+    return [Heading("On held-out images"), *drawn, table, *notes]
 
 
 def _uncertain(value: float, margin: float) -> str:
     return f"{_number(value)} ± {margin:.2g}" if np.isfinite(margin) else _number(value)
 
 
-def _panels(columns: Columns, panels: Mapping[str, Mapping[str, Array]], path: Path) -> list[Part]:
-    """A picture of what has a finite value."""
-    drawn: dict[str, dict[str, Curve]] = {}
-    for title, lines in panels.items():
-        for name, values in lines.items():
-            curve = thin(columns.values["step"], values)
+def _charts(columns: Columns, panels: Mapping[str, Mapping[str, Array]]) -> list[Part]:
+    """Charts of what has a finite value."""
+    drawn: dict[str, list[Line]] = {}
+    for name, lines in panels.items():
+        for label, values in lines.items():
+            curve = thin(columns.values["step"], values, _POINTS)
             if len(curve.steps):
-                drawn.setdefault(title, {})[name] = curve
+                shown = label if label != name else ""
+                drawn.setdefault(name, []).append(Line(shown, *(part.tolist() for part in curve)))
     if not drawn:
         return []
-    left_out = [*drawn][_MOST_PANELS:]
-    drawn = {title: drawn[title] for title in [*drawn][:_MOST_PANELS]}
-    save_panels(drawn, path)
-    caption = f"{', '.join(drawn)} over steps: mean (line), lowest and highest (band)."
-    more = [f"Not drawn: {len(left_out)} more columns."] if left_out else []
-    return [Picture(path, caption), *more]
+    charts = []
+    for name, found in [*drawn.items()][:_MOST_PANELS]:
+        title, unit = _NAMES.get(name, (name, ""))
+        charts.append(Chart(title, found, unit))
+    left_out = len(drawn) - len(charts)
+    bands = any(list(one.low) != list(one.high) for lines in drawn.values() for one in lines)
+    more = ["Lines are means of several steps, bands their lowest and highest."] if bands else []
+    more += [f"Not drawn: {left_out} more columns."] if left_out else []
+    return [Charts(charts), *more]
 
 
 def _pictures(folder: Path) -> list[Part]:
@@ -305,21 +333,14 @@ def _pictures(folder: Path) -> list[Part]:
     return [Heading("Pictures"), *found] if found else []
 
 
-def _recipe(facts: Mapping[str, Any]) -> list[Part]:
-    parts: list[Part] = []
-    for key, title in (("recipe", "Recipe"), ("settings", "Settings"), ("versions", "Versions")):
-        rows = [[path, _text(value)] for path, value in _leaves(facts.get(key))]
-        if rows:
-            parts += [Heading(title), Table([key, "value"], rows)]
-        if rows and key == "recipe":
-            parts.append(Details("As JSON", json.dumps(facts[key], indent=2, ensure_ascii=False)))
+def _settings(facts: Mapping[str, Any], log: Columns) -> list[Part]:
+    """What was in effect; all of it as JSON, folded away."""
+    active = [name for name, values in log.values.items() if np.nan_to_num(values).any()]
+    groups = settings_in_effect(facts, active)
+    parts: list[Part] = [Heading("Settings"), Facts(groups=groups)] if groups else []
+    whole = {key: facts[key] for key in ("recipe", "settings") if key in facts}
+    for name, found in whole.items():
+        parts.append(
+            Details(f"The whole {name} as JSON", json.dumps(found, indent=2, ensure_ascii=False))
+        )
     return parts
-
-
-def _leaves(found: Any) -> Iterable[tuple[str, Any]]:
-    """What a file holds as (dotted path, value); nothing if it is not nested."""
-    return flatten(found).items() if isinstance(found, dict) else ()
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

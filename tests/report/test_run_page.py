@@ -9,7 +9,9 @@ from PIL import Image
 
 from proteus.cli import main
 from proteus.files import seal
-from proteus.report.run_page import read_columns, write_run_report
+from proteus.report.curves import read_columns
+from proteus.report.measured import judge_run
+from proteus.report.run_page import write_run_report
 
 
 def write(path, rows, tail=""):
@@ -61,7 +63,9 @@ def page(run):
 
 def text_of(page):
     """The page without its pictures, tags and line ends."""
-    return " ".join(re.sub(r"<[^>]*>", " ", page.read_text(encoding="utf-8")).split())
+    page = page.read_text(encoding="utf-8")
+    page = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", page).replace("&nbsp;", " ").split())
 
 
 def test_the_page_shows_everything_and_needs_nothing_but_itself(run, page):
@@ -70,26 +74,62 @@ def test_the_page_shows_everything_and_needs_nothing_but_itself(run, page):
     assert "<h1>Run first &lt;run&gt;</h1>" in page
     headings = re.findall("<h2>(.*?)</h2>", page)
     assert headings == [
-        "Losses", "Throughput", "On held-out images", "Pictures", "Recipe", "Settings", "Versions",
+        "Student beside teacher", "On held-out images", "Losses", "Throughput", "Pictures",
+        "Settings",
     ]  # fmt: skip
     assert "steps 200 of 375" in text
     assert "time spent training 1 h 01 min" in text  # an hour, and 65 seconds of a second process
     assert "processes one after the other 2" in text
     assert "images/s (median) 100" in text
-    assert "waiting for data (median) 25.0%" in text
+    assert "waiting for data (median) 25.0 %" in text
     assert "memory (highest) 1,099 MiB" in text
     assert "total 3 0.015" in text
     assert "knn_top1 0.5 0.625" in text
-    assert "loss.head ln_linear" in text
-    assert "sources [&quot;a&quot;, &quot;b&quot;]" in text
-    assert "torch 2.14.1" in text
-    assert page.count("data:image/png;base64,") == 5
-    assert not re.search(r"<script|https?://|src=\"(?!data:)|<link", page)
+    assert "Loss token 1.0 head ln_linear" in text
+    assert "sources a, b" in text
+    assert "Versions torch 2.14.1" in text
+    assert page.count("data:image/png;base64,") == 2
+    assert page.count('<figure class="chart"') == 5 + 3 + 2
+    assert page.count("<script>") == 1
+    assert not re.search(r"https?://|src=\"(?!data:)|<link", page)
+
+
+def test_the_verdict_stands_first_and_in_the_numbers(run, page):
+    text = text_of(page)
+    assert text.index("The run is at step 200 of 375.") < text.index("steps 200 of 375")
+    assert (
+        "The student reaches 83 % of the teacher's k-NN (untrained: 67 %)".replace("'", "&#x27;")
+        in text
+    )
+    assert "It waited for images 25 % of the time" in text
+    found = json.loads((run / "report.json").read_text())["verdict"]
+    assert found == judge_run(run).lines
+    assert found[1].startswith("The student reaches 83 %")
+
+
+def test_the_student_stands_beside_its_teacher_with_sizes_and_costs(tmp_path):
+    write(tmp_path / "log.jsonl", log_rows(3))
+    write(tmp_path / "watch.jsonl", [{"step": 2, "cls_cosine": 0.5, "knn_top1": 0.25,
+                                      "teacher_knn_top1": 0.5}])  # fmt: skip
+    facts = {
+        "models": {"teacher": {"name": "big <t>", "parameters": 2_720_000},
+                   "student": {"name": "small", "parameters": 630_000}},
+        "device": "H100", "processes": 8, "steps": 3,
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    text = text_of(write_run_report(tmp_path))
+    assert "model parameters as float32 k-NN top-1 cosine, class tokens teacher" in text
+    assert "teacher (big &lt;t&gt;) 2.72 M 10.4 MiB 50.0 % 1.000" in text
+    assert "student (small) 0.63 M 2.4 MiB 25.0 % 0.500" in text
+    assert "on 8 × H100" in text and "steps 3 of 3" in text
+    assert "untrained student was not measured" in text
 
 
 def test_the_recipe_is_there_as_json(run, page):
     text = page.read_text(encoding="utf-8")
-    (block,) = re.findall(r"<details><summary>As JSON</summary><pre>(.*?)</pre>", text, re.DOTALL)
+    (block,) = re.findall(
+        r"<summary>The whole recipe as JSON</summary><pre>(.*?)</pre>", text, re.DOTALL
+    )
     found = json.loads(block.replace("&quot;", '"').replace("&amp;", "&"))
     assert found == json.loads((run / "run.json").read_text())["recipe"]
 
@@ -114,13 +154,13 @@ def test_whatever_terms_there_are_are_shown(tmp_path):
     write(tmp_path / "log.jsonl", [{"step": 0, "total": 1.0, "kl": 0.75, "ce": 0.25, "lr": 0.1}])
     text = text_of(write_run_report(tmp_path))
     assert "kl 0.75 0.75" in text
-    assert "total, kl, ce, lr over steps" in text
+    assert [text.count(f" {name} ") for name in ("learning rate", "ce", "norm")] == [1, 2, 0]
 
 
 def test_a_term_that_is_off_has_a_row_and_no_curve(page):
-    text = text_of(page)
-    assert "patch 0 0" in text
-    assert "total, token, feature, lr, grad_norm over steps" in text
+    assert "patch 0 0" in text_of(page)
+    drawn = re.findall('aria-label="(.*?) over steps', page.read_text(encoding="utf-8"))
+    assert drawn[2:7] == ["total", "token", "feature", "learning rate", "norm of the gradient"]
 
 
 def test_losses_that_are_not_finite_are_counted_and_not_drawn(tmp_path):
@@ -243,7 +283,7 @@ def test_names_and_numbers_of_a_log_may_be_anything(tmp_path):
     many = {f"measure {n}": 1.0 for n in range(300)}
     write(tmp_path / "watch.jsonl", [{"step": 10**14} | many])
     page = write_run_report(tmp_path)
-    assert "<script" not in page.read_text()
+    assert page.read_text().count("<script") == 1
     assert "Not drawn: 276 more columns." in text_of(page)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...features import ShapeError
-from ...report.page import Picture
+from ...report.page import Heading, Part, Picture
 from ...world import rank_and_world
 from ..charts import save_bars
 from ..pictures import save_neighbours, save_side_by_side
@@ -13,6 +13,7 @@ from .find_sets import EvaluationSet
 from .protocols import OpenSet
 from .results_page import TITLES, value_of
 from .runner import SuiteRun
+from .shown_images import mistaken, neighbours
 
 _logger = logging.getLogger(__name__)
 _SHOWN = 6  # images
@@ -22,8 +23,8 @@ _PAPER_SIZE = 518  # pixels, of the paper's feature maps
 
 def suite_pictures(
     run: SuiteRun, sets: Sequence[EvaluationSet], results: Mapping[str, Mapping[str, Any]]
-) -> list[Picture]:
-    """Draw what there is to draw, into the run's folder.
+) -> list[Part]:
+    """Draw what there is to draw, into the run's folder and for its page.
 
     Args:
         run: A finished run.
@@ -31,25 +32,25 @@ def suite_pictures(
         results: What it returned.
 
     Returns:
-        PCA maps of the model (beside the teacher's, where there is one), nearest neighbours where
-        k-NN was run in one process, and bars of the classification scores.
+        What k-NN mistook and nearest neighbours, both where it ran in one process; PCA maps of
+        the model, beside the teacher's where there is one, and bars of the classification scores.
     """
-    pictures = []
+    pictures: list[Part] = []
     failed = {key.partition("/")[2] for key, one in results.items() if "error" in one}
     readable = [
         one
         for one in sets
         if one.task == "classification" and one.root is None and one.name not in failed
     ]
-    if readable and 0 not in run.model.patch_size:
-        try:
-            pictures.append(_maps(run, readable[0]))
-        except ValueError as error:  # a model may fail at this size alone
-            _logger.warning("suite: no picture of the features. %s", error)
     if rank_and_world()[1] == 1:  # the others would have to help where the cache was deleted
         found = [one for one in readable if f"knn/{one.name}" in results]
         if found:
-            pictures.append(_neighbours(run, found[0]))
+            pictures += _images(run, found[0], results[f"knn/{found[0].name}"])
+    if readable and 0 not in run.model.patch_size:
+        try:
+            pictures += [Heading("Patch features"), _maps(run, readable[0])]
+        except ValueError as error:  # a model may fail at this size alone
+            _logger.warning("suite: no picture of the features. %s", error)
     scores = {
         title: {
             key.partition("/")[2]: score
@@ -61,7 +62,9 @@ def suite_pictures(
     scores = {title: row for title, row in scores.items() if row}
     if scores:
         save_bars(scores, run.out / "scores.png", title=run.name, label="per cent")
-        pictures.append(Picture(run.out / "scores.png", "Classification, per cent."))
+        pictures += [
+            Heading("Scores"), Picture(run.out / "scores.png", "Classification, per cent.")
+        ]  # fmt: skip
     return pictures
 
 
@@ -83,12 +86,20 @@ def _maps(run: SuiteRun, one: EvaluationSet) -> Picture:
     return Picture(run.out / "pca.png", caption)
 
 
-def _neighbours(run: SuiteRun, one: EvaluationSet) -> Picture:
+def _images(run: SuiteRun, one: EvaluationSet, result: Mapping[str, Any]) -> list[Part]:
+    """Mistakes and neighbours on one set; the neighbours also as a file."""
     opened = OpenSet(run.tools, one)
     train, test = (opened.features(split, probe=True) for split in ("train", "test"))
     save_neighbours(
         test, train, opened.split("test"), opened.split("train"), run.out / "neighbours.png",
         count=min(_SHOWN, len(test)), neighbours=min(_NEIGHBOURS, len(train)),
     )  # fmt: skip
-    caption = f"Test images of {one.name} and the nearest training images; green = same class."
-    return Picture(run.out / "neighbours.png", caption)
+    wrong = mistaken(opened, result)
+    parts: list[Part] = [Heading(f"Mistaken by k-NN on {one.name}"), *wrong] if wrong else []
+    parts += [
+        Heading(f"Nearest training images on {one.name}"),
+        "Test images and what lies nearest by the cosine of class tokens, with its class; a green "
+        "frame is the same class.",
+        *neighbours(opened, run.teacher),
+    ]
+    return parts

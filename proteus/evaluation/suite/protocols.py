@@ -24,6 +24,7 @@ from ..sets.labelled import open_labelled
 from ..sets.paper_sets import metric_of
 from ..views import View, augmented_views
 from .find_sets import EvaluationSet
+from .mistakes import mistakes_of
 from .presets import SuiteSettings
 
 # The authors fine-tune a ViT-L (24 blocks) on ADE20K for longer.
@@ -120,7 +121,9 @@ class OpenSet:
     def _knn(self) -> dict[str, Any]:
         train, test = (self.features(split, probe=True) for split in ("train", "test"))
         ks = KS if len(train) >= min(KS) else (1,)
-        return score_knn(train, test, ks=ks, device=self.tools.model.device).to_dict()
+        result = score_knn(train, test, ks=ks, device=self.tools.model.device)
+        wrong = mistakes_of(result.predictions, test.labels, train.classes)
+        return {**result.to_dict(), "mistakes": wrong}
 
     def _linear(self) -> dict[str, Any]:
         return self._probe().to_dict()

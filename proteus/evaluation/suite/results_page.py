@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_whole
-from ...report.page import Heading, Part, Picture, Table, write_report
+from ...report.page import Facts, Heading, Lead, Part, Table, write_report
 from ...text import markdown_text
+from .judged import judge_results
 from .paper_rows import paper_score
 
 TITLES = {"knn": "k-NN (k)", "linear": "linear probe", "finegrained": "logistic regression"}
@@ -18,6 +19,14 @@ _DENSE = {  # protocol -> title, columns
     "depth": ("Depth", _METRES),
     "depth-finetune": ("Depth, fine-tuned", _METRES),
 }
+_FINETUNED = ("segmentation-finetune", "depth-finetune")
+_BELONGS = {  # how a setting's name starts -> the protocols that use it; others are of all
+    "linear": ("linear", "robustness"), "select": ("linear", "robustness"),
+    "sweep": ("finegrained",), "severities": ("robustness",),
+    "segmentation": ("segmentation", "segmentation-finetune"),
+    "depth_iterations": ("depth", "depth-finetune"), "depth": ("depth",),
+    "dense": ("segmentation", "depth", *_FINETUNED), "finetune": _FINETUNED,
+}  # fmt: skip
 _NOTES = (
     "Per cent; depth RMSE in metres. k-NN has the best of its k, in brackets. Logistic regression "
     "is mean per class or 11-point mAP where the paper's is (m).",
@@ -63,7 +72,7 @@ def _classification(model: str, results: Results) -> Table:
             columns.append(["paper", *papers, ""])
     rows = zip(["set", *names, "mean"], *columns, strict=True)
     header, *lines = [list(row) for row in rows]
-    return Table(header, lines if names else [])
+    return Table(header, lines if names else [], footer=1 if names else 0)
 
 
 def _dense(model: str, results: Results, protocol: str, columns: Sequence[str]) -> Table:
@@ -167,7 +176,7 @@ def write_tables(
     results: Results,
     *,
     settings: Mapping[str, Any],
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[Part] = (),
 ) -> None:
     """Write `results.md` and `report.html`.
 
@@ -176,7 +185,7 @@ def write_tables(
         model: Its name.
         results: As in `SuiteRun.results`.
         settings: How the protocols were run; they are written down.
-        pictures: For the page.
+        pictures: For the page: what `suite_pictures` returns.
     """
     out = Path(out)
     tables = result_tables(model, results)
@@ -184,11 +193,46 @@ def write_tables(
     notes = [*_NOTES, how, *(f"Failed: {reason}" for reason in failures(results))]
     title = f"Evaluation of {model}"
     lines = [f"# {markdown_text(title)}", ""]
-    parts: list[Part] = []
+    parts: list[Part] = [Lead(judge_results(results))]
     for name, table in tables.items():
         lines += [f"## {name}", "", markdown(table), ""]
-        parts += [Heading(name), table]
+        parts += [Heading(name), _without_empty(table)]
+    parts += [*_NOTES, *(f"Failed: {reason}" for reason in failures(results))]
+    parts += _hardest(results)
     # Each a paragraph of its own: Markdown joins lines.
     paragraphs = [text for note in notes for text in (markdown_text(note), "")]
     write_whole(out / "results.md", "\n".join([*lines, *paragraphs]))
-    write_report(out / "report.html", title, [*parts, *notes, *pictures])
+    used = Facts(groups=[("In effect", _in_effect(settings, results))])
+    parts += [*pictures, Heading("Settings"), used]
+    write_report(out / "report.html", title, parts)
+
+
+def _in_effect(settings: Mapping[str, Any], results: Results) -> list[tuple[str, str]]:
+    """The settings that are set, and belong to a protocol that has results."""
+    ran = {key.partition("/")[0] for key in results}
+    shown = []
+    for name, value in settings.items():
+        words = next((w for start, w in _BELONGS.items() if name.startswith(start)), None)
+        if value not in (None, False) and (words is None or any(one in ran for one in words)):
+            text = ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+            shown.append((name, text))
+    return shown
+
+
+def _without_empty(table: Table) -> Table:
+    """Without the columns that have no cell."""
+    kept = [n for n in range(len(table.header)) if n == 0 or any(row[n] for row in table.rows)]
+    rows = [[row[n] for n in kept] for row in table.rows]
+    return Table([table.header[n] for n in kept], rows, table.footer)
+
+
+def _hardest(results: Results) -> list[Part]:
+    """The classes that k-NN gets wrong most often, of each set."""
+    rows = [
+        [_name(key), row["class"], f"{100 * row['right'] / row['of']:.1f}",
+         f"{row['right']} of {row['of']}", row["taken_for"]]
+        for key, one in results.items() if key.startswith("knn/")
+        for row in one.get("mistakes", {}).get("worst", [])
+    ]  # fmt: skip
+    header = ["set", "class", "right, %", "images", "mostly taken for"]
+    return [Heading("Hardest classes for k-NN"), Table(header, rows)] if rows else []

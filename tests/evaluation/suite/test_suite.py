@@ -118,7 +118,9 @@ def test_every_protocol_runs_on_every_set_that_fits_it(packs, tmp_path):
     # The set is a part of Flowers: the paper's number stands there in brackets.
     assert "(99.4)" in text
     assert "| mean |" in text
-    assert "<table>" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<table>" in page and "<tfoot><tr><td>mean</td>" in page
+    assert "scores" in page and "Some sets are parts of public ones" in page
 
 
 def test_what_is_finished_is_not_repeated_unless_something_changed(packs, tmp_path, monkeypatch):
@@ -249,7 +251,7 @@ def test_names_of_sets_and_models_are_no_markup_in_tables(tmp_path):
     write_tables(tmp_path, name, results, settings={"a": name})
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in text + page
+    assert "<script" not in text and page.count("<script") == 1
     assert not re.search(r"^# c|[\x1b]|[^\\]\]\(", text, re.MULTILINE)
     rows = [line for line in text.splitlines() if line.startswith("| a")]
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [4]
@@ -426,6 +428,10 @@ def test_the_command_writes_tables_pictures_and_a_plain_error(packs, tmp_path, c
     written = {path.name for path in out.iterdir()}
     assert {"results.json", "results.md", "report.html"} <= written
     assert {"pca.png", "neighbours.png", "scores.png"} <= written
+    page = (out / "report.html").read_text()
+    assert page.count('class="query"') == 4 and page.count("<h4>teacher</h4>") == 4
+    assert page.count("data:image/jpeg") >= 4 * (1 + 2 * 5)
+    assert "class 0" in page  # a name, not a number
     assert main([*words[:2], "--data", "nowhere", "--out", str(out)]) == 2
     assert "no set there" in capsys.readouterr().err
     for word in ("tsne", "agreement"):  # said before the model is looked for
