@@ -228,7 +228,7 @@ def _digest_of(plain: Any) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Lines of a log, each with its row: an object with the number of a step.
+    """Lines of a log, each with its row: an object with the number of a step; -1 = before all.
 
     Args:
         path: JSON Lines; what is no regular file, or is not there, has none.
@@ -248,7 +248,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None
-    return row if type(step) is int and 0 <= step < _MOST_STEPS else None
+    return row if type(step) is int and -1 <= step < _MOST_STEPS else None
 
 
 def newest(steps: Sequence[float]) -> list[int]:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def first_process() -> bool:
 def summarize(rows: list[dict[str, Any]], out: Path) -> None:
     """What is said of a run that is done."""
     from ..report.curves import NO_TERMS
+    from ..report.measured import judge_run
     from ..report.page import Table, text_table
 
     terms = [name for name in rows[0] if name not in NO_TERMS]
@@ -102,6 +104,6 @@ def summarize(rows: list[dict[str, Any]], out: Path) -> None:
             for label, row in (("first step", rows[0]), ("last step", rows[-1]))
         ],
     )
-    print(f"\n{text_table(table)}\n")
+    print(f"\n{text_table(table)}\n\n{textwrap.fill(str(judge_run(out)), 100)}\n")
     pictures = [str(out / name) for name in ("pca.png", "curves.png") if (out / name).exists()]
     print(f"Student: {out / 'export'}    Pictures: {', '.join(pictures)}")

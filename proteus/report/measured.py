@@ -82,11 +82,11 @@ def measure(
 
 
 def untrained_of(watch: Columns, demo: Mapping[str, Any]) -> dict[str, float]:
-    """A look at the student before it was trained: the demo's, or the one at step 0."""
+    """A look at the student before it was trained: the demo's, or the one before its first step."""
     before = demo.get("before")
     if isinstance(before, Mapping):
         return {str(k): float(v) for k, v in before.items() if type(v) in (int, float)}
-    if len(watch) and watch.values["step"][0] == 0:
+    if len(watch) and watch.values["step"][0] < 0:
         first = {name: float(values[0]) for name, values in watch.values.items()}
         return {name: value for name, value in first.items() if math.isfinite(value)}
     return {}

@@ -41,7 +41,7 @@ def run(tmp_path_factory):
     write(
         folder / "watch.jsonl",
         [
-            {"step": 0, "cls_cosine": 0.125, "knn_top1": 0.5, "teacher_knn_top1": 0.75},
+            {"step": -1, "cls_cosine": 0.125, "knn_top1": 0.5, "teacher_knn_top1": 0.75},
             {"step": 100, "cls_cosine": 0.875, "knn_top1": 0.625, "teacher_knn_top1": 0.75},
         ],
     )

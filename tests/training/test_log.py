@@ -177,7 +177,7 @@ LOSSES = {
     "a hole": (lines(0, 2, 4), "steps 1, 3"),
     "a line of noise": (lines(0, 1) + b"\0\xff\n" + lines(3, 4, 5), "steps 2"),
     "too deep": (lines(0, 1) + b"[" * 9_999 + b"\n" + lines(3, 4), "steps 2"),
-    "another shape": (b'[1]\n{"step": true}\n{"step": -1}\n' + lines(*range(1, 5)), "steps 0"),
+    "another shape": (b'[1]\n{"step": true}\n{"step": -2}\n' + lines(*range(1, 5)), "steps 0"),
     "a wrong digit": (lines(*range(5)).replace(b"1.0", b"1.5", 1), "changed or lost"),
 }
 
