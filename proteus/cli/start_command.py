@@ -34,8 +34,8 @@ def add(commands: Commands) -> None:
     add("--seed", type=int, help="(default 0)")
     add("--device", help="auto, cpu, cuda, cuda:1, … (default auto)")
     add_minutes(start)
-    add("--out", type=Path, help="folder of the run, which is gone on with if it is there (default: "
-        "a new one in runs/)")  # fmt: skip
+    add("--out", type=Path,
+        help="folder of the run; one that is there goes on (default: a new one in runs/)")  # fmt: skip
     start.set_defaults(run=_run_start)
 
 

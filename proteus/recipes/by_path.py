@@ -21,7 +21,7 @@ def recipe(name: str, preset: Preset = "paper") -> Recipe:
     Args:
         name: `proteus recipes` lists them.
         preset: `paper` (the words), `official` (what the authors' code does), or `fast` (the words
-            for half the compute, see `faster`).
+            with prepared targets, see `faster`).
 
     Raises:
         ValueError: If there is no such run or preset.

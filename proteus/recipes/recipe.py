@@ -176,8 +176,8 @@ class Recipe:
 
     Attributes:
         name: `custom`, or a name of `proteus recipes`.
-        preset: `paper` (the words), `official` (what the authors' code does), `fast` (the words for
-            half the compute, see `faster`), or None.
+        preset: `paper` (the words), `official` (what the authors' code does), `fast` (the words and
+            prepared targets, see `faster`), or None.
         about: What it is, and where in the paper.
         science: What changes the numbers.
         machine: What must not.

@@ -53,9 +53,9 @@ def test_targets_that_are_made_and_views_to_make_exclude_each_other():
         Recipe(science=Science(data=Data(prepared="x", views=2)))
 
 
-def test_logits_keep_their_teacher_in_a_fast_run():
-    found = recipe("table1-soft-kl", "fast").science
-    assert found.data.views is None and found.optimizer.first_scale == 0.5
+def test_a_fast_run_does_without_the_teacher_and_logits_cannot():
+    with pytest.raises(ValueError, match=r"Got 'table1-soft-kl', which compares logits"):
+        recipe("table1-soft-kl", "fast")
     features = recipe("s14-dinov2-b14", "fast")
     assert (features.preset, features.science.data.views, features.scores) == ("fast", 2, {})
     assert cost(features).gmac < 0.55 * cost(recipe("s14-dinov2-b14")).gmac
