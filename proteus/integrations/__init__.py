@@ -8,11 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .lightning_module import ProteusModule as ProteusModule
+    from .lightning_module import WatchCallback as WatchCallback
     from .timm_task import ProteusTask as ProteusTask
 
-_HOME = {"ProteusTask": "timm_task"}
+_HOME = {
+    "ProteusModule": "lightning_module",
+    "ProteusTask": "timm_task",
+    "WatchCallback": "lightning_module",
+}
 
-__all__ = ["ProteusTask"]
+__all__ = ["ProteusModule", "ProteusTask", "WatchCallback"]
 
 
 def __getattr__(name: str) -> Any:
