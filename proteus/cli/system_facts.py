@@ -2,7 +2,6 @@
 
 import getpass
 import importlib.metadata
-import os
 import platform
 import re
 from pathlib import Path
@@ -95,7 +94,7 @@ def _caches() -> dict[str, str]:
     from ..data.shards import cache_folder
 
     places = {"shards": cache_folder(), "hub": HF_HUB_CACHE, "torch": torch.hub.get_dir()}
-    return {name: shown(Path(place)) for name, place in places.items()}
+    return {name: shown(Path(str(place))) for name, place in places.items()}
 
 
 def shown(path: Path) -> str:
@@ -110,7 +109,7 @@ def shown(path: Path) -> str:
     if path.is_relative_to(Path.home()):
         return "~/" + path.relative_to(Path.home()).as_posix()
     names = {Path.home().name, _user()}
-    return os.path.join("", *(part if part not in names else "USER" for part in path.parts))
+    return str(Path(*("USER" if part in names else part for part in path.parts)))
 
 
 def _user() -> str:

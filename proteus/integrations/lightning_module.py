@@ -77,7 +77,8 @@ class ProteusModule(LightningModule):
             part=(rank + size * part, size * parts),
         )
         self.log_dict({name: term.detach() for name, term in losses._asdict().items()})
-        return losses.total
+        total: Tensor = losses.total
+        return total
 
     def groups(self) -> list[dict[str, Any]]:
         """What the optimizer gets."""

@@ -3,13 +3,12 @@ import importlib.metadata
 import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 from proteus.cli import main
-from proteus.cli.system_facts import extras, shown, system_facts
+from proteus.cli.system_facts import extras, system_facts
 from proteus.version import __version__
 
 
@@ -76,7 +75,6 @@ def test_nothing_private_is_told(monkeypatch, tmp_path, capsys):
         assert "~/torch/hub" in told
         for private in ("jane", "jdoe", "hf_secret", str(home), os.uname().nodename):
             assert private not in told
-    assert shown(Path()) == ""
 
 
 def test_system_and_data_exclude_each_other(capsys):

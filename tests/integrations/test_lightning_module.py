@@ -118,5 +118,5 @@ def test_without_lightning_it_says_what_to_install(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lightning"]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "proteus.integrations.lightning_module")
-    with pytest.raises(ImportError, match="Run: pip install lightning$"):
+    with pytest.raises(ImportError, match=r"Run: pip install lightning$"):
         importlib.import_module("proteus.integrations.lightning_module")
