@@ -50,7 +50,7 @@ def test_an_unknown_attribute_is_an_attribute_error():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_timm_is_met_in_few_modules_only(path):
-    if module_of(path) not in ("models", "weights", "hub", "exports", "data"):
+    if module_of(path) not in ("models", "weights", "hub", "exports", "data", "integrations"):
         assert "timm" not in set(all_imports(path))
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
+from . import completion_command as completion
 from . import data_command as data
 from . import demo_command as demo
 from . import distill_command as distill
@@ -72,4 +73,5 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for module in commands_by_use:
         module.add(commands)
+    completion.add(commands, _parser)
     return parser

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .parser import Commands, add_command
+from .parser import Commands, add_command, add_json, print_json
 
 
 def add(commands: Commands) -> None:
@@ -24,6 +24,7 @@ def add(commands: Commands) -> None:
     arg("--labels", type=Path, help="class of each image: last column of each line")
     arg("--seed", type=int, default=0, help="of the fractions (default 0)")
     arg("--out", type=Path, help="write the list of images, for --data of `proteus distill`")
+    add_json(data)
     data.set_defaults(run=_run_data)
 
 
@@ -46,21 +47,27 @@ def _run_data(arguments: argparse.Namespace) -> None:
             f"Got {streams[0].description}; expected images that can be asked for one by one."
         )
     source = sources[0]
+    found: dict[str, Any] = {}  # in the order in which it is said
     if arguments.merge:
         source, manifest = merge(sources)
-        print(manifest)
+        found["merged"] = manifest.to_dict()
     else:
-        describe(source)
+        found["source"] = facts(source)
     if any(chosen[1:]):
         build, fraction = (sub_data, fractions[0]) if chosen[1] else (sub_class, fractions[1])
         labels = _labels(arguments.labels, source) if arguments.labels else None
         source, manifest = build(source, fraction, seed=arguments.seed, labels=labels)
-        print(manifest)
+        found["part"] = manifest.to_dict()
+    _say(found, arguments.json)
     if arguments.check:
-        _check(source)
+        found["check"] = _check(source)
+        _say({"check": found["check"]}, arguments.json)
     if arguments.out:
         source.save_list(arguments.out)
-        print(f"Wrote {arguments.out}: proteus distill --data {arguments.out} …")
+        found["list"] = str(arguments.out)
+        _say({"list": found["list"]}, arguments.json)
+    if arguments.json:
+        print_json(found)
 
 
 def _labels(path: Path, source: Any) -> list[str]:
@@ -81,34 +88,74 @@ def _labels(path: Path, source: Any) -> list[str]:
     return [line.split()[-1] for line in lines]
 
 
-def describe(source: Any) -> None:
-    """Print what a source holds."""
+def facts(source: Any) -> dict[str, Any]:
+    """What a source holds, JSON-able; `kind` says which of the other entries there are."""
     from collections import Counter
 
     from ..data import ShardSource
     from ..data.datasets import StreamSource
-    from ..data.places import count_reasons
 
     if isinstance(source, ShardSource):
         first, last = source.addresses[0], source.addresses[-1]
-        print(f"{len(source.addresses)} shards in {source.description}, opened when they are read")
-        print(f"  from {first} to {last}")
-        return
+        return {
+            "kind": "streamed shards", "description": source.description,
+            "shards": len(source.addresses), "first": first, "last": last,
+        }  # fmt: skip
     if isinstance(source, StreamSource):
-        print(f"a stream: {source.description}; its length is not known")
-        return
-    print(f"{len(source)} images in {source.description}")
-    print(f"  from {source.name(0)} to {source.name(len(source) - 1)}")
+        return {"kind": "stream", "description": source.description}
     labels = Counter(source.label(i) for i in range(len(source)))
-    known = [label for label in labels if label is not None]
-    if known:
-        sizes = [labels[label] for label in known]
-        print(f"  {len(known)} classes of {min(sizes)} to {max(sizes)} images (not used to distil)")
-    if others := count_reasons(source.passed_over):
+    labels.pop(None, 0)
+    return {
+        "kind": "images", "description": source.description, "images": len(source),
+        "first": source.name(0), "last": source.name(len(source) - 1),
+        "classes": {str(label): count for label, count in labels.items()},
+        "passed_over": dict(source.passed_over),
+    }  # fmt: skip
+
+
+def describe(source: Any) -> None:
+    """Print what a source holds."""
+    _say({"source": facts(source)}, False)
+
+
+def _say(found: dict[str, Any], json: bool) -> None:
+    """Print it for people, unless it is to be JSON."""
+    for name, value in () if json else found.items():
+        if name == "source":
+            _say_source(value)
+        elif name == "check":
+            (width, height), count = value["commonest_size"], value["of_this_size"]
+            corrupt = value["corrupt"]
+            print(f"  {len(corrupt)} corrupt; {count} of {value['read']} are {width}x{height}")
+            for image, reason in corrupt.items():
+                print(f"    {image}: {reason}")
+        elif name == "list":
+            print(f"Wrote {value}: proteus distill --data {value} …")
+        else:
+            from ..data.proxy import Manifest
+
+            print(Manifest(**value))
+
+
+def _say_source(found: dict[str, Any]) -> None:
+    from ..data.places import count_reasons
+
+    if found["kind"] == "stream":
+        print(f"a stream: {found['description']}; its length is not known")
+        return
+    if found["kind"] == "images":
+        print(f"{found['images']} images in {found['description']}")
+    else:
+        print(f"{found['shards']} shards in {found['description']}, opened when they are read")
+    print(f"  from {found['first']} to {found['last']}")
+    if sizes := list(found.get("classes", {}).values()):
+        print(f"  {len(sizes)} classes of {min(sizes)} to {max(sizes)} images (not used to distil)")
+    if others := count_reasons(found.get("passed_over", {})):
         print(f"  {others}")
 
 
-def _check(source: Any) -> None:
+def _check(source: Any) -> dict[str, Any]:
+    """Every image decoded: which are corrupt, and the commonest size."""
     from collections import Counter
 
     from tqdm import tqdm
@@ -123,6 +170,7 @@ def _check(source: Any) -> None:
         except CorruptImageError as error:
             corrupt[source.name(index)] = str(error)
     (height, width), count = sizes.most_common(1)[0] if sizes else ((0, 0), 0)
-    print(f"  {len(corrupt)} corrupt; {count} of {sum(sizes.values())} are {width}x{height}")
-    for name, reason in corrupt.items():
-        print(f"    {name}: {reason}")
+    return {
+        "read": sum(sizes.values()), "corrupt": corrupt,
+        "commonest_size": [width, height], "of_this_size": count,
+    }  # fmt: skip

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .parser import Commands, add_command, check_whole, whole
+from .parser import Commands, add_command, add_json, check_whole, print_json, whole
 
 _logger = logging.getLogger(__name__)
 _SUITES = "knn,linear,finegrained,segmentation,depth"
@@ -58,6 +58,7 @@ def add(commands: Commands) -> None:
     add("--workers", type=whole, help="processes that decode images (default: by set's size)")
     add("--seed", type=whole, default=0)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, … (default auto)")
+    add_json(evaluate)
     evaluate.set_defaults(run=_run_evaluate)
 
 
@@ -104,7 +105,7 @@ def _run_evaluate(arguments: argparse.Namespace) -> None:
         run.run(suites, sets)
     try:
         if world.first:
-            _show(run, sets)
+            _show(run, sets, json=arguments.json)
     finally:
         leave()  # not after an error above: with a process missing, parting could wait for it
 
@@ -183,7 +184,7 @@ def _is_folder(name: str) -> bool:
     return found
 
 
-def _show(run: Any, sets: Any) -> None:
+def _show(run: Any, sets: Any, *, json: bool) -> None:
     """Tables and pictures of all that `results.json` holds, earlier runs' too."""
     from dataclasses import asdict
 
@@ -194,9 +195,12 @@ def _show(run: Any, sets: Any) -> None:
     pictures = suite_pictures(run, sets, run.results)
     settings = asdict(run.settings)
     write_tables(run.out, run.name, run.results, settings=settings, pictures=pictures)
-    for title, table in result_tables(run.name, run.results).items():
-        print(f"\n{title}\n{text_table(table)}")
-    print(f"\nResults: {run.out / 'results.md'}    Page: {run.out / 'report.html'}")
+    if json:
+        print_json({"model": run.name, "settings": settings, "results": run.results})
+    else:
+        for title, table in result_tables(run.name, run.results).items():
+            print(f"\n{title}\n{text_table(table)}")
+        print(f"\nResults: {run.out / 'results.md'}    Page: {run.out / 'report.html'}")
     failed = failures(run.results)
     if failed:
         raise ValueError("some protocols could not be run.\n" + "\n".join(failed))

@@ -66,6 +66,18 @@ def add_command(
     return command
 
 
+def add_json(command: argparse.ArgumentParser) -> None:
+    """`--json`: what the command lists, for a program."""
+    command.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+
+def print_json(value: Any) -> None:
+    """The one thing on standard output under `--json`."""
+    import json
+
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
 def add_fields(command: argparse.ArgumentParser, kind: type, names: Sequence[str]) -> None:
     """Options for fields of a dataclass, None where not given; their help is its doc lines."""
     hints = typing.get_type_hints(kind)

@@ -3,10 +3,11 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from .parser import Commands, add_command
+from .parser import Commands, add_command, add_json, print_json
 
 if TYPE_CHECKING:
     from ..recipes import Preset
+    from ..recipes.cost import Cost
 
 
 def add(commands: Commands) -> None:
@@ -24,30 +25,45 @@ def add(commands: Commands) -> None:
         help="the paper's words, what the authors' code does, or the words for half the compute "
         "(default paper)",
     )
+    add_json(recipes)
     recipes.set_defaults(run=_run_recipes)
 
 
 def _run_recipes(arguments: argparse.Namespace) -> None:
-    import json
-
     from ..recipes import recipe, to_json
 
     preset: Preset = arguments.preset or "paper"
-    if arguments.name:
-        print(json.dumps(to_json(recipe(arguments.name, preset)), indent=2))
-        return
-    _list(preset)
+    if arguments.name:  # JSON either way
+        print_json(to_json(recipe(arguments.name, preset)))
+    elif arguments.json:
+        print_json(
+            [
+                {"name": name, "about": about, "preset": preset, **estimate._asdict()}
+                for name, (about, estimate) in _costs(preset).items()
+            ]
+        )
+    else:
+        _list(preset)
 
 
-def _list(preset: "Preset") -> None:
+def _costs(preset: "Preset") -> "dict[str, tuple[str, Cost]]":
+    """What each run of the paper is, and its cost."""
     from ..recipes import RUNS, cost, recipe
-    from ..report.page import Table, text_table
 
-    rows, what = [], []
+    costs = {}
     for name in RUNS:
         found = recipe(name, preset)
         estimate = cost(found)
         assert estimate is not None  # every run of the paper has a cost
+        costs[name] = (found.about, estimate)
+    return costs
+
+
+def _list(preset: "Preset") -> None:
+    from ..report.page import Table, text_table
+
+    rows, what = [], []
+    for name, (about, estimate) in _costs(preset).items():
         rows.append(
             [
                 name,
@@ -57,7 +73,7 @@ def _list(preset: "Preset") -> None:
                 f"{estimate.a100_hours:,.0f}",
             ]
         )
-        what.append(found.about)
+        what.append(about)
     header = ["run", "images", "steps", "GMAC/image", "A100-hours"]
     lines = text_table(Table(header, rows)).splitlines()
     for line, about in zip(lines, ["what", *what], strict=True):

@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
     add("--device", help="auto, cpu, cuda, cuda:1, … (default auto)")
     add_minutes(start)
     add("--out", type=Path,
-        help="folder of the run; one that is there goes on (default: a new one in runs/)")  # fmt: skip
+        help="folder of the run, which goes on if it is there (default: new, in runs/)")  # fmt: skip
     start.set_defaults(run=_run_start)
 
 

@@ -150,7 +150,7 @@ class Engine:
 
     def _generator(self, step: int) -> torch.Generator:
         """Seeded alike for every part and process: each draws for the whole batch."""
-        return torch.Generator(self.world.device).manual_seed(_hash(self.seed, step))
+        return generator_of(self.seed, step, self.world.device)
 
     def _draw(self, images: int, step: int, sized: Mapping[str, Any]) -> Hidden | None:
         """The masks of a step, drawn once for all of its parts."""
@@ -236,6 +236,11 @@ def seed_everything(*parts: int | str) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
+
+
+def generator_of(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """What draws the masks of a step, alike in all processes."""
+    return torch.Generator(device).manual_seed(_hash(seed, step))
 
 
 def _hash(*parts: int | str) -> int:

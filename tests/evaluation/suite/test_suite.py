@@ -445,7 +445,12 @@ def test_tables_hold_what_the_file_of_results_holds(packs, tmp_path, capsys):
     words = ["evaluate", "demo-student", "--random-weights", "--image-size", "32",
              "--device", "cpu", "--out", str(tmp_path / "out"), "--data"]  # fmt: skip
     assert main([*words, str(packs / "digits"), "--suite", "knn"]) == 0
-    assert main([*words, str(packs / "digits"), "--suite", "finegrained"]) == 0
+    capsys.readouterr()
+    assert main([*words, str(packs / "digits"), "--suite", "finegrained", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)  # all of it
+    assert shown["results"] == json.loads((tmp_path / "out/results.json").read_text())["results"]
+    assert set(shown["results"]) == {"knn/digits", "finegrained/digits"}
+    assert shown["settings"]["image_size"] == 32
     assert "k-NN (k)" in (tmp_path / "out" / "results.md").read_text()
     # The first set cannot be read, and gets its line; the pictures are of another one.
     (packs / "digits-test-000.tar").write_bytes(b"cut off")
