@@ -34,8 +34,7 @@ def add(commands: Commands) -> None:
     add("--seed", type=int, help="(default 0)")
     add("--device", help="auto, cpu, cuda, cuda:1, … (default auto)")
     add_minutes(start)
-    add("--out", type=Path,
-        help="folder of the run, which goes on if it is there (default: new, in runs/)")  # fmt: skip
+    add("--out", type=Path, help="folder; a run in it goes on (default: a new one in runs/)")
     start.set_defaults(run=_run_start)
 
 
