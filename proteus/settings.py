@@ -75,7 +75,7 @@ class Machine:
         watch: Held-out images on which the student is compared with its teacher now and then.
         watch_labels: They have classes: k-NN as well, half of them voting.
         watch_every: Steps between these comparisons.
-        track: `tensorboard`, `wandb` or `mlflow`, besides `log.jsonl`.
+        track: `tensorboard`, `wandb`, `mlflow` or `trackio`, besides `log.jsonl`.
     """
 
     device: str = "auto"
