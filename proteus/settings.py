@@ -76,7 +76,7 @@ class Machine:
         watch_labels: They have classes: k-NN as well, half of them voting (where they are held out
             of the run: the images that it trains on).
         watch_every: Steps between these comparisons.
-        track: `tensorboard`, `wandb` or `mlflow`, besides `log.jsonl`.
+        track: `tensorboard`, `wandb`, `mlflow` or `trackio`, besides `log.jsonl`.
     """
 
     device: str = "auto"

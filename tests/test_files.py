@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,22 @@ def test_only_files_of_the_folder_itself_are_plain(tmp_path):
     assert found == ["a"]
     assert not is_plain(tmp_path / "a\0b")
     assert not list(read_lines(tmp_path / "pipe"))
+
+
+def test_where_no_folder_can_be_opened_files_are_written_all_the_same(tmp_path, monkeypatch):
+    """As on Windows, which flushes only what it may write."""
+    opened = os.open
+
+    def windows(path, flags, *more, **options):
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        assert flags & (os.O_RDWR | os.O_WRONLY), path
+        return opened(path, flags, *more, **options)
+
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setattr(os, "open", windows)
+    write_whole(tmp_path / "a.txt", "whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    monkeypatch.setattr("sys.platform", "linux")
+    with pytest.raises((PermissionError, AssertionError)):
+        write_whole(tmp_path / "a.txt", "other")

@@ -41,13 +41,12 @@ class ProteusModule(LightningModule):
         ImportError: Of this module, without lightning (the extra `lightning`).
 
     Examples:
-        >>> from lightning.pytorch import Trainer
         >>> from proteus import Student, Teacher
         >>> teacher = Teacher("vit_tiny_patch16_224", pretrained=False, image_size=32)
         >>> student = Student("vit_tiny_patch16_224", image_size=32)
         >>> module = ProteusModule(Distiller(teacher, student), lr=1e-3)
-        >>> [len(group["params"]) for group in module.groups()]
-        [53, 105]
+        >>> [group["weight_decay"] for group in module.groups()]
+        [0.05, 0.0]
     """
 
     def __init__(

@@ -1,8 +1,11 @@
-"""Numbers of a run to TensorBoard, Weights & Biases or MLflow, beside its `log.jsonl`."""
+"""Numbers of a run to TensorBoard, W&B, MLflow or trackio, beside its `log.jsonl`."""
 
+import contextlib
+import contextvars
 import importlib
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -31,11 +34,12 @@ def open_tracker(text: str, folder: str | Path, settings: Mapping[str, Any]) -> 
     Steps that are done again after a run was killed are there once.
 
     Args:
-        text: `tensorboard`, `wandb` or `mlflow`; the last two also `NAME:PROJECT` (MLflow calls it
-            an experiment; without one it is "proteus").
+        text: `tensorboard`, `wandb`, `mlflow` or `trackio`; but for the first also `NAME:PROJECT`
+            (MLflow calls it an experiment; without one it is "proteus").
         folder: The run's folder; its name is the run's. TensorBoard's files go to
             `trackers/tensorboard`, W&B's own copy to `trackers/wandb`; without
-            `MLFLOW_TRACKING_URI` MLflow keeps a database, `trackers/mlflow.db`.
+            `MLFLOW_TRACKING_URI` MLflow keeps a database, `trackers/mlflow.db`. trackio keeps all
+            projects in one place of its own (`TRACKIO_DIR`), where `trackio show` finds them.
         settings: JSON-able facts about the run, kept with it.
 
     Returns:
@@ -59,8 +63,8 @@ def open_tracker(text: str, folder: str | Path, settings: Mapping[str, Any]) -> 
         )
     if separator and (not project or name == "tensorboard"):
         raise ValueError(
-            f"trackers: the project does not fit. Got {text!r}; expected wandb:PROJECT or "
-            f"mlflow:EXPERIMENT (TensorBoard has none)."
+            f"trackers: the project does not fit. Got {text!r}; expected wandb:PROJECT, "
+            f"mlflow:EXPERIMENT or trackio:PROJECT (TensorBoard has none)."
         )
     packages, module, opener = _OPEN[name]
     place = Path(folder).resolve() / "trackers"
@@ -175,10 +179,42 @@ class _MLflow:
         self.client.set_terminated(self.run_id)
 
 
+class _Trackio:
+    """On this machine, unless the user's environment names a Space or a server."""
+
+    def __init__(self, project: str, place: Path, settings: Mapping[str, Any], step: int) -> None:
+        import trackio
+
+        place.mkdir(parents=True, exist_ok=True)
+        self.known = place / "trackio.json"
+        # It tells runs apart by their names alone, and keeps both where a step is done again.
+        self.name, self.done = f"{place.parent.name}-{uuid.uuid4().hex[:8]}", -1
+        if self.known.exists():
+            self.name, self.done = json.loads(self.known.read_text())
+        # In a context of its own: it ends the run that is open in the same one, and several
+        # students have one each.
+        with contextlib.redirect_stdout(sys.stderr):  # it greets
+            self.run: Any = contextvars.Context().run(
+                trackio.init, project, self.name, resume="allow", config=dict(settings),
+                embed=False, auto_log_gpu=False, auto_log_cpu=False,
+            )  # fmt: skip
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if step > self.done:
+            self.run.log(dict(values), step=step)
+            self.done = step
+            write_whole(self.known, json.dumps([self.name, step]))
+
+    def close(self) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            self.run.finish()
+
+
 # Name -> (extra of the package, what is imported of it, how to open it).
 _Opener = Callable[[str, Path, Mapping[str, Any], int], Tracker]
 _OPEN: dict[str, tuple[tuple[str, ...], str, _Opener]] = {
     "tensorboard": (("tensorboard",), "torch.utils.tensorboard", _TensorBoard),
     "wandb": (("wandb",), "wandb", _WeightsAndBiases),
+    "trackio": (("trackio",), "trackio", _Trackio),
     "mlflow": (("mlflow-skinny", "sqlalchemy", "alembic", "sqlparse"), "mlflow", _MLflow),
 }

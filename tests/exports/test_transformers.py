@@ -1,11 +1,16 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 import proteus
+from proteus.cli import main
 from proteus.exports import to_transformers
 
 transformers = pytest.importorskip("transformers")
@@ -106,3 +111,47 @@ def test_what_it_cannot_express_is_said(make, message, tmp_path):
     with pytest.raises(ValueError, match=rf"{message}.*AutoModel"):
         to_transformers(make(), tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+sys.modules.update(proteus=None, timm=None)  # as where they are not installed
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, AutoModel
+folder, images, out = sys.argv[1:]
+processor = AutoImageProcessor.from_pretrained(folder)
+model = AutoModel.from_pretrained(folder).eval()
+with torch.no_grad():
+    inputs = processor([Image.open(p) for p in sorted(Path(images).iterdir())], return_tensors="pt")
+    found = model(**inputs)
+save_file({"tokens": found.last_hidden_state.contiguous(), "pooled": found.pooler_output.clone(),
+           "pixels": inputs["pixel_values"].contiguous()}, out)
+"""
+
+
+def test_what_the_command_exports_works_where_neither_we_nor_timm_are(tmp_path):
+    student = proteus.Student("vit_tiny_patch14", image_size=56).eval()
+    proteus.save_pretrained(student, tmp_path / "run")
+    words = ["export", str(tmp_path / "run"), "--to", "transformers", "--out", str(tmp_path / "hf")]
+    assert main(words) == 0
+    pictures = tmp_path / "images"
+    pictures.mkdir()
+    pixels = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)  # of its size: no resizing
+    for number, image in enumerate(pixels):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(pictures / f"{number}.png")
+    out = tmp_path / "found.safetensors"
+    subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, tmp_path / "hf", pictures, out],
+        check=True, cwd=tmp_path, capture_output=True,
+    )  # fmt: skip
+    found = load_file(out)
+    with torch.no_grad():
+        ours = student(pixels)
+        normalised = student.inputs(pixels)
+    torch.testing.assert_close(found["pixels"], normalised, rtol=0, atol=1e-5)
+    tokens = torch.cat([ours.cls[:, None], ours.patches], 1)
+    torch.testing.assert_close(found["tokens"], tokens, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["pooled"], ours.cls, rtol=0, atol=1e-5)

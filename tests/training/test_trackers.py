@@ -1,6 +1,10 @@
+import contextlib
 import json
+import os
+import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,8 +72,51 @@ def test_wandb_goes_on_in_one_run(tmp_path, monkeypatch):
     assert b"study" in content
 
 
+def kept_by_trackio(folder, project):
+    (database,) = folder.glob(f"{project}*.db")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        query = "select run_name, step, metrics from metrics order by run_name, step"
+        rows = connection.execute(query).fetchall()
+        configs = connection.execute("select config from configs").fetchall()
+    found = {}
+    for name, step, metrics in rows:
+        found.setdefault(name, []).append((step, json.loads(metrics)["total"]))
+    return found, [json.loads(one) for (one,) in configs]
+
+
+def test_trackio_goes_on_in_one_run_on_this_machine(tmp_path):
+    """In a process of its own, because trackio reads its folder when it is imported."""
+    pytest.importorskip("trackio")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import socket\n"
+        "def refuse(self, address): raise AssertionError(address)\n"
+        "socket.socket.connect = refuse\n"
+        "from pathlib import Path; from test_trackers import log_in_two_sittings\n"
+        "log_in_two_sittings('trackio:study', Path(sys.argv[2]))\n"
+        "from test_trackers import *\n"
+        "both = [open_tracker('trackio:pair', Path(sys.argv[2], n), SETTINGS) for n in 'ab']\n"
+        "[tracker.log(*row) for row in ROWS for tracker in both]\n"
+        "[tracker.close() for tracker in both]"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("TRACKIO_")}
+    environment = {**clean, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    for run in ("a/first", "b/first"):  # two runs whose folders have one name
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / run)],
+            capture_output=True, text=True, check=True, env=environment,
+        )  # fmt: skip
+        assert done.stdout == ""
+    found, configs = kept_by_trackio(tmp_path / "trackio", "study")
+    assert list(found.values()) == [HISTORY, HISTORY]
+    assert all(name.startswith("first-") for name in found)
+    assert [config["teacher"] for config in configs] == ["dinov2_vitb14"] * 2
+    found, _ = kept_by_trackio(tmp_path / "trackio", "pair")
+    assert list(found.values()) == [HISTORY] * 4  # of two at the same time, twice
+
+
 @pytest.mark.parametrize(("name", "packages"), [("tensorboard", "tensorboard"), ("wandb", "wandb"),
-    ("mlflow", "mlflow-skinny sqlalchemy alembic sqlparse")])  # fmt: skip
+    ("mlflow", "mlflow-skinny sqlalchemy alembic sqlparse"), ("trackio", "trackio")])  # fmt: skip
 def test_packages_that_are_missing_are_named_one_by_one(tmp_path, monkeypatch, name, packages):
     for module in (name, "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -77,7 +124,7 @@ def test_packages_that_are_missing_are_named_one_by_one(tmp_path, monkeypatch, n
         open_tracker(name, tmp_path, {})
 
 
-@pytest.mark.parametrize("text", ["tensorboard:x", "wandb:", "mlflow:", "", "comet"])
+@pytest.mark.parametrize("text", ["tensorboard:x", "wandb:", "mlflow:", "trackio:", "", "comet"])
 def test_what_no_tracker_is_called_is_an_error(tmp_path, text):
     with pytest.raises(ValueError, match="trackers: .*Got " + repr(text)):
         open_tracker(text, tmp_path, {})
@@ -85,13 +132,13 @@ def test_what_no_tracker_is_called_is_an_error(tmp_path, text):
 
 
 def test_trackers_are_imported_when_they_are_opened():
-    names = "{'tensorboard', 'wandb', 'mlflow'}"
+    names = "{'tensorboard', 'wandb', 'mlflow', 'trackio'}"
     code = f"import sys, proteus.training.trackers; print({names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
 def test_a_run_that_never_starts_leaves_no_trace(tmp_path, name):
     pytest.importorskip(name)
     open_tracker(name, tmp_path / "first", SETTINGS).close()
