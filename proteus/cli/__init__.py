@@ -11,6 +11,7 @@ from . import data_command as data
 from . import demo_command as demo
 from . import distill_command as distill
 from . import evaluate_command as evaluate
+from . import export_command as export
 from . import info_command as info
 from . import plan_command as plan
 from . import prepare_command as prepare
@@ -68,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"proteus-distill {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands_by_use = (
-        demo, distill, prepare, plan, recipes, report, evaluate, visualize, data, weights, info,
+        demo, distill, prepare, plan, recipes, report, evaluate, visualize, data, weights, export,
+        info,
     )  # fmt: skip
     for module in commands_by_use:
         module.add(commands)

@@ -1,4 +1,4 @@
-"""`proteus convert`, `export` and `push`: weights in and out."""
+"""`proteus convert` and `push`: weights in and out."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,6 @@ from .parser import Commands, add_command
 def add(commands: Commands) -> None:
     """Add the commands to the parser."""
     _add_convert(commands)
-    _add_export(commands)
     _add_push(commands)
 
 
@@ -50,49 +49,6 @@ def _run_convert(arguments: argparse.Namespace) -> None:
     print(f"{arguments.file.name} is {what}. Wrote {folder}; load it with")
     print(f'  timm.create_model("local-dir:{folder}", pretrained=True)')
     print(f'  proteus.load_pretrained("{folder}")')
-
-
-def _add_export(commands: Commands) -> None:
-    export = add_command(
-        commands,
-        "export",
-        "Write a distilled model for those who have no timm: transformers, ONNX, torch.export.",
-        "proteus export runs/first --to onnx --out student.onnx",
-    )
-    add = export.add_argument
-    add("model", help="a run, an export folder, owner/repo or a released name")
-    add("--to", required=True, choices=["transformers", "onnx", "torch"], help="format")
-    add("--out", type=Path, required=True, help="file (onnx, torch) or folder (transformers)")
-    add("--image-size", type=int, help="pixels (default: the trained size)")
-    add("--normalize", action="store_true", help="onnx, torch: take RGB in [0, 1]")
-    add("--dynamic-size", action="store_true", help="onnx, torch: any height and width")
-    add("--opset", type=int, help="onnx: operator set (default 18)")
-    export.set_defaults(run=_run_export)
-
-
-def _run_export(arguments: argparse.Namespace) -> None:
-    graph = {"normalize": arguments.normalize, "dynamic_size": arguments.dynamic_size}
-    _refuse_ignored(arguments)
-
-    from .. import exports
-    from ..hub.remote import load_pretrained
-
-    model = load_pretrained(arguments.model, image_size=arguments.image_size)
-    if arguments.to == "transformers":
-        path = exports.to_transformers(model, arguments.out)
-    elif arguments.to == "torch":
-        path = exports.to_torch_export(model, arguments.out, **graph)
-    else:
-        path = exports.to_onnx(model, arguments.out, opset=arguments.opset or 18, **graph)
-    print(f"Wrote {path}")
-
-
-def _refuse_ignored(arguments: argparse.Namespace) -> None:
-    graph_only = arguments.normalize or arguments.dynamic_size
-    if arguments.to == "transformers" and graph_only:
-        raise ValueError("--normalize and --dynamic-size would be ignored with --to transformers.")
-    if arguments.to != "onnx" and arguments.opset is not None:
-        raise ValueError(f"--opset would be ignored with --to {arguments.to}.")
 
 
 def _add_push(commands: Commands) -> None:

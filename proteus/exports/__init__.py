@@ -4,6 +4,13 @@
 """
 
 from .graph import to_onnx, to_torch_export
+from .quantized import Quantized, quantize_onnx
 from .transformers import to_transformers
 
-__all__ = ["to_onnx", "to_torch_export", "to_transformers"]
+__all__ = [
+    "Quantized",
+    "quantize_onnx",
+    "to_onnx",
+    "to_torch_export",
+    "to_transformers",
+]

@@ -137,18 +137,13 @@ def _export(
     run: Callable[[Path, Tensor], list[Tensor]],
 ) -> Path:
     """Write beside the target, compare with the model, and only then move into place."""
-    config: dict[str, Any] = dict(vars(model).get("pretrained_cfg") or {})
-    if "mean" not in config or "architecture" not in config:
-        raise ValueError(
-            f"export: the model does not say what it is. Got {type(model).__name__} without timm's "
-            f"pretrained_cfg; expected a timm model, such as load_pretrained(FOLDER)."
-        )
+    config = describe(model)
     if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
         raise ValueError(
             "export: the model must be float32 on the CPU. Use model.float().cpu(); convert the "
             "written graph to other types afterwards."
         )
-    size = _image_size(model) or tuple(config.get("input_size", (3, 224, 224)))[1:]
+    size = taken_size(model)
     shapes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
     rng = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, *size, generator=rng)
@@ -178,6 +173,27 @@ def _export(
                 )
         replace_files(Path(name), path.parent)
     return path
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What a timm model says of itself.
+
+    Raises:
+        ValueError: If it says nothing.
+    """
+    config: dict[str, Any] = dict(vars(model).get("pretrained_cfg") or {})
+    if "mean" not in config or "architecture" not in config:
+        raise ValueError(
+            f"export: the model does not say what it is. Got {type(model).__name__} without timm's "
+            f"pretrained_cfg; expected a timm model, such as load_pretrained(FOLDER)."
+        )
+    return config
+
+
+def taken_size(model: nn.Module) -> tuple[int, int]:
+    """Height and width of the images that a graph of the model takes, pixels."""
+    height, width = describe(model).get("input_size", (3, 224, 224))[1:]
+    return _image_size(model) or (height, width)
 
 
 def _image_size(model: nn.Module) -> tuple[int, int] | None:
