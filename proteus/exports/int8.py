@@ -52,6 +52,9 @@ class Quantizer:
         self.layers = tuple(
             node.name for node in nodes if node.op_type in _LAYERS and node.input[1] in weights
         )
+        self._float = [
+            node.name for node in nodes if node.op_type in _LAYERS and node.name not in self.layers
+        ]
         self._chained = all(node.op_type != "LayerNormalization" for node in nodes)
         self._types = [*_LAYERS, *(_BETWEEN if self._chained else ())]
         self._depthwise = [
@@ -81,7 +84,6 @@ class Quantizer:
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
         options: dict[str, Any] = {
-            "MatMulConstBOnly": True,
             "TensorQuantOverrides": {
                 name: [{"axis": 0, "quant_type": QuantType.QInt8, "reduce_range": False}]
                 for name in self._depthwise
@@ -99,7 +101,7 @@ class Quantizer:
             QuantType.QUInt8,
             self._ranges,
             [],
-            [*keep_float, *cuts],
+            [*self._float, *keep_float, *cuts],
             self._types,
             options,
         )
