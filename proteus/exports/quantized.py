@@ -172,7 +172,7 @@ def quantize_onnx(
             spread = images[:: max(1, len(images) // _TRIED)][:_TRIED]
             kept = _write_int8(quantizer, graph, file, spread, say)
         checked = ready(check)
-        cls, patches = _compare(graph, file, checked)
+        cls, patches = _compare(_outputs(graph, checked), file, checked)
         if not _lowest(cls, patches) >= AGREEMENT:
             float_ = f" with {len(kept)} of {len(layers)} layers float" if kept else ""
             raise ValueError(
@@ -239,8 +239,14 @@ def _write_int8(
     say: Callable[[str], None],
 ) -> tuple[str, ...]:
     """Write the graph in int8, as few layers as needed kept float, and return those."""
+    expected = _outputs(graph, images)
+
+    def agreement(count: int) -> float:
+        """Of what is written, on some of the images."""
+        return _lowest(*_compare(expected[:count], file, images[:count]))
+
     quantizer.write(file)
-    found = _lowest(*_compare(graph, file, images))
+    found = agreement(len(images))
     if found >= AGREEMENT + _MARGIN:
         return ()
     layers = quantizer.layers
@@ -251,26 +257,32 @@ def _write_int8(
     costs = {}
     for layer in layers:
         quantizer.write(file, keep_float=[other for other in layers if other != layer])
-        costs[layer] = 1 - _lowest(*_compare(graph, file, images[: len(images) // 2 or 1]))
+        costs[layer] = 1 - agreement(len(images) // 2 or 1)
     order = sorted(layers, key=lambda layer: -costs[layer])
     kept: tuple[str, ...] = ()
     count = 1
     while count <= len(layers) // 2:
         kept = tuple(order[:count])
         quantizer.write(file, keep_float=kept)
-        if _lowest(*_compare(graph, file, images)) >= AGREEMENT + _MARGIN:
+        if agreement(len(images)) >= AGREEMENT + _MARGIN:
             break
         count += max(1, count // 3)
     return kept
 
 
-def _compare(graph: Path, file: Path, images: Sequence[Array]) -> tuple[float, float | None]:
-    """Mean cosines of class tokens and of patches between two graphs."""
-    sessions = _open(graph), _open(file)
+def _outputs(graph: Path, images: Sequence[Array]) -> list[list[Array]]:
+    """Class token and patches of each image."""
+    session = _open(graph)
+    return [session.run(None, {"images": image}) for image in images]
+
+
+def _compare(
+    expected: Sequence[list[Array]], file: Path, images: Sequence[Array]
+) -> tuple[float, float | None]:
+    """Mean cosines of class tokens and of patches to what the float32 graph gave."""
     cosines: list[list[float]] = [[], []]
-    for image in images:
-        outputs = [session.run(None, {"images": image}) for session in sessions]
-        for kind, pair in enumerate(zip(*outputs, strict=True)):
+    for both in zip(expected, _outputs(file, images), strict=True):
+        for kind, pair in enumerate(zip(*both, strict=True)):
             one, other = (torch.from_numpy(tokens) for tokens in pair)
             if one.numel():
                 cosines[kind].append(float(F.cosine_similarity(one, other, dim=-1).mean()))
