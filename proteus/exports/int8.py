@@ -5,7 +5,8 @@ which a runtime fuses into integer kernels where it has them. `quantize_onnx` de
 result is good enough.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Quantizer:
         images: As the graph takes them, [1, 3, H, W] each, to calibrate on.
 
     Attributes:
-        layers: Names of the nodes that can be quantised.
+        layers: Nodes that can be quantised, by name, and how many weights each has.
     """
 
     def __init__(self, graph: Path, folder: Path, images: Sequence[Array]) -> None:
@@ -47,11 +48,14 @@ class Quantizer:
 
         self._graph = folder / "prepared.onnx"
         quant_pre_process(graph, self._graph, skip_symbolic_shape=True)
-        nodes = onnx.load(self._graph).graph.node
-        weights = {tensor.name for tensor in onnx.load(self._graph).graph.initializer}
-        self.layers = tuple(
-            node.name for node in nodes if node.op_type in _LAYERS and node.input[1] in weights
-        )
+        prepared = onnx.load(self._graph).graph
+        nodes = prepared.node
+        weights = {tensor.name: math.prod(tensor.dims) for tensor in prepared.initializer}
+        self.layers = {
+            node.name: weights[node.input[1]]
+            for node in nodes
+            if node.op_type in _LAYERS and node.input[1] in weights
+        }
         self._float = [
             node.name for node in nodes if node.op_type in _LAYERS and node.name not in self.layers
         ]
@@ -77,7 +81,7 @@ class Quantizer:
                 # What is cut off behind it needs no room in the range: of ReLU6, 0 to 6 alone.
                 self._ranges[node.input[0]] = self._ranges[node.output[0]]
 
-    def write(self, path: Path, *, keep_float: Sequence[str] = ()) -> None:
+    def write(self, path: Path, *, keep_float: Collection[str] = ()) -> None:
         """An int8 graph in which some layers stay float."""
         import onnx
         from onnxruntime.quantization import QuantType
@@ -122,7 +126,7 @@ class _Reader:
         return None if image is None else {"images": image}
 
 
-def _feed_floats(graph: Any, names: Sequence[str]) -> None:
+def _feed_floats(graph: Any, names: Collection[str]) -> None:
     """Give layers that stay float what was there before it was quantised.
 
     Between a DequantizeLinear and a QuantizeLinear, onnxruntime quantises their weights by itself,

@@ -153,7 +153,7 @@ def test_a_layer_that_stays_float_is_float_to_the_runtime_too(written):
     grouped = [node.name for node in graph.node if node.op_type == "Conv"
                and any(a.name == "group" and a.i > 1 for a in node.attribute)]  # fmt: skip
     assert grouped
-    for kept in (grouped, maker.layers[:2], maker.layers):
+    for kept in (grouped, [*maker.layers][:2], maker.layers):
         maker.write(folder / "part.onnx", keep_float=kept)
         for one, other in zip(
             run(folder / "part.onnx", images),
