@@ -93,3 +93,12 @@ def test_what_the_page_of_speeds_says_of_its_tables_holds(benchmark):
     faster = [1 - times(facts, peer, "ours") for facts, peer in peers]
     assert f"by {100 * min(faster):.0f} to {100 * max(faster):.0f} %" in text
     assert all(0.7 < times(facts, "prepared", peer) < 0.8 for facts, peer in peers)
+
+
+def test_the_page_of_devices_is_what_was_measured(benchmark):
+    page = benchmark("device_page")
+    text = page.PAGE.read_text()
+    facts = json.loads(page.RESULTS.read_text())
+    assert text == page.page_with_table(text, facts)
+    written = [row for row in facts["rows"] if "refused" not in row]
+    assert min(min(row["cls"], row["patches"]) for row in written) >= 0.99
