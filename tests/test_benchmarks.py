@@ -116,3 +116,31 @@ def test_what_the_page_says_of_cheaper_runs_holds(benchmark):
             if way.epochs < paper.epochs:
                 assert min(kept) > 0.85
                 assert spent < 0.6
+
+
+def test_the_page_of_devices_is_what_was_measured(benchmark):
+    page = benchmark("device_page")
+    text = page.PAGE.read_text()
+    facts = json.loads(page.RESULTS.read_text())
+    assert text == page.page_with_table(text, facts)
+    written = [row for row in facts["rows"] if "refused" not in row]
+    assert min(min(row["cls"], row["patches"]) for row in written) >= 0.99
+
+
+def test_what_the_page_of_devices_says_of_its_table_holds(benchmark):
+    rows = json.loads(benchmark("device_page").RESULTS.read_text())["rows"]
+    fp16, int8 = ({r["model"]: r for r in rows if r["dtype"] == d} for d in ("fp16", "int8"))
+    kept = {name: len(row["kept_float"]) for name, row in int8.items()}
+    assert {name for name, count in kept.items() if count == 0} == {
+        "demo-teacher", "vit_tiny_patch16_224", "resnet18",
+    }  # fmt: skip
+    assert {name for name, count in kept.items() if count == 1} == {
+        "mobilenetv3_small_100", "mobilenetv4_conv_small",
+    }  # fmt: skip
+    for name in ("efficientnet_lite0", "mobilenetv2_100"):
+        row = int8[name]
+        assert kept[name] >= row["layers"] / 3
+        assert row["size"] < 0.35 * row["fp32_size"]
+    slower = {name for name, row in int8.items() if row["latency"] > row["fp32_latency"]}
+    assert slower == {"mobilenetv3_small_100"}
+    assert all(row["latency"] > row["fp32_latency"] for row in fp16.values())

@@ -33,8 +33,8 @@ def _run_completion(shell: str, parser: argparse.ArgumentParser) -> None:
         raise ValueError(f"shtab is not installed. Got {error}. {install('shtab')}") from error
     if shell not in shtab.SUPPORTED_SHELLS:
         raise ValueError(
-            f"this shtab does not know {shell}. Got shtab {shtab.__version__}. Run: pip install -U "
-            f"shtab"
+            f"this shtab does not know {shell}. Got shtab {shtab.__version__}. "
+            f"{install('-U', 'shtab')}"
         )
     _mark_paths(parser, shtab.FILE)
     print(shtab.complete(parser, shell=shell))

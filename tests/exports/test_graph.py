@@ -118,3 +118,29 @@ def test_numbers_agree_in_numpy_too(model):
 def test_a_half_precision_model_is_refused_with_the_way_out(model, tmp_path):
     with pytest.raises(ValueError, match=r"float32 on the CPU. Use model\.float\(\)\.cpu\(\)"):
         exports.to_torch_export(model.half(), tmp_path / "m.pt2")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("factor", [1, 1e-4])
+def test_the_difference_is_relative_to_large_values(tmp_path, monkeypatch, factor):
+    """A MobileNet's values are so large that their last digits differ by more than 1e-4."""
+    model = timm.create_model("test_resnet", num_classes=0, pretrained=False).eval()
+    with torch.no_grad():
+        next(model.parameters()).mul_(1e4 * factor)
+    real = torch.export.load
+
+    def inexact(path):
+        program = real(path).module()
+
+        class Program:
+            def module(self):
+                return lambda images: [x + 5e-4 for x in program(images)]
+
+        return Program()
+
+    monkeypatch.setattr(torch.export, "load", inexact)
+    if factor == 1:
+        exports.to_torch_export(model, tmp_path / "m.pt2")
+    else:
+        with pytest.raises(ValueError, match="of the largest value"):
+            exports.to_torch_export(model, tmp_path / "m.pt2")

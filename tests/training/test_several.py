@@ -275,9 +275,12 @@ class Counts:
 def test_each_run_is_watched(ours, batches, tmp_path):
     watch = Counts()
     fit_all(ours, batches, steps=2, watch=watch, out=tmp_path, **QUIET)
-    assert watch.seen == [*ours.values()]
-    row = json.loads((tmp_path / "cnn/watch.jsonl").read_text())
-    assert row == {"step": 1, "seen": 3.0}
+    assert watch.seen == [*ours.values()] * 2  # before the first step, and after the last
+    rows = (tmp_path / "cnn/watch.jsonl").read_text().splitlines()
+    assert [json.loads(row) for row in rows] == [
+        {"step": -1, "seen": 3.0},
+        {"step": 1, "seen": 6.0},
+    ]
 
 
 @pytest.mark.parametrize(
