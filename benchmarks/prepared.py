@@ -28,13 +28,8 @@ from proteus.prepared import prepare
 DTYPES = ("fp32", "fp16", "int8")
 
 
-def batches(loader: ImageLoader) -> Iterator[Any]:
-    """Of its epochs, without end."""
-    yield from loader.batches()
-
-
 def asked(loader: ImageLoader, teacher: Teacher) -> Iterator[Any]:
-    """The same, with what the teacher says of them."""
+    """What the teacher says of the loader's batches, without end."""
     for images in loader.batches():
         yield teacher(images)
 
@@ -58,7 +53,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         ways: dict[str, Callable[[], Iterator[Any]]] = {
-            "loader": lambda: batches(loader),
+            "loader": loader.batches,
             "live": lambda: asked(loader, teacher),
         }
         stored = {}
@@ -69,7 +64,7 @@ def main() -> None:
                 "bytes_an_image": targets.settings.row_bytes,
                 "error": targets.error,
             }
-            ways[dtype] = lambda targets=targets: batches(loader.beside(targets))
+            ways[dtype] = loader.beside(targets).batches
         streams = {way: begin() for way, begin in ways.items()}
         took: dict[str, list[float]] = {way: [] for way in ways}
         for stream in streams.values():

@@ -31,7 +31,6 @@ def complete(arguments: argparse.Namespace, recipes: dict[str, Any]) -> tuple[di
         return recipes, arguments.out
     from ..ranges import check_numbers
     from ..recipes import read_recipe
-    from ..recipes.choosing import MINUTES, choose
 
     check_numbers("distill", {"minutes": arguments.minutes})
     if arguments.out is None and (arguments.resume or int(os.environ.get("WORLD_SIZE", "1")) > 1):
@@ -39,19 +38,25 @@ def complete(arguments: argparse.Namespace, recipes: dict[str, Any]) -> tuple[di
     out = arguments.out or new_folder(recipe.science.data.paths[0])
     if arguments.resume and (out / "run.json").is_file():
         return {"": read_recipe(out)}, out  # what was chosen then
+    return {"": choose_aloud(recipe, out, arguments.minutes, arguments.batch_size)}, out
+
+
+def choose_aloud(
+    recipe: Any, out: Path, minutes: float | None, batch_size: int | None = None
+) -> Any:
+    """The recipe with everything that a run needs, each choice said by the first process."""
+    from ..recipes.choosing import MINUTES, choose
+
     say = print if first_process() else lambda text: None
-    chosen = choose(
-        recipe, minutes=arguments.minutes or MINUTES, batch_size=arguments.batch_size, say=say
-    )
+    chosen = choose(recipe, minutes=minutes or MINUTES, batch_size=batch_size, say=say)
     say(f"Folder: {out} (--out).")
-    return {"": chosen}, out
+    return chosen
 
 
 def _lacks(recipe: Any) -> bool:
     """Whether models or a length are to be chosen."""
     model, data = recipe.science.model, recipe.science.data
-    lengths = (data.epochs, data.steps, data.images)
-    return not (model.teacher and model.student) or not any(n is not None for n in lengths)
+    return not (model.teacher and model.student and data.has_length)
 
 
 def new_folder(images: str) -> Path:
@@ -71,9 +76,7 @@ def refuse_incomplete(recipe: Any, out: Path | None) -> None:
         "--teacher NAME": model.teacher,
         "--student NAME": model.student,
         "--data IMAGES": data.paths,
-        "--epochs N (or --steps, --images)": any(
-            length is not None for length in (data.epochs, data.steps, data.images)
-        ),
+        "--epochs N (or --steps, --images)": data.has_length,
         "--out FOLDER": out,
     }
     missing = [option for option, value in needed.items() if not value]

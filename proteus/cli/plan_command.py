@@ -66,7 +66,7 @@ def _asked(arguments: argparse.Namespace) -> tuple[Any, int | None]:
         )
     recipe = recipes[""]
     data = recipe.science.data
-    if data.epochs is data.steps is data.images is None:
+    if not data.has_length:
         raise ValueError(
             "plan: no length. Got neither --epochs nor --steps nor --images; expected one of them."
         )

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .choices import add_minutes, first_process, new_folder, summarize
+from .choices import add_minutes, choose_aloud, first_process, new_folder, summarize
 from .distill_command import until_stopped
 from .export_command import export_int8
 from .parser import Commands, add_command
@@ -61,16 +61,10 @@ def _run_start(arguments: argparse.Namespace) -> int:
 def _recipe(arguments: argparse.Namespace, out: Path) -> Any:
     """What was chosen when the run began, or is now."""
     from ..recipes import Recipe, read_recipe, with_settings
-    from ..recipes.choosing import MINUTES, choose
 
     given = vars(arguments)
     settings = {path: given[name] for name, path in _SETTINGS.items() if given[name] is not None}
     settings["science.data.paths"] = arguments.photos
     if (out / "run.json").is_file():
         return with_settings(read_recipe(out), settings)
-    say = print if first_process() else lambda text: None
-    recipe = choose(
-        with_settings(Recipe(), settings), minutes=arguments.minutes or MINUTES, say=say
-    )
-    say(f"Folder: {out} (--out).")
-    return recipe
+    return choose_aloud(with_settings(Recipe(), settings), out, arguments.minutes)

@@ -80,7 +80,6 @@ def choose(
     Raises:
         ValueError: If the images cannot be counted, or there are too few.
     """
-    science = recipe.science
     source = open_images(recipe, World(torch.device("cpu")), lambda text: None)
     if not isinstance(source, ImageSource):
         raise ValueError(
@@ -93,7 +92,7 @@ def choose(
     recipe = _with_held_out(recipe, source, say)
     count -= recipe.science.data.hold_out or 0
     recipe = with_settings(recipe, {"science.data.batch_size": batch_size or _batch_for(count)})
-    if any(n is not None for n in (science.data.epochs, science.data.steps, science.data.images)):
+    if recipe.science.data.has_length:
         return recipe
     return _with_epochs(recipe, count, minutes, say)
 

@@ -156,6 +156,11 @@ class Data:
     steps: int | None = None
     images: int | None = None
 
+    @property
+    def has_length(self) -> bool:
+        """Whether one of epochs, steps and images is set."""
+        return any(length is not None for length in (self.epochs, self.steps, self.images))
+
 
 @dataclass(frozen=True)
 class Science:
